@@ -1,0 +1,222 @@
+"""How large the results of an operation will be, known before it runs: the operation runs on meta tensors first.
+
+Meta tensors have shapes and no data, so what would need a terabyte costs microseconds here. Answers are remembered by
+signature (operation, shapes, strides, dtypes, and those scalars on which shapes depend): a call seen before costs a
+few microseconds. Operations whose result depends on data have a bound from their inputs instead (compute/bounds.py).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from compute.bounds import BOUNDS, Result
+from compute.shape_guards import SHAPE_GUARDS, differentiable
+from compute.table import Entry
+from protocol import limits
+from protocol.errors import GridError, OperationFailed, TooLarge
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What an operation will give and take.
+
+    Attributes:
+        results: one for each value that it returns, in order; None where it returns none (a gradient not asked for).
+        nbytes: new memory for the results; results that share memory with an argument cost nothing.
+        largest: the largest single tensor on the way, results included.
+        is_exact: False for a bound: the results depend on data, `results` is empty, and `nbytes` is the most it can be.
+    """
+
+    results: tuple[Result | None, ...]
+    nbytes: int
+    largest: int
+    is_exact: bool = True
+
+
+def infer(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Estimate:
+    """The estimate for this call, from metadata alone; arguments as `Entry.bind` returned them.
+
+    Works for tensors of any kind that have shape, stride and dtype, tensor subclasses among them.
+
+    Raises:
+        BadRequest: shapes that the operation's kernel would not check itself (compute/shape_guards.py).
+        OperationFailed: the operation refuses these arguments.
+        TooLarge: more tensors, or more dimensions, than any result may have.
+    """
+    key = _signature(entry, args, kwargs)
+    found = _seen.get(key)
+    if found is not None:
+        _seen.move_to_end(key)
+        return found
+    estimate = _estimate(entry, args, kwargs)
+    _seen[key] = estimate
+    if len(_seen) > limits.MAX_ESTIMATES:
+        _seen.popitem(last=False)
+    return estimate
+
+
+def check_size(
+    entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any], allowed: int = limits.MAX_RESULT
+) -> Estimate:
+    """`infer`; TooLarge where the results, or one tensor on the way to them, would take more than `allowed` bytes."""
+    estimate = infer(entry, args, kwargs)
+    size = max(estimate.nbytes, estimate.largest)
+    if size > allowed:
+        raise TooLarge(
+            f"{entry.name} would give {_shapes(estimate) or 'a result'} of {size} bytes; at most {allowed}",
+            operation=entry.name,
+            limit="MAX_RESULT",
+            size=min(size, limits.MAX_ID),
+            allowed=allowed,
+        )
+    return estimate
+
+
+_seen: Final[OrderedDict[tuple[Any, ...], Estimate]] = OrderedDict()
+
+
+def _signature(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    # Floats shape the results of factories alone (arange, linspace); elsewhere their value is left out, so that a
+    # learning rate that changes every step does not miss.
+    keep = entry.category == "factory"
+    key: list[Any] = [entry.name]
+    for value in args:
+        key.append(_key(value, keep))
+    if kwargs:
+        for name in sorted(kwargs):
+            key.append(name)
+            key.append(_key(kwargs[name], keep))
+    return tuple(key)
+
+
+def _key(value: Any, keep: bool) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape, value.stride()
+    kind = type(value)
+    if kind is float or kind is complex:
+        return (kind, value) if keep else kind
+    if kind is list or kind is tuple:
+        return tuple([_key(item, keep) for item in value])
+    # 1, 1.0 and True are equal and hash alike, but give other dtypes.
+    return (kind, value)
+
+
+def _estimate(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Estimate:
+    guard, bound = SHAPE_GUARDS.get(entry.name), BOUNDS.get(entry.name)
+    if entry.category == "backward":
+        guarded(entry.name, differentiable, entry.named(args, kwargs))
+    if guard is not None or bound is not None:
+        call = entry.named(args, kwargs)
+        if guard is not None:
+            guarded(entry.name, guard, call)
+        found = guarded(entry.name, bound, call) if bound is not None else None
+        if isinstance(found, int):
+            return Estimate((), found, found, is_exact=False)
+        if found is not None:
+            nbytes = sum(result.nbytes for result in found)
+            return Estimate(found, nbytes, nbytes)
+    with _disable_current_modes(), torch.no_grad():
+        return _on_meta(entry, [_meta(value) for value in args], {name: _meta(kwargs[name]) for name in kwargs})
+
+
+def _meta(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    if isinstance(value, list | tuple):
+        return [_meta(item) for item in value]
+    return value
+
+
+def _on_meta(entry: Entry, args: list[Any], kwargs: dict[str, Any]) -> Estimate:
+    if "device" in entry._by_name:
+        kwargs["device"] = "meta"
+    given = _storages([*args, *kwargs.values()])
+    watcher = _Watcher(given)
+    try:
+        with watcher:
+            value = entry.overload(*args, **kwargs)
+    except GridError:
+        raise
+    except Exception as error:
+        raise failed(entry.name, error) from None
+    tensors = list(value) if isinstance(value, list | tuple) else [value]
+    results = tuple(_result(tensor) for tensor in tensors)
+    fresh = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+        for tensor in tensors
+        if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given
+    }
+    nbytes = sum(fresh.values())
+    return Estimate(results, nbytes, max(watcher.largest, nbytes))
+
+
+def _storages(values: Sequence[Any]) -> set[int]:
+    found: set[int] = set()
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.add(value.untyped_storage()._cdata)
+        elif isinstance(value, list):
+            found |= _storages(value)
+    return found
+
+
+def _result(value: Any) -> Result | None:
+    if not isinstance(value, torch.Tensor):
+        return None
+    if value.dim() > limits.MAX_NDIM:
+        raise _too_large(f"{value.dim()} dimensions", "MAX_NDIM", value.dim(), limits.MAX_NDIM)
+    extent = value.numel() * value.element_size()
+    if extent > limits.MAX_TENSOR:  # a view costs nothing itself, but what reads all of it would never end
+        raise _too_large(f"{extent} bytes", "MAX_TENSOR", extent, limits.MAX_TENSOR)
+    return Result(value.dtype, tuple(value.shape), value.stride())
+
+
+def _too_large(what: str, limit: str, size: int, allowed: int) -> TooLarge:
+    text = f"a result of {what}; at most {allowed}"
+    return TooLarge(text, limit=limit, size=min(size, limits.MAX_ID), allowed=allowed)
+
+
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Notes the largest tensor that a composite operation makes on its way (matmul of an expanded tensor copies it)."""
+
+    def __init__(self, given: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = 0
+        self._given = given
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = function(*args, **(kwargs or {}))
+        for tensor in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage.nbytes() > self.largest and storage._cdata not in self._given:
+                    self.largest = storage.nbytes()
+        return value
+
+
+def guarded(operation: str, check: Callable[[Mapping[str, Any]], Any], call: Mapping[str, Any]) -> Any:
+    """The answer of a guard or bound. One that breaks on strange arguments has refused them."""
+    try:
+        return check(call)
+    except GridError as error:
+        error.operation = operation
+        raise
+    except Exception as error:
+        raise failed(operation, error) from None
+
+
+def failed(operation: str, error: Exception) -> OperationFailed:
+    """A foreign error as ours: the first lines of what torch said, and its type; never a traceback."""
+    text = str(error).split("\nException raised from", 1)[0].strip() or type(error).__name__
+    return OperationFailed(text[: limits.MAX_FAULT_TEXT], operation=operation, type=type(error).__name__)
+
+
+def _shapes(estimate: Estimate) -> str:
+    shapes = [f"{result.dtype} {list(result.shape)}".removeprefix("torch.") for result in estimate.results if result]
+    return ", ".join(shapes[:3]) + (f" and {len(shapes) - 3} more" if len(shapes) > 3 else "")

@@ -1,0 +1,417 @@
+"""An nn.Module of any architecture as a program, and a module made from such a program.
+
+Captured with torch.export in evaluation form, with every dimension of the inputs left open that the module itself
+leaves open: one program serves any batch size. Composite operations (linear, flatten, conv2d) stay whole, so it
+serves other ranks too where they do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, export
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from compute import interpreter
+from compute.dtypes import NAME_OF
+from compute.examples import find_example, runs
+from compute.program import MAX_INPUT_NAME, Input, Program
+from compute.tracing import ProgramBuilder, is_small, quiet, shape_of, unique, without_checks
+from compute.values import header_of
+from compute.wire import shown
+from protocol import limits
+from protocol.errors import BadProgram, BadRequest, BadTensor, CannotCapture
+from protocol.tensors import TensorHeader
+
+KINDS: Final = ("parameter", "buffer", "constant")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A tensor that a model is made of.
+
+    Attributes:
+        name: as in the module's state_dict ("layers.0.weight"); "constant" and a number for tensors that the module
+            holds in other ways.
+        kind: one of KINDS.
+        is_trainable: the parameter takes gradients.
+        is_persistent: the module's state_dict holds it.
+        same_as: the name of the slot before it that is the very same tensor (tied weights), or None.
+    """
+
+    name: str
+    header: TensorHeader
+    kind: str = "parameter"
+    is_trainable: bool = False
+    is_persistent: bool = True
+    same_as: str | None = None
+
+    def __post_init__(self) -> None:
+        fits = isinstance(self.name, str) and 0 < len(self.name) <= MAX_INPUT_NAME and self.name.isprintable()
+        if not fits or not all(self.name.split(".")):
+            raise BadProgram(f"{shown(self.name)} is no name of a tensor in a model")
+        if self.kind not in KINDS or type(self.is_trainable) is not bool or type(self.is_persistent) is not bool:
+            raise BadProgram(f"{self.name}: not a slot of a model")
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            **self.header.to_wire(),
+            "name": self.name,
+            "kind": self.kind,
+            "trainable": self.is_trainable,
+            "persistent": self.is_persistent,
+            "same_as": self.same_as,
+        }
+
+    @classmethod
+    def from_wire(cls, value: object) -> Slot:
+        keys = {"dtype", "shape", "name", "kind", "trainable", "persistent", "same_as"}
+        if not isinstance(value, Mapping) or set(value) != keys:
+            raise BadProgram(f"a slot of a model is a map of {', '.join(sorted(keys))}")
+        try:
+            header = TensorHeader.from_wire(value)
+        except BadTensor as error:
+            raise BadProgram(f"a slot of a model: {error.message}") from None
+        return cls(value["name"], header, value["kind"], value["trainable"], value["persistent"], value["same_as"])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A captured model: its program, the tensors that it is made of, and the names of what `forward` takes.
+
+    `program.inputs` are the slots (those that are not `same_as` another), in order, and then `inputs`. `constants`
+    holds the values of the slots of kind "constant" at the side that captured; it does not travel with the rest.
+    """
+
+    program: Program
+    slots: tuple[Slot, ...]
+    inputs: tuple[str, ...]
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        before: dict[str, Slot] = {}
+        for slot in self.slots:
+            if slot.name in before:
+                raise BadProgram(f"two tensors of a model are called {slot.name!r}")
+            twin = before.get(slot.same_as) if isinstance(slot.same_as, str) else None
+            if slot.same_as is not None and (twin is None or twin.same_as is not None or twin.header != slot.header):
+                raise BadProgram(f"{slot.name!r} is the same as {shown(slot.same_as)}, which does not fit")
+            before[slot.name] = slot
+        own = tuple(slot.name for slot in self.slots if slot.same_as is None)
+        if (*own, *self.inputs) != tuple(given.name for given in self.program.inputs):
+            raise BadProgram("the program's inputs are not the model's tensors and inputs")
+
+    @property
+    def parameters(self) -> tuple[Slot, ...]:
+        return tuple(slot for slot in self.slots if slot.kind == "parameter")
+
+    @property
+    def buffers(self) -> tuple[Slot, ...]:
+        return tuple(slot for slot in self.slots if slot.kind == "buffer")
+
+    @property
+    def nbytes(self) -> int:
+        return sum(slot.header.nbytes for slot in self.slots if slot.same_as is None)
+
+    def tensors(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """The tensors of the module that was captured, by slot name, without those that are the same as another."""
+        named = {**dict(_named(module)), **self.constants}
+        return {slot.name: named[slot.name].detach() for slot in self.slots if slot.same_as is None}
+
+    def to_wire(self) -> dict[str, Any]:
+        """A plain map for messages; `program` in its canonical bytes."""
+        return {
+            "program": self.program.to_bytes(),
+            "slots": [slot.to_wire() for slot in self.slots],
+            "inputs": list(self.inputs),
+        }
+
+    @classmethod
+    def from_wire(cls, value: object) -> ModelSpec:
+        """The spec of such a map, checked in full; BadProgram (or OperationNotAllowed, TooLarge) for anything else."""
+        if not isinstance(value, Mapping) or set(value) != {"program", "slots", "inputs"}:
+            raise BadProgram("a model is a map of program, slots and inputs")
+        slots, inputs, program = value["slots"], value["inputs"], value["program"]
+        if not isinstance(slots, list) or len(slots) > limits.MAX_NODES or not isinstance(inputs, list):
+            raise BadProgram("the slots and inputs of a model are lists")
+        if not isinstance(program, bytes):
+            raise BadProgram("the program of a model are bytes")
+        return cls(Program.from_bytes(program), tuple(Slot.from_wire(slot) for slot in slots), tuple(inputs))
+
+
+class ProgramModule(nn.Module):
+    """A module that runs a ModelSpec on tensors of any kind: plain, meta, fake, or pointers.
+
+    Parameters, buffers and state_dict have the names of the original. It is the evaluation form that was captured:
+    dropout does nothing and batch normalisation uses its running statistics, also after `train()`. Gradients flow.
+
+    Args:
+        spec: what `capture_model` gave.
+        tensors: the value of every slot by name; those that are the same as another may be left out.
+
+    Raises:
+        BadRequest: a tensor is missing, or is not of the dtype and shape that the spec names.
+    """
+
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self._spec = spec
+        self._order: list[str] = [slot.name for slot in spec.slots if slot.same_as is None]
+        held: dict[str, torch.Tensor] = {}
+        for slot in spec.slots:
+            tensor = held.get(slot.same_as or "")
+            held[slot.name] = tensor = _fitting(slot, tensors) if tensor is None else tensor
+            _register(self, slot, tensor)
+        self.eval()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What it was made from."""
+        return self._spec
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The captured forward: tensors by position, or by the names in the spec's `inputs`."""
+        given = dict(zip(self._spec.inputs, args, strict=False))
+        if (
+            len(args) > len(self._spec.inputs)
+            or given.keys() & kwargs.keys()
+            or not kwargs.keys() <= set(self._spec.inputs)
+        ):
+            raise BadRequest(f"the model takes {', '.join(self._spec.inputs)}")
+        given.update(kwargs)
+        missing = [name for name in self._spec.inputs if name not in given]
+        if missing:
+            raise BadRequest(f"the model needs {', '.join(missing)} too")
+        held = [_held(self, name) for name in self._order]
+        return interpreter.run(self._spec.program, [*held, *(given[name] for name in self._spec.inputs)])
+
+    def extra_repr(self) -> str:
+        return f"{len(self._spec.program.nodes)} operations, program {self._spec.program.id[:12]}"
+
+
+def capture_model(module: nn.Module, example: Any = None) -> ModelSpec:
+    """The module as a program in evaluation form. The module itself is left as it was.
+
+    Args:
+        module: any module whose forward is torch operations on its inputs and branches on shapes at most.
+        example: an input (a tensor), or a tuple of positional or a dict of named ones. Only dtypes and shapes count.
+            Without one it is worked out from the first layers, and the program then takes inputs of any rank.
+
+    Raises:
+        CannotCapture: no input could be worked out, or the module does what programs cannot; the message says what.
+    """
+    if not isinstance(module, nn.Module):
+        raise CannotCapture(f"a torch.nn.Module was wanted, not {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CannotCapture("a TorchScript module cannot be captured; give the module that it was made from")
+    with _evaluating(module), quiet(), torch.no_grad():
+        if example is None:
+            args, kwargs = find_example(module)
+        else:
+            args, kwargs = _two_rows(module, *_arguments(example))
+        return _spec(module, _exported(module, args, kwargs), is_guess=example is None)
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example), {}) if isinstance(example, list | tuple) else ((example,), {})
+
+
+def _two_rows(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The example as zeros; with two rows where it has one: torch.export takes a size of 1 to be meant."""
+    plain = pytree.tree_map_only(torch.Tensor, lambda t: torch.zeros(tuple(t.shape), dtype=t.dtype), (args, kwargs))
+    doubled = pytree.tree_map_only(
+        torch.Tensor, lambda t: torch.cat([t, t]) if t.dim() > 1 and t.shape[0] == 1 else t, plain
+    )
+    return doubled if runs(module, *doubled) is None else plain
+
+
+def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """torch.export with as many dimensions open as it grants: all, the first of each input, none."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    refusal: Exception | None = None
+    for open_dims in (lambda t: [Dim.AUTO] * t.dim(), lambda t: [Dim.AUTO] + [None] * (t.dim() - 1), None):
+        shapes = None
+        if open_dims is not None:
+            shapes = pytree.tree_map(
+                lambda t, dims=open_dims: dims(t) if isinstance(t, torch.Tensor) and t.dim() else None, dict(bound)
+            )
+        try:
+            return export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # torch raises whatever the module's code met
+            refusal = refusal or error
+    lines = [line for line in str(refusal).strip().splitlines() if line.strip()]
+    raise CannotCapture(
+        f"torch.export refuses the module: {type(refusal).__name__}: {(lines or ['no message'])[0][:500]}"
+    ) from None
+
+
+def _spec(module: nn.Module, exported: Any, *, is_guess: bool) -> ModelSpec:
+    graph: fx.Graph = exported.graph_module.graph
+    without_checks(graph)
+    slots, constants = _slots(module, exported)
+    by_target = {slot.name: slot.same_as or slot.name for slot in slots}
+    builder = ProgramBuilder()
+    given = dict(
+        zip(
+            (node for node in graph.nodes if node.op == "placeholder"),
+            exported.graph_signature.input_specs,
+            strict=True,
+        )
+    )
+    names = _add_inputs(builder, given, slots, by_target, exported.constants, is_guess)
+    leaves: Sequence[Any] = ()
+    for node in graph.nodes:
+        if node.op == "call_function":
+            builder.add_call(node)
+        elif node.op == "output":
+            leaves = node.args[0]
+        elif node.op != "placeholder":
+            raise CannotCapture(f"the module branches through {node.target}, which programs do not have yet")
+    specs = exported.graph_signature.output_specs
+    kept = [leaf for leaf, spec in zip(leaves, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
+    outputs = _plain(pytree.tree_unflatten(kept, exported.call_spec.out_spec))
+    return ModelSpec(builder.program(outputs), tuple(slots), tuple(names), MappingProxyType(constants))
+
+
+def _slots(module: nn.Module, exported: Any) -> tuple[list[Slot], dict[str, torch.Tensor]]:
+    kept = set(module.state_dict(keep_vars=True))
+    first: dict[int, str] = {}
+    slots: list[Slot] = []
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    try:
+        for name, tensor in _named(module):
+            same = first.setdefault(id(tensor), name)
+            kind = "parameter" if name in parameters else "buffer"
+            twin = None if same == name else same
+            slots.append(Slot(name, header_of(tensor), kind, tensor.requires_grad, name in kept, twin))
+        constants: dict[str, torch.Tensor] = {}
+        for spec in exported.graph_signature.input_specs:
+            if spec.kind is InputKind.CONSTANT_TENSOR and not is_small(exported.constants[spec.target]):
+                taken = [slot.name for slot in slots]
+                name = unique("constant", taken)
+                constants[name] = exported.constants[spec.target].detach()
+                slots.append(Slot(name, header_of(constants[name]), "constant", False, False))
+    except BadTensor as error:
+        raise CannotCapture(f"the module holds a tensor that cannot travel: {error.message}") from None
+    return slots, constants
+
+
+def _add_inputs(
+    builder: ProgramBuilder,
+    given: Mapping[fx.Node, Any],
+    slots: Sequence[Slot],
+    by_target: Mapping[str, str],
+    constants: Mapping[str, torch.Tensor],
+    is_guess: bool,
+) -> list[str]:
+    """Adds slots first, then what the user gives; returns the names of the latter."""
+    node_of = {by_target[spec.target]: node for node, spec in given.items() if spec.target in by_target}
+    large = iter([slot.name for slot in slots if slot.kind == "constant"])
+    users: list[fx.Node] = []
+    for node, spec in given.items():
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            if is_small(constants[spec.target]):
+                builder.add_constant(node, constants[spec.target])
+            else:
+                node_of[next(large)] = node
+        elif spec.kind is InputKind.USER_INPUT:
+            users.append(node)
+        elif spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
+            raise CannotCapture(f"the module takes {spec.target}, which is no tensor")
+    for slot in slots:
+        if slot.same_as is None:
+            builder.add_input(node_of.get(slot.name), Input(slot.name, slot.header.dtype, slot.header.shape))
+    for node, spec in given.items():
+        if spec.target in by_target:
+            builder.add_alias(node, by_target[spec.target])
+    names: list[str] = []
+    for node in users:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            continue  # a plain value of the example: a constant in the program
+        name = unique(node.name, [known.name for known in builder.inputs])
+        known = (None, None) if is_guess else (NAME_OF[value.dtype], shape_of(value))
+        builder.add_input(node, Input(name, *known))
+        names.append(name)
+    return names
+
+
+def _plain(value: Any) -> Any:
+    """Results as tuples, lists and dicts: a library's own result class is a mapping, or no class of ours."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode; afterwards all of it is as it was, also what its forward left behind."""
+    tables = ("_parameters", "_buffers", "_modules")
+    saved = [(part, dict(part.__dict__), {t: dict(part.__dict__[t]) for t in tables}) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, attributes, contents in saved:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+            for table, content in contents.items():
+                part.__dict__[table].clear()
+                part.__dict__[table].update(content)
+
+
+def _fitting(slot: Slot, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    tensor = tensors.get(slot.name)
+    if tensor is None:
+        raise BadRequest(f"the model's {slot.kind} {slot.name!r} is missing")
+    if tuple(tensor.shape) != slot.header.shape or NAME_OF.get(tensor.dtype) != slot.header.dtype:
+        have = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
+        raise BadRequest(f"{slot.name!r} is {slot.header.dtype} {list(slot.header.shape)}, but {have} was given")
+    if slot.kind != "parameter" or isinstance(tensor, nn.Parameter):
+        return tensor
+    return nn.Parameter(tensor, requires_grad=slot.is_trainable)
+
+
+def _register(root: nn.Module, slot: Slot, tensor: torch.Tensor) -> None:
+    *path, leaf = slot.name.split(".")
+    owner = root
+    for part in path:
+        child = owner._modules.get(part)
+        if child is None:
+            owner._modules[part] = child = nn.Module()
+        owner = child
+    # Into the tables themselves: the names come from elsewhere, and setattr would let them meet a method.
+    if slot.kind == "parameter":
+        owner._parameters[leaf] = tensor  # type: ignore[assignment]  # _fitting made it a Parameter
+    else:
+        owner._buffers[leaf] = tensor
+        if not slot.is_persistent:
+            owner._non_persistent_buffers_set.add(leaf)
+
+
+def _held(root: nn.Module, name: str) -> torch.Tensor:
+    *path, leaf = name.split(".")
+    owner = root
+    for part in path:
+        owner = owner._modules[part]  # type: ignore[assignment]  # _register put a module there
+    found = owner._parameters.get(leaf)
+    held = owner._buffers[leaf] if found is None else found
+    assert held is not None
+    return held

@@ -1,0 +1,54 @@
+"""The spec of a stored model as bytes: its program, and the tensors whose bytes follow it (SPEC.md, 12). Torch-free.
+
+The peer reads from it only how the tensors lie; what they mean is `compute.model.ModelSpec`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgpack
+
+from protocol import limits
+from protocol.errors import BadProgram, BadTensor, TooLarge
+from protocol.tensors import TensorHeader
+
+MAX_TENSORS: Final = 65_535  # a tensor's number has two bytes in its id
+
+Layout = tuple[tuple[str, TensorHeader], ...]
+"""Names and headers of a model's tensors, in the order of their bytes and of their numbers."""
+
+
+def pack_spec(wire: Mapping[str, Any]) -> bytes:
+    """The bytes of `ModelSpec.to_wire()`; TooLarge beyond MAX_PROGRAM."""
+    packed: bytes = msgpack.packb(wire)
+    if len(packed) > limits.MAX_PROGRAM:
+        raise TooLarge(f"a model of {len(packed)} bytes of program", limit="MAX_PROGRAM", allowed=limits.MAX_PROGRAM)
+    return packed
+
+
+def unpack_spec(data: bytes) -> dict[str, Any]:
+    """The map in these bytes, for `ModelSpec.from_wire`; BadProgram where they are no spec."""
+    try:
+        wire = msgpack.unpackb(data, max_array_len=MAX_TENSORS, max_map_len=16, max_ext_len=0)
+    except Exception as error:  # msgpack raises many kinds; all mean the same here
+        raise BadProgram(f"not the spec of a model: {type(error).__name__}") from None
+    if not isinstance(wire, dict) or not isinstance(wire.get("slots"), list):
+        raise BadProgram("not the spec of a model: it has no slots")
+    return wire
+
+
+def layout_of(data: bytes) -> Layout:
+    """How the tensors behind a spec lie: all slots that are not the same as another."""
+    layout = []
+    for slot in unpack_spec(data)["slots"]:
+        if not isinstance(slot, dict) or not isinstance(slot.get("name"), str):
+            raise BadProgram("a slot of a model is a map with a name")
+        try:
+            header = TensorHeader.from_wire(slot)
+        except BadTensor as error:
+            raise BadProgram(f"slot {slot['name'][:80]!r}: {error.message}") from None
+        if slot.get("same_as") is None:
+            layout.append((slot["name"], header))
+    return tuple(layout)

@@ -1,0 +1,199 @@
+"""From a torch.fx graph of ATen operations to a Program: what capture and model have in common."""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import fx
+
+from compute.operations import OPERATIONS, substitute, suggestions
+from compute.program import Input, Node, Program
+from compute.values import encode, header_of, inline_tensor
+from protocol import limits
+from protocol.errors import CannotCapture, RequestError
+
+# Arithmetic on sizes that a graph holds as Python functions, and its name in a program.
+_ARITHMETIC: Final[Mapping[Any, str]] = {
+    operator.add: "int.add",
+    operator.sub: "int.sub",
+    operator.mul: "int.mul",
+    operator.floordiv: "int.floordiv",
+    operator.mod: "int.mod",
+    operator.neg: "int.neg",
+    operator.truediv: "float.div",
+    min: "int.min",
+    max: "int.max",
+    math.sqrt: "float.sqrt",
+    torch.sym_min: "int.min",
+    torch.sym_max: "int.max",
+    torch.sym_float: "float.from_int",
+    torch.sym_int: "int.from_float",
+}
+_CHECKS: Final = ("_assert", "sym_constrain_range")  # what a tracer asserts about sizes computes nothing
+_DROPPED: Final = frozenset({"device", "layout", "pin_memory", "generator"})
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Tracing with torch's own words on it kept back: our errors say what a user needs. Fused kernels that are not in
+    the table are off meanwhile.
+    """
+    torch_log = logging.getLogger("torch")
+    loggers = [torch_log, *_loggers_below(torch_log)]
+    levels = [logger.level for logger in loggers]
+    fast_path, mkldnn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch._C._set_mkldnn_enabled(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch._C._set_mkldnn_enabled(mkldnn)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _loggers_below(parent: logging.Logger) -> list[logging.Logger]:
+    known = list(parent.manager.loggerDict.items())
+    return [logger for name, logger in known if name.startswith("torch.") and isinstance(logger, logging.Logger)]
+
+
+def without_checks(graph: fx.Graph) -> None:
+    """Takes out assertions about sizes, and then everything that nothing needs."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and _base(node.target).startswith(_CHECKS):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+class ProgramBuilder:
+    """Builds the program of a graph, in two steps: all inputs first, then the nodes in order."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Input] = []
+        self._values: dict[fx.Node, dict[str, Any]] = {}
+        self._nodes: list[Node] = []
+        self._constants: list[Mapping[str, Any]] = []
+
+    def add_input(self, node: fx.Node | None, given: Input) -> None:
+        """`node` stands for this input; None for one that the graph does not use. A second node: `add_alias`."""
+        if node is not None:
+            self._values[node] = {"node": len(self.inputs)}
+        self.inputs.append(given)
+
+    def add_alias(self, node: fx.Node, name: str) -> None:
+        """`node` stands for the input `name`, which was added before."""
+        self._values[node] = {"node": [given.name for given in self.inputs].index(name)}
+
+    def add_constant(self, node: fx.Node, tensor: torch.Tensor) -> None:
+        """`node` stands for a small tensor that is written into the program."""
+        self._values[node] = {"constant": len(self._constants)}
+        self._constants.append(inline_tensor(tensor)["tensor"])
+
+    def add_call(self, node: fx.Node) -> None:
+        """One call of the graph, after its arguments.
+
+        Raises:
+            CannotCapture: an operation outside the table; the message names it.
+        """
+        target: Any = node.target
+        if target is operator.getitem:
+            self._values[node] = self._item(node)
+            return
+        name = _ARITHMETIC.get(target) or str(target)
+        # torch.fx lets every argument be of a dozen types; encode sorts out those that can travel.
+        args: Any = node.args
+        kwargs: Any = {key: value for key, value in node.kwargs.items() if key not in _DROPPED}
+        name, args, kwargs = substitute(name, args, kwargs)
+        if name not in OPERATIONS and target not in _ARITHMETIC:
+            raise CannotCapture(f"{_unknown(name)}{where(node)}", operation=name[:100])
+        try:
+            wire = Node(name, [self._wire(value) for value in args], {k: self._wire(v) for k, v in kwargs.items()})
+        except RequestError as error:
+            raise CannotCapture(f"{name}: {error.message}{where(node)}", operation=name) from None
+        self._values[node] = {"node": len(self.inputs) + len(self._nodes)}
+        self._nodes.append(wire)
+
+    def program(self, outputs: Any) -> Program:
+        """The program with these outputs: nested tuples, lists and dicts of graph nodes and plain values."""
+        return Program(tuple(self.inputs), tuple(self._nodes), self._output(outputs), tuple(self._constants))
+
+    def _wire(self, value: Any) -> Any:
+        return encode(value, _no_tensor, self._node)
+
+    def _node(self, value: object) -> Any:
+        if isinstance(value, fx.Node):
+            return dict(self._values[value])
+        raise CannotCapture(f"{type(value).__name__} is no argument of an operation in a program")
+
+    def _item(self, node: fx.Node) -> dict[str, Any]:
+        source, item = node.args
+        value = self._values[source]  # type: ignore[index]  # the first argument of getitem is a node
+        if not isinstance(item, int) or "item" in value or "constant" in value:
+            raise CannotCapture(f"only items of a list of results can be taken{where(node)}")
+        return {**value, "item": item}
+
+    def _output(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return {"tuple": [self._output(item) for item in value]}
+        if isinstance(value, list):
+            return [self._output(item) for item in value]
+        if isinstance(value, Mapping):
+            return {"map": [[str(key), self._output(item)] for key, item in value.items()]}
+        return self._wire(value)
+
+
+def shape_of(value: torch.Tensor) -> tuple[int | None, ...]:
+    """Its shape, with None for the dimensions that were left open."""
+    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+
+
+def is_small(tensor: torch.Tensor) -> bool:
+    """True for a tensor that may be written into a program."""
+    return header_of(tensor).nbytes <= limits.MAX_CONSTANT
+
+
+def where(node: fx.Node) -> str:
+    """The user's line that made a node, where the tracer noted it: " (file.py:12)"."""
+    trace = node.meta.get("stack_trace") or node.stack_trace
+    lines = [line.strip() for line in (trace or "").splitlines() if line.strip().startswith("File ")]
+    if not lines:
+        return ""
+    file, line = lines[-1].split(", ")[:2]
+    return f" ({file.removeprefix('File ').strip(chr(34))}:{line.removeprefix('line ')})"
+
+
+def unique(name: str, taken: Iterable[str]) -> str:
+    """`name`, or `name` with a number behind it, so that it is not among `taken`."""
+    taken = set(taken)
+    number = 2
+    found = name
+    while found in taken:
+        found, number = f"{name}.{number}", number + 1
+    return found
+
+
+def _no_tensor(tensor: torch.Tensor) -> Any:
+    raise CannotCapture("a tensor that is neither an input nor a result came up in an operation")
+
+
+def _base(target: Any) -> str:
+    parts = str(target).split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def _unknown(name: str) -> str:
+    near = suggestions(name) if name.startswith("aten.") else []
+    hint = f"; {' or '.join(near)} are" if near else ""
+    return f"{name[:100]} is not in the table of operations that peers run{hint}"

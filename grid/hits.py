@@ -1,0 +1,81 @@
+"""What a search found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from protocol.errors import Ambiguous, NotFound
+
+if TYPE_CHECKING:
+    from grid.modules import RemoteModel
+    from grid.plan import RemotePlan
+    from grid.pointer import Pointer
+
+    Hit = Pointer | RemoteModel | RemotePlan
+
+
+class Hits(Sequence["Hit"]):
+    """The objects found, as pointers, none of them owning. `unreachable` names the peers that did not answer, and why.
+
+    Attributes:
+        query: what was asked.
+        unreachable: {peer name: reason}.
+        truncated: names of peers that had more than limits.MAX_HITS.
+    """
+
+    def __init__(
+        self, query: str, hits: Sequence[Hit], unreachable: Mapping[str, str], truncated: Sequence[str] = ()
+    ) -> None:
+        self.query = query
+        self._hits = list(hits)
+        self.unreachable = dict(unreachable)
+        self.truncated = list(truncated)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Hit]: ...
+    def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
+        return self._hits[index]
+
+    def __len__(self) -> int:
+        return len(self._hits)
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self)} hits for {self.query!r}", *(f"  {hit!r}" for hit in self._hits)]
+        lines += [f"  no answer from {name}: {reason}" for name, reason in self.unreachable.items()]
+        return "\n".join(lines)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What the peers say of the objects found."""
+        return [hit.record for hit in self._hits]
+
+    @property
+    def by_peer(self) -> dict[str, list[Hit]]:
+        """The hits of each peer that has any, by its name."""
+        grouped: dict[str, list[Hit]] = {}
+        for hit in self._hits:
+            grouped.setdefault(hit.location.name, []).append(hit)
+        return grouped
+
+    def one(self) -> Hit:
+        """The only hit.
+
+        Raises:
+            NotFound: there is none; the error says which peers did not answer.
+            Ambiguous: there are several; the error lists them.
+        """
+        if not self._hits:
+            missing = "".join(f"; {name} did not answer ({reason})" for name, reason in self.unreachable.items())
+            raise NotFound(f"nothing matches {self.query!r}{missing}")
+        if len(self._hits) > 1:
+            listed = ", ".join(_short(hit) for hit in self._hits[:5]) + (", ..." if len(self._hits) > 5 else "")
+            raise Ambiguous(f"{len(self._hits)} objects match {self.query!r}: {listed}. Add a tag, peer:NAME or id:")
+        return self._hits[0]
+
+
+def _short(hit: Hit) -> str:
+    record = hit.record
+    return f"{hit.location.name}:{record['id'].hex()[:12]} ({' '.join('#' + tag for tag in record.get('tags', ()))})"

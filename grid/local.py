@@ -1,0 +1,118 @@
+"""A grid of real peer processes on this machine, for as long as a block of code runs: for demos and tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from grid.client import Grid
+from grid.remote import RemotePeer
+from peer.folders import Folders
+from peer.keys import Identity
+from peer.membership import Member
+from peer.peer import Settings
+from peer.processes import PeerProcess
+from protocol.errors import AlreadyExists, BadRequest, UnknownPeer
+
+
+class Processes:
+    """Peer processes that share folders, and so find each other. All of them end with this process."""
+
+    def __init__(self, folders: Folders) -> None:
+        self.folders = folders
+        self._running: dict[str, PeerProcess] = {}
+
+    def __getitem__(self, name: str) -> PeerProcess:
+        """The process of that name; UnknownPeer."""
+        process = self._running.get(name)
+        if process is None:
+            raise UnknownPeer(f"no peer named {name!r} was started here; running: {', '.join(self._running) or 'none'}")
+        return process
+
+    async def start(self, *names: str) -> None:
+        """Start peers at once; returns when all can be found. If one cannot start, none of these runs.
+
+        Raises:
+            what PeerProcess.start raises.
+        """
+        if len(set(names)) < len(names) or self._running.keys() & set(names):
+            raise AlreadyExists(f"each peer needs a name of its own, not {', '.join(names)}")
+        starting = [asyncio.create_task(self._start(name)) for name in names]
+        try:
+            await asyncio.gather(*starting)
+        except BaseException:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            await asyncio.gather(*(self.stop(name) for name in names if name in self._running))
+            raise
+
+    async def _start(self, name: str) -> None:
+        settings = Settings(name, port=0, folders=self.folders)
+        self._running[name] = await PeerProcess.start(settings, self.folders.logs / f"{name}.log")
+
+    async def stop(self, name: str, *, kill: bool = False) -> None:
+        """End a peer in order, or with `kill` as a power cut would. What it has published is there when it restarts."""
+        process = self[name]
+        await (process.kill() if kill else process.stop())
+        del self._running[name]
+
+    async def close(self) -> None:
+        await asyncio.gather(*(self.stop(name) for name in list(self._running)))
+
+
+class LocalGrid(Grid):
+    """A grid whose peers were started here: `grid.local(...)` gives it. Peers may come and go while it is open."""
+
+    processes: Processes
+
+    @property
+    def folders(self) -> Folders:
+        """Where these peers keep their things; `grid.connect(folders=...)` gives another client's view of them."""
+        return self.processes.folders
+
+    async def start_peer(self, name: str) -> RemotePeer:
+        """One more peer, found when this returns. A name that ran here before has its published objects still."""
+        await self.processes.start(name)
+        started = self.processes[name]
+        self._membership.learn([Member(started.id, name, (started.url,))])  # a new address, where it ran before
+        return self[started.id]
+
+    async def stop_peer(self, name: str, *, kill: bool = False) -> None:
+        """One peer less; `kill` ends it as a power cut would."""
+        await self.processes.stop(name, kill=kill)
+
+
+@contextlib.asynccontextmanager
+async def local(
+    *names: str, folders: Folders | None = None, identity: Identity | None = None, name: str = ""
+) -> AsyncIterator[LocalGrid]:
+    """Start peers of these names as processes here, join them, and end them at the end of the block.
+
+    They keep their things in a temporary folder, or in `folders`, which are left as they are at the end. The
+    processes end with this one, however it ends. `identity` and `name` are yours; see `connect`.
+
+    Raises:
+        what PeerProcess.start raises.
+    """
+    if not names:
+        raise BadRequest('a grid needs a peer: grid.local("alice")')
+    async with contextlib.AsyncExitStack() as undo:
+        processes = Processes(folders or Folders.under(await _temporary_folder(undo)))
+        undo.push_async_callback(processes.close)
+        await processes.start(*names)
+        opened: Any = await LocalGrid.open(identity=identity, folders=processes.folders, name=name)
+        undo.push_async_callback(opened.close)
+        opened.processes = processes
+        yield opened
+
+
+async def _temporary_folder(undo: contextlib.AsyncExitStack) -> Path:
+    path = Path(tempfile.mkdtemp(prefix="peergrid-local-"))
+    undo.push_async_callback(asyncio.to_thread, shutil.rmtree, path, ignore_errors=True)
+    return path

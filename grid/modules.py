@@ -1,0 +1,295 @@
+"""Modules at a peer: one that was sent, whose parameters are pointers; and stored models, found by tag.
+
+A stored model is a program and its weights (SPEC.md, Programs and models): whoever finds it can call it without
+its class. Its weights are read-only; train a module that was sent without tags.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from compute.dtypes import DTYPE_OF
+from compute.model import ModelSpec, ProgramModule, capture_model
+from compute.spec import Layout, pack_spec, unpack_spec
+from compute.values import tensor_bytes, tensor_from
+from grid.handle import Handle
+from grid.memory import fresh
+from grid.pointer import Pointer
+from peer.connection import Response
+from protocol.codec import Buffer
+from protocol.errors import BadRequest, NeedsAwait
+from search.tags import parse_tags
+
+if TYPE_CHECKING:
+    from grid.remote import Progress, RemotePeer
+
+_AT_ONCE = 8  # tensors of one module under way at the same time
+_PART_BYTES = 2
+
+
+class RemoteModule(nn.Module):
+    """Mixed into the class of a module that was sent: everything about it works as before, at the peer.
+
+    Awaited: `get` and `fetch` (the module with its values), `move` and `copy` (to another peer, directly).
+    """
+
+    _home: RemotePeer
+
+    @property
+    def location(self) -> RemotePeer:
+        """The peer where its parameters and buffers are."""
+        return self._home
+
+    async def get(self) -> nn.Module:
+        """The module with its values; the peer gives up those that are temporaries."""
+        return await self._changed(lambda pointer: pointer.get())
+
+    async def fetch(self, progress: Progress | None = None) -> nn.Module:
+        """The module with its values; nothing changes at the peer."""
+        return await self._changed(lambda pointer: pointer.fetch())
+
+    async def move(self, peer: RemotePeer) -> nn.Module:
+        """The module at `peer`, all its tensors moved there directly. This one is beyond use then."""
+        return await self._changed(lambda pointer: pointer.move(peer))
+
+    async def copy(self, peer: RemotePeer) -> nn.Module:
+        """A copy of the module at `peer`, trainable."""
+        return await self._changed(lambda pointer: pointer._copy_to(peer))
+
+    async def _changed(self, change: Callable[[Pointer], Any]) -> nn.Module:
+        return await _replace_tensors(self, change)
+
+
+async def send_module(
+    home: RemotePeer,
+    module: nn.Module,
+    tags: tuple[str, ...],
+    description: str,
+    private: bool,
+    name: str | None,
+    example: Any,
+    progress: Progress | None,
+) -> RemoteModule:
+    """See RemotePeer.send."""
+    if isinstance(module, RemoteModule):
+        raise BadRequest(f"the module is at {module.location.name} already: use its move() or copy()")
+    if not tags:
+        sent = await _replace_tensors(module, lambda tensor: home.send(tensor, private=private))
+        sent._home = home  # type: ignore[assignment]
+        return sent  # type: ignore[return-value]
+    spec = capture_model(module, example)
+    fields = {"kind": "model", "tags": list(tags), "description": description, "private": private, "name": name}
+    record = await _put_model(home, module, spec, fields, progress)
+    parts = _parts(home, record, _layout(spec))
+    tensors = {**dict(_named_tensors(module)), **spec.constants}
+    sent = await _replace_tensors(module, _looked_up({id(tensors[name]): part for name, part in parts.items()}))
+    sent._home = home  # type: ignore[assignment]
+    return sent  # type: ignore[return-value]
+
+
+async def _put_model(
+    home: RemotePeer, module: nn.Module, spec: ModelSpec, fields: dict[str, Any], progress: Progress | None
+) -> dict[str, Any]:
+    head, tensors = pack_spec(spec.to_wire()), spec.tensors(module)
+    pieces: list[Buffer] = [head, *(tensor_bytes(tensors[name]) for name, _ in _layout(spec))]
+    id = os.urandom(16 - _PART_BYTES) + bytes(_PART_BYTES)
+    return await home.put(id, {**fields, "spec_bytes": len(head)}, pieces, progress)
+
+
+def _looked_up(parts: Mapping[int, Pointer]) -> Callable[[torch.Tensor], Any]:
+    async def look_up(tensor: torch.Tensor) -> torch.Tensor:
+        # A buffer that the program does not need is not stored; it stays here.
+        return parts.get(id(tensor), tensor)
+
+    return look_up
+
+
+async def _replace_tensors(module: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
+    """A copy of the module in which `change` (awaited) was applied to each parameter and buffer, shared ones once."""
+    originals = {id(tensor): tensor for _, tensor in _named_tensors(module)}
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def changed(tensor: torch.Tensor) -> torch.Tensor:
+        async with limit:
+            made = await change(tensor)
+        if isinstance(tensor, nn.Parameter):
+            parameter = nn.Parameter(made.detach(), tensor.requires_grad)
+            parameter.grad = made.grad
+            return parameter
+        return made  # type: ignore[no-any-return]
+
+    new = await asyncio.gather(*(changed(tensor) for tensor in originals.values()))
+    # deepcopy takes what the memo has for an object instead of copying it.
+    result = copy.deepcopy(module, {key: tensor for key, tensor in zip(originals, new, strict=True)})
+    pointers = [tensor for tensor in new if isinstance(tensor, Pointer)]
+    _set_class(result, pointers[0].location if pointers else None)
+    return result
+
+
+def _set_class(module: nn.Module, home: RemotePeer | None) -> None:
+    """The class is the user's own, with RemoteModule mixed in while its tensors are at a peer."""
+    kind = type(module)
+    plain = kind.__mro__[2] if getattr(kind, "_is_remote_mix", False) else kind
+    if home is None:
+        module.__class__ = plain
+        module.__dict__.pop("_home", None)
+        return
+    module.__class__ = type(f"Remote{plain.__name__}", (RemoteModule, plain), {"_is_remote_mix": True})
+    module._home = home  # type: ignore[assignment]
+
+
+def _named_tensors(module: nn.Module) -> Sequence[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+
+# --- stored models ----------------------------------------------------------------------------------------
+
+
+class RemoteModel(nn.Module):
+    """A stored model that a search found. Call it on pointers at its peer, or give it to a plan.
+
+    `record` is what its peer says of it. Its program is loaded with it by search; else `await model.load()`.
+    Awaited: load, fetch (a module here, with the weights), move, copy, tag, untag, describe, delete.
+    """
+
+    def __init__(self, home: RemotePeer, record: dict[str, Any]) -> None:
+        super().__init__()
+        self._handle = Handle(home, record["id"], owns=False, record=record)
+        self._inner: ProgramModule | None = None
+        self._spec: ModelSpec | None = None
+
+    @property
+    def location(self) -> RemotePeer:
+        return self._handle.home
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {**(self._handle.record or {}), "peer": self.location.name}
+
+    @property
+    def id_at_location(self) -> str:
+        return self._handle.id.hex()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(f"#{tag}" for tag in self.record.get("tags") or ())
+
+    def __repr__(self) -> str:
+        tensors = f", {len(_layout(self._spec))} tensors" if self._spec is not None else ""
+        return f"RemoteModel({self.location.name}:{self.id_at_location[:12]}{tensors}, {' '.join(self.tags)})"
+
+    async def load(self) -> RemoteModel:
+        """Get its program (not its weights), so that it can be called."""
+        if self._inner is None:
+            self._spec = ModelSpec.from_wire(unpack_spec(await self.location.read_spec(self._handle.id)))
+            self._inner = ProgramModule(self._spec, self.weights)
+        return self
+
+    @property
+    def spec(self) -> ModelSpec:
+        if self._spec is None:
+            raise NeedsAwait("the model's program is not here yet: await model.load()")
+        return self._spec
+
+    @property
+    def module(self) -> ProgramModule:
+        """The model as a module whose parameters and buffers are pointers."""
+        if self._inner is None:
+            raise NeedsAwait("the model's program is not here yet: await model.load()")
+        return self._inner
+
+    @property
+    def weights(self) -> dict[str, Pointer]:
+        """Its tensors by name, as pointers."""
+        return _parts(self.location, self.record, _layout(self.spec))
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+    async def fetch(self, progress: Progress | None = None) -> nn.Module:
+        """The model as a module here, with its weights. Denied where they are private to others."""
+        await self.load()
+        nbytes = int(self.record["nbytes"])
+        answer = await self.location.read(self._handle.id, nbytes + 1)
+        return ProgramModule(self.spec, await _read_weights(answer, _layout(self.spec), progress))
+
+    async def move(self, peer: RemotePeer) -> RemoteModel:
+        """Move it to `peer` directly; the model there. Only its owner may."""
+        if peer is self.location:
+            return self
+        return await self._transfer(peer, move=True)
+
+    async def copy(self, peer: RemotePeer) -> RemoteModel:
+        """Copy it to `peer` directly, published there with the same tags."""
+        return await self._transfer(peer, move=False)
+
+    async def _transfer(self, peer: RemotePeer, move: bool) -> RemoteModel:
+        self._handle.check()
+        id = self._handle.id if move else os.urandom(16 - _PART_BYTES) + bytes(_PART_BYTES)
+        record = await self.location.hand_over(self._handle.id, peer, id, move=move, publish=True)
+        if move:
+            self._handle.give_up(f"it was moved to {peer.name}; use the model that move() returned")
+        return await RemoteModel(peer, record).load()
+
+    async def tag(self, *tags: str) -> RemoteModel:
+        return await self._edit(add=list(parse_tags(tags)))
+
+    async def untag(self, *tags: str) -> RemoteModel:
+        return await self._edit(remove=list(parse_tags(tags)))
+
+    async def describe(self, text: str) -> RemoteModel:
+        return await self._edit(description=text)
+
+    async def _edit(self, **changes: Any) -> RemoteModel:
+        self._handle.check()
+        self._handle.record = await self.location.edit(self._handle.id, **changes)
+        return self
+
+    async def delete(self) -> None:
+        self._handle.check()
+        await self.location.delete([self._handle.id])
+        self._handle.give_up("it was deleted")
+
+
+def _layout(spec: ModelSpec) -> Layout:
+    return tuple((slot.name, slot.header) for slot in spec.slots if slot.same_as is None)
+
+
+def _parts(home: RemotePeer, record: Mapping[str, Any], layout: Layout) -> dict[str, Pointer]:
+    """Pointers to a stored model's tensors: their ids count on from the model's (SPEC.md, Objects)."""
+    base = record["id"][:-_PART_BYTES]
+    found = {}
+    for number, (name, header) in enumerate(layout, 1):
+        id = base + number.to_bytes(_PART_BYTES, "big")
+        part = {**record, "id": id, "kind": "tensor", "name": name, "nbytes": header.nbytes}
+        handle = Handle(home, id, owns=False, record=part)
+        found[name] = Pointer.of(handle, DTYPE_OF[header.dtype], header.shape)
+    return found
+
+
+async def _read_weights(answer: Response, layout: Layout, progress: Progress | None) -> dict[str, torch.Tensor]:
+    """The tensors of a model from the answer to `fetch`: its spec comes first, then they, in order."""
+    spec_bytes = int(answer.result["spec_bytes"])
+    total = answer.stream.nbytes if answer.stream is not None else len(answer.payload)
+    data = fresh(total)
+    if answer.stream is None:
+        data[:] = answer.payload
+    else:
+        at = 0
+        async for chunk in answer.stream:
+            data[at : at + len(chunk)] = chunk
+            at += len(chunk)
+            if progress is not None:
+                progress(at, total)
+    tensors, at = {}, spec_bytes
+    for name, header in layout:
+        tensors[name] = tensor_from(header, data[at : at + header.nbytes])
+        at += header.nbytes
+    return tensors

@@ -1,0 +1,157 @@
+"""Operations on their way to one peer: those of one turn of the loop share a request, and nobody waits for them.
+
+torch code runs without `await`, so an operation on a pointer only queues it here. What fails at the peer is noted on
+the handles of its results, and surfaces where one of them is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgpack
+
+from grid.handle import Handle
+from peer.connection import Connection, Response
+from protocol import limits
+from protocol.errors import GridError
+
+_ROOM = limits.MAX_HEADER - 4 * limits.KIB  # for the operations of one request; the rest of its header is small
+_RELEASE_BATCH = 1_024
+
+
+class Outbox:
+    """The queue to one peer. `connect` gives the connection for requests; it dials if there is none."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], loop: asyncio.AbstractEventLoop) -> None:
+        self._connect = connect
+        self._loop = loop
+        self._operations: list[list[Any]] = []
+        self._sizes: list[int] = []
+        self._made: list[Sequence[Handle]] = []
+        self._released: list[bytes] = []
+        self._is_scheduled = False
+        self._connection: Connection | None = None
+        self._underway: set[asyncio.Future[Response]] = set()
+        self._flushing = asyncio.Lock()
+        self._is_closed = False
+
+    def post(self, operation: list[Any], made: Sequence[Handle]) -> None:
+        """Queue an operation. `made` are the handles of what it makes or changes: they learn of its failure."""
+        self._operations.append(operation)
+        self._sizes.append(len(msgpack.packb(operation)))
+        self._made.append(made)
+        self._schedule()
+
+    def release(self, id: bytes) -> None:
+        """The last pointer to a temporary is gone. Called from wherever the interpreter collects it."""
+        if not self._is_closed:
+            self._released.append(id)
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if self._is_scheduled or self._loop.is_closed():
+            return
+        self._is_scheduled = True
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            self._loop.call_soon(self._send_soon)
+        else:
+            self._loop.call_soon_threadsafe(self._send_soon)
+
+    def _send_soon(self) -> None:
+        self._is_scheduled = False
+        if self._connection is not None and not self._connection.is_closed and not self._flushing.locked():
+            self._send(self._connection)
+        elif self._operations:
+            task = self._loop.create_task(self.flush())
+            task.add_done_callback(_forget)
+        # Releases alone are no reason to dial again: a lease that ended has released them already.
+
+    async def flush(self) -> Connection:
+        """Send what is queued, and return the connection, on which later requests come after it.
+
+        Raises:
+            LinkError: the peer cannot be reached; what was queued has failed with it.
+        """
+        async with self._flushing:
+            if self._connection is None or self._connection.is_closed:
+                try:
+                    self._connection = await self._connect()
+                except GridError as error:
+                    self._fail_queued(error)
+                    raise
+        self._send(self._connection)
+        return self._connection
+
+    async def settle(self) -> Connection:
+        """`flush`, and wait until the peer has done all of it."""
+        connection = await self.flush()
+        if self._underway:
+            await asyncio.wait(list(self._underway))
+        return connection
+
+    def _send(self, connection: Connection) -> None:
+        operations, sizes, made = self._operations, self._sizes, self._made
+        self._operations, self._sizes, self._made = [], [], []
+        start = 0
+        while start < len(operations):
+            stop, room = start, _ROOM
+            while stop < len(operations) and stop - start < limits.MAX_BATCH and sizes[stop] <= room:
+                room -= sizes[stop]
+                stop += 1
+            stop = max(stop, start + 1)
+            future = connection.post("run", {"operations": operations[start:stop]})
+            self._underway.add(future)
+            future.add_done_callback(_Settle(self._underway, made[start:stop]))
+            start = stop
+        while self._released:
+            ids, self._released = self._released[:_RELEASE_BATCH], self._released[_RELEASE_BATCH:]
+            connection.post("release", {"ids": ids}).add_done_callback(_forget)
+
+    def _fail_queued(self, error: GridError) -> None:
+        for made in self._made:
+            for handle in made:
+                handle.fail(error)
+        self._operations, self._sizes, self._made = [], [], []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something waits to be sent over a connection that is there."""
+        is_connected = self._connection is not None and not self._connection.is_closed
+        return bool(self._operations) or (is_connected and bool(self._released))
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._released.clear()
+
+
+class _Settle:
+    """Tells the handles of one request what became of them."""
+
+    def __init__(self, underway: set[asyncio.Future[Response]], made: list[Sequence[Handle]]) -> None:
+        self._underway = underway
+        self._made = made
+
+    def __call__(self, future: asyncio.Future[Response]) -> None:
+        self._underway.discard(future)
+        if future.cancelled():
+            return
+        error = future.exception()
+        if isinstance(error, GridError):
+            for made in self._made:
+                for handle in made:
+                    handle.fail(error)
+        elif error is None:
+            for made, fault in zip(self._made, future.result().result.get("results") or [], strict=False):
+                for handle in made if fault else ():
+                    handle.fail(GridError.from_fault(fault))
+
+
+def _forget(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,284 @@
+"""How the command line shows things: tables, records, sizes, progress. No command is decided here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from protocol.errors import BadRequest
+
+if TYPE_CHECKING:
+    from grid.client import PeerInfo
+    from grid.hits import Hits
+
+_PIPE_WIDTH = 1_000  # columns where no terminal says how many: a script's table is not cut
+_MAX_PRINTED = 10_000  # elements of a value that are printed as JSON
+
+# --- where it goes ----------------------------------------------------------------------------------------
+
+
+def out() -> Console:
+    """For results. Colour and wrapping only on a terminal; NO_COLOR is honoured."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def json_out(value: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with rate and time left on standard error, where that is a terminal: call what it gives with
+    (bytes done, bytes in all)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
+        task = bars.add_task(escape(title), total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """A sign of life on standard error while something goes on elsewhere, where it is a terminal."""
+    with Console(stderr=True).status(escape(title)):
+        yield
+
+
+# --- words ------------------------------------------------------------------------------------------------
+
+
+def size(nbytes: int | None) -> str:
+    """Bytes for people: 512 B, 1.5 kB, 47.0 MB."""
+    if nbytes is None:
+        return "?"
+    amount = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 1000 or unit == "TB":
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 5 min, 3 h, 2 d."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def tags(record: Mapping[str, Any]) -> list[str]:
+    return [f"#{tag}" for tag in record.get("tags") or ()]
+
+
+def plain(value: Any) -> Any:
+    """Something off the wire as JSON has it: bytes as hex digits, tags with '#'."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping):
+        made = {str(key): plain(inside) for key, inside in value.items()}
+        return {**made, "tags": tags(value)} if isinstance(value.get("tags"), list | tuple) else made
+    if isinstance(value, list | tuple):
+        return [plain(inside) for inside in value]
+    return value
+
+
+def clean(value: object) -> str:
+    """Text of strangers, safe on a terminal: what would move the cursor or turn text around is written out."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(value))
+
+
+def named(record: Mapping[str, Any]) -> str:
+    """An object in a sentence."""
+    shape = "" if record.get("shape") is None else f" {record['dtype']} {list(record['shape'])}"
+    return f"{record['kind']} {record['id'].hex()[:12]}{shape}, {size(record.get('nbytes'))}"
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def table(*columns: str, rows: Iterable[Sequence[object]]) -> Table:
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        is_number = column in ("size", "objects", "temporaries", "sessions", "workers", "sent", "received")
+        made.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(clean(cell)) for cell in row))
+    return made
+
+
+def peers_table(infos: Iterable[PeerInfo]) -> Table:
+    return table(
+        "name",
+        "id",
+        "state",
+        "address",
+        "objects",
+        "size",
+        rows=(
+            (peer.name, peer.id[:12], peer.state, " ".join(peer.urls), _or_unknown(peer.objects), size(peer.bytes))
+            for peer in infos
+        ),
+    )
+
+
+def peers_json(infos: Iterable[PeerInfo]) -> list[dict[str, Any]]:
+    return [plain(asdict(peer)) for peer in infos]
+
+
+def hits_table(records: Iterable[Mapping[str, Any]]) -> Table:
+    return table(
+        "peer", "id", "kind", "dtype", "shape", "size", "tags", "description", rows=(_hit_row(hit) for hit in records)
+    )
+
+
+def _hit_row(record: Mapping[str, Any]) -> tuple[object, ...]:
+    shape = record.get("shape")
+    return (
+        record["peer"],
+        record["id"].hex()[:12],
+        record["kind"] + (" (private)" if record.get("private") else ""),
+        record.get("dtype") or "",
+        "" if shape is None else list(shape),
+        size(record.get("nbytes")),
+        " ".join(tags(record)),
+        record.get("description") or "",
+    )
+
+
+def print_hits(hits: Hits) -> None:
+    """The table of what was found, and below it who did not answer and why."""
+    console = out()
+    if len(hits):
+        console.print(hits_table(hits.records))
+    else:
+        console.print(f"nothing matches {escape(hits.query)}" if hits.query else "nothing is published here")
+    for name, reason in hits.unreachable.items():
+        console.print(f"no answer from {escape(clean(name))}: {escape(clean(reason))}", soft_wrap=True)
+    for name in hits.truncated:
+        console.print(f"{escape(clean(name))} has more than it shows here: narrow the query")
+
+
+def hits_json(hits: Hits) -> dict[str, Any]:
+    return {
+        "query": hits.query,
+        "objects": [plain(record) for record in hits.records],
+        "unreachable": hits.unreachable,
+        "truncated": hits.truncated,
+    }
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """One thing, a line for each of its fields; empty ones are left out."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in fields.items():
+        if value not in (None, "", []):
+            shown = " ".join(map(str, value)) if isinstance(value, list) and name != "shape" else value
+            grid.add_row(escape(name), escape(clean(shown)))
+    out().print(grid)
+
+
+def record_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What `grid show` says of an object, in its order."""
+    shown = plain(record)
+    order = ("peer", "id", "kind", "name", "tags", "description", "dtype", "shape")
+    fields = {key: shown.get(key) for key in order}
+    fields["size"] = size(record.get("nbytes"))
+    fields["owner"] = record.get("owner")
+    if record.get("private"):
+        fields["private"] = "its value goes to nobody without the leave of " + ", ".join(record.get("labels") or ())
+    if record.get("target"):
+        fields["points to"] = f"{shown['target']['name']} {shown['target']['object']}"
+    return fields
+
+
+def status_table(statuses: Iterable[Mapping[str, Any]]) -> Table:
+    return table(
+        "name",
+        "version",
+        "up for",
+        "objects",
+        "size",
+        "temporaries",
+        "sessions",
+        "workers",
+        rows=(
+            (
+                status["name"],
+                status["version"],
+                duration(status["uptime"]),
+                status["objects"],
+                size(status["bytes"]),
+                status["temporaries"],
+                status["sessions"],
+                status["workers"],
+            )
+            for status in statuses
+        ),
+    )
+
+
+def traffic_table(traffic: Iterable[Mapping[str, Any]]) -> Table:
+    return table(
+        "with",
+        "as",
+        "sent",
+        "received",
+        rows=((end["name"], end["role"], size(end["payload_sent"]), size(end["payload_received"])) for end in traffic),
+    )
+
+
+def _or_unknown(value: object) -> object:
+    return "?" if value is None else value
+
+
+# --- values -----------------------------------------------------------------------------------------------
+
+
+def value_json(value: Any) -> Any:
+    """A result as JSON: tensors as {dtype, shape, value}, structures of them likewise.
+
+    Raises:
+        BadRequest: too large to print.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.numel() > _MAX_PRINTED:
+            raise BadRequest(f"a tensor of {value.numel()} elements is too large to print: write it with -o FILE")
+        listed = value.tolist() if not value.is_complex() else torch.view_as_real(value).tolist()
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"dtype": dtype, "shape": list(value.shape), "value": value_json(listed)}
+    if isinstance(value, torch.nn.Module):
+        return value_json(dict(value.state_dict()))
+    if isinstance(value, Mapping):
+        return {str(key): value_json(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [value_json(inside) for inside in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no word for these; text that Python's float() and others read back
+    return value
+
+
+def print_value(value: Any) -> None:
+    """A result for people: a number as it is, a tensor as torch shows it."""
+    if isinstance(value, torch.Tensor) and value.dim() == 0:
+        value = value.item()
+    print(value)

@@ -1,0 +1,140 @@
+"""What is coming in: described and checked before a byte of it is read, then read in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compute.spec import layout_of
+from peer.connection import Call, Response
+from peer.objects import Target, check_id
+from peer.store.contents import Contents
+from protocol import limits
+from protocol.codec import Buffer
+from protocol.errors import BadRequest, TooLarge
+from protocol.identity import is_peer_id
+from protocol.tensors import TensorHeader
+from search.records import check_description
+from search.tags import parse_tags
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What is known of a value before its bytes are read: checked, so nothing is allocated for a lie."""
+
+    id: bytes
+    kind: str
+    owner: str
+    labels: frozenset[str]
+    header: TensorHeader | None
+    spec_bytes: int
+    publish: bool
+    tags: tuple[str, ...]
+    description: str
+    name: str | None
+    target: Target | None = None
+
+    @classmethod
+    def of(cls, args: Mapping[str, Any], owner: str, labels: frozenset[str]) -> Arrival:
+        """From the arguments of put, link, or the answer to collect; BadRequest, BadTensor, BadTag."""
+        kind = args.get("kind")
+        if kind not in ("tensor", "model", "plan", "pointer"):
+            raise BadRequest("kind is tensor, model, plan or pointer")
+        is_tensor = kind == "tensor" or (kind == "pointer" and args.get("dtype") is not None)
+        header = TensorHeader.from_wire(args) if is_tensor else None
+        tags = parse_tags(args.get("tags") or [])
+        name = args.get("name")
+        if name is not None:
+            check_description("name", name)
+        made = cls(
+            check_id(args.get("id")),
+            kind,
+            owner,
+            labels,
+            header,
+            _spec_size(args.get("spec_bytes", 0)),
+            bool(args.get("publish")) or bool(tags),
+            tags,
+            check_description("description", args.get("description") or ""),
+            name,
+            _target(args.get("target")) if kind == "pointer" else None,
+        )
+        if kind in ("model", "plan") and not made.publish:
+            raise BadRequest(f"a {kind} is kept published: give it tags")
+        return made
+
+    def record(self, created: float, nbytes: int) -> dict[str, Any]:
+        header = self.header
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "owner": self.owner,
+            "tags": list(self.tags),
+            "description": self.description,
+            "name": self.name,
+            "dtype": header.dtype if header else None,
+            "shape": list(header.shape) if header else None,
+            "nbytes": nbytes,
+            "private": bool(self.labels),
+            "labels": sorted(self.labels),
+            "created": created,
+            "published": True,
+        }
+
+    def contents(self, spec: bytes) -> Contents:
+        """How it is to be stored, now that its spec (a model's or plan's first bytes) is there."""
+        if self.kind == "model":
+            return Contents(layout_of(spec), {}, spec)
+        if self.kind == "plan":
+            return Contents((), {}, spec)
+        if self.target is not None:
+            metadata = {"peer": self.target.peer, "peer_name": self.target.name, "object": self.target.object.hex()}
+            return Contents((), metadata, b"")
+        assert self.header is not None
+        return Contents.one(self.header)
+
+
+class Pieces:
+    """The bytes of a request or answer: some of them first, then the rest, each read once."""
+
+    def __init__(self, source: Call | Response) -> None:
+        self._source = source
+        self._left: Buffer = source.payload
+
+    async def first(self, size: int) -> bytes:
+        """Exactly the next `size` bytes; BadRequest if there are fewer."""
+        got = bytearray()
+        while len(got) < size:
+            if not self._left:
+                if self._source.stream is None:
+                    raise BadRequest(f"{size} bytes of program are announced, {len(got)} came")
+                try:
+                    self._left = await anext(self._source.stream)
+                except StopAsyncIteration:
+                    raise BadRequest(f"{size} bytes of program are announced, {len(got)} came") from None
+            take = memoryview(self._left)[: size - len(got)]
+            got += take
+            self._left = memoryview(self._left)[len(take) :]
+        return bytes(got)
+
+    async def rest(self) -> AsyncIterator[Buffer]:
+        if self._left:
+            yield self._left
+        if self._source.stream is not None:
+            async for chunk in self._source.stream:
+                yield chunk
+
+
+def _spec_size(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise BadRequest("spec_bytes is a count of bytes")
+    if value > limits.MAX_PROGRAM:
+        raise TooLarge(f"a program of {value} bytes", limit="MAX_PROGRAM", size=value, allowed=limits.MAX_PROGRAM)
+    return value
+
+
+def _target(value: object) -> Target:
+    if not isinstance(value, Mapping) or not is_peer_id(value.get("peer")):
+        raise BadRequest("a pointer has a target: {peer, name, object}")
+    return Target(str(value["peer"]), str(value.get("name", ""))[: limits.MAX_NAME], check_id(value.get("object")))

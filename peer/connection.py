@@ -1,0 +1,702 @@
+"""A session over a WebSocket: requests and answers, many at once, and payloads of any size in either direction.
+
+The rules are protocol/session.py's; here are the waiting, the queueing and the deadlines. Peers and clients use
+the same class. One task reads; one task writes, control frames first and then a chunk of each stream in turn, so
+that large payloads share the line fairly and small requests never wait for more than a chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import astuple, dataclass
+from typing import Any, Final
+
+from websockets.exceptions import ConnectionClosed
+
+from peer.incoming import IncomingStream, owned
+from peer.keys import verify
+from peer.payloads import MemoryPayload, Payload
+from peer.transport import Socket, dial, let_in
+from protocol import limits
+from protocol.codec import Buffer
+from protocol.errors import (
+    BadRequest,
+    Corrupt,
+    GridError,
+    HandshakeFailed,
+    InternalError,
+    LinkError,
+    PeerLost,
+    ProtocolError,
+    StorageError,
+    TimedOut,
+)
+from protocol.handshake import Introduction, Remote
+from protocol.identity import Signer
+from protocol.messages import Abort, Chunk, Fault, Reply, Request
+from protocol.session import Event, Session
+
+_log = logging.getLogger("peergrid.connection")
+_DEFECT: Final = "a defect at this end closed the connection; its log has the traceback"
+_PATIENCE: Final = 1.0  # seconds that each step of an orderly end may take
+_MESSAGE_COST: Final = limits.KIB  # what one message counts beside its bytes, for the loop's other tasks to get a turn
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Bytes and messages of one connection so far, WebSocket payloads only; `payload_*` counts tensor bytes."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    sent_messages: int = 0
+    received_messages: int = 0
+    payload_sent: int = 0
+    payload_received: int = 0
+
+    def __add__(self, other: Statistics) -> Statistics:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Statistics(*(ours + theirs for ours, theirs in pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer that came: its map, and its payload beside it or as a stream (never both)."""
+
+    result: dict[str, Any]
+    payload: memoryview
+    stream: IncomingStream | None
+
+    async def read(self) -> Buffer:
+        """The whole payload in memory: for small ones, where the caller knows the size."""
+        if self.stream is None:
+            return self.payload
+        data = bytearray(self.stream.nbytes)
+        await self.stream.into(memoryview(data))
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request of the other end, as its handler sees it."""
+
+    connection: Connection
+    op: str
+    args: dict[str, Any]
+    payload: memoryview
+    stream: IncomingStream | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.stream.nbytes if self.stream is not None else len(self.payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a handler returns: a map, and perhaps a payload, which the connection closes."""
+
+    result: dict[str, Any]
+    payload: Payload | None = None
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A request of ours that waits until there is room for it."""
+
+    op: str
+    args: dict[str, Any]
+    body: Buffer
+    source: Payload | None
+    future: asyncio.Future[Response]
+
+
+class _Sending:
+    """One payload of ours under way."""
+
+    def __init__(self, stream: int, payload: Payload) -> None:
+        self.stream = stream
+        self.payload = payload
+        self.offset = 0
+
+
+class Connection:
+    """One open session. Make it with `open_as_dialer` or `open_as_acceptor`; `close` it.
+
+    `closed` is done once the connection is over and its handlers have ended, with the reason (a LinkError, or None
+    if we closed it).
+    """
+
+    def __init__(self, socket: Socket, session: Session, remote: Remote, handler: Handler | None) -> None:
+        self._socket = socket
+        self._session = session
+        self.remote = remote
+        self.peer_name = remote.name or remote.id[:12]
+        self._handler = handler
+        self._waiting: dict[int, asyncio.Future[Response]] = {}
+        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._incoming: dict[int, IncomingStream] = {}
+        self._sending: dict[int, _Sending] = {}
+        self._held: deque[_Held] = deque()
+        self._held_answers: deque[tuple[int, Answer]] = deque()  # at most limits.MAX_REQUESTS
+        self._unread: dict[int, int] = {}  # by stream of theirs: bytes that came with requests and were not read
+        self._unread_bytes = 0
+        self._outbox: deque[bytes] = deque()
+        self._wake = asyncio.Event()  # for the writer: there is something to send
+        self._room = asyncio.Event()  # for the reader: it may take more in
+        self._is_ending = False
+        self._reason: LinkError | None = None
+        self._counts = dict.fromkeys(Statistics.__dataclass_fields__, 0)
+        loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[LinkError | None] = loop.create_future()
+        self._reader = loop.create_task(self._read_loop(), name=f"read {self.peer_name}")
+        self._writer = loop.create_task(self._write_loop(), name=f"write {self.peer_name}")
+
+    def __repr__(self) -> str:
+        return f"<Connection to {self.remote.role} {self.peer_name} {'closed' if self.is_closed else 'open'}>"
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_ending
+
+    def statistics(self) -> Statistics:
+        return Statistics(**self._counts)
+
+    # --- asking -------------------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        op: str,
+        args: dict[str, Any],
+        payload: Buffer | Payload = b"",
+        timeout: float | None = None,
+    ) -> Response:
+        """Ask and wait for the answer. A payload of any size; cancelling gives the request up.
+
+        Raises:
+            GridError: what the other end answered with; PeerLost if the connection broke; TimedOut.
+        """
+        future = self.post(op, args, payload)
+        try:
+            async with asyncio.timeout(timeout) as deadline:
+                return await future
+        except BaseException as error:
+            _drop(future)
+            if isinstance(error, TimeoutError) and deadline.expired():
+                raise TimedOut(f"no answer within {timeout:g} s", operation=op, peer=self.peer_name) from None
+            raise
+
+    def post(self, op: str, args: dict[str, Any], payload: Buffer | Payload = b"") -> asyncio.Future[Response]:
+        """Ask without waiting: what is posted in one turn of the loop shares a message. The future has the answer.
+
+        Requests leave in the order of the calls. Those for which there is no room yet (limits.MAX_REQUESTS,
+        limits.MAX_STREAMS) wait here, however many: who posts without end should wait for answers in between.
+        """
+        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        body, source = _split(payload)
+        held = _Held(op, args, body, source, future)
+        if self.is_closed:
+            _close(source)
+            _reject(future, self._lost(op))
+        elif self._held or not self._may_ask(held):
+            self._held.append(_Held(op, args, bytes(body), source, future))
+        else:
+            self._ask(held)
+        return future
+
+    def _may_ask(self, held: _Held) -> bool:
+        is_free = self._session.unanswered < limits.MAX_REQUESTS
+        return is_free and (held.source is None or self._session.has_stream_room)
+
+    def _ask(self, held: _Held) -> None:
+        source, future = held.source, held.future
+        try:
+            made = self._session.request(held.op, held.args, held.body, source.nbytes if source is not None else 0)
+        except GridError as error:  # arguments that cannot travel: the request never leaves
+            _close(source)
+            _reject(future, error)
+            return
+        self._count("payload_sent", held.args, len(held.body))
+        if source is not None and made.stream is not None:
+            self._sending[made.stream] = _Sending(made.stream, source)
+        self._waiting[made.id] = future
+        future.add_done_callback(lambda done: self._given_up(made) if done.cancelled() else None)
+        self._wake.set()
+
+    def _given_up(self, request: Request) -> None:
+        if self._waiting.pop(request.id, None) is None or self.is_closed:
+            return
+        self._session.abort_request(request.id)
+        sending = self._sending.get(request.stream or 0)
+        if sending is not None:
+            self._session.abort_stream(sending.stream, "the request was given up")
+            self._stop_sending(sending)
+        self._release_held()
+        self._wake.set()
+
+    def _release_held(self) -> None:
+        while self._held and (self._held[0].future.done() or self._may_ask(self._held[0])):
+            held = self._held.popleft()
+            if held.future.done():
+                _close(held.source)
+            else:
+                self._ask(held)
+
+    def _lost(self, op: str | None = None) -> PeerLost:
+        why = f": {self._reason.message}" if self._reason is not None else ""
+        return PeerLost(f"the connection to {self.peer_name} is closed{why}", operation=op, peer=self.peer_name)
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    async def _read_loop(self) -> None:
+        reason: LinkError | None = None
+        try:
+            await self._read()
+        except ConnectionClosed:
+            reason = PeerLost(f"{self.peer_name} closed the connection", peer=self.peer_name)
+        except LinkError as error:
+            reason = error
+        except Exception:
+            _log.exception("defect while reading from %s", self.peer_name)
+            reason = PeerLost(_DEFECT, peer=self.peer_name)
+        finally:
+            await self._finish(reason)
+
+    async def _read(self) -> None:
+        taken = 0
+        while True:
+            size, events = await _receive(self._socket, self._session)
+            self._counts["received_bytes"] += size
+            self._counts["received_messages"] += 1
+            for event in events:
+                self._on_event(event)
+            self._wake.set()
+            taken += size + _MESSAGE_COST
+            if taken > limits.CHUNK:  # recv does not yield while messages are queued
+                taken = 0
+                await asyncio.sleep(0)
+            while self._is_full:
+                self._room.clear()
+                await self._room.wait()
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether so much waits for our handlers that no more is to be taken in. Requests that were given up count
+        until their handlers have ended."""
+        return self._unread_bytes > limits.RECEIVE_BUFFER or len(self._serving) > 2 * limits.MAX_REQUESTS
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Chunk():
+                self._on_chunk(event)
+            case Request():
+                self._on_request(event)
+            case Reply():
+                self._count("payload_received", event.result, len(event.payload))
+                self._resolve(event)
+            case Fault():
+                future = self._waiting.pop(event.id or 0, None)
+                if future is not None:
+                    _reject(future, event.error())
+                self._release_held()
+            case Abort():
+                self._on_abort(event)
+
+    def _count(self, counter: str, described: dict[str, Any], nbytes: int) -> None:
+        """Count a payload that rode beside its header, if that describes an object's value: rows are none."""
+        if nbytes and ("dtype" in described or "spec_bytes" in described):
+            self._counts[counter] += nbytes
+
+    def _on_chunk(self, chunk: Chunk) -> None:
+        self._counts["payload_received"] += len(chunk.payload)
+        into = self._incoming.get(chunk.stream)
+        if into is None:
+            return
+        if chunk.stream in self._unread:
+            self._unread[chunk.stream] += len(chunk.payload)
+            self._unread_bytes += len(chunk.payload)
+        into.feed(chunk)
+        if into.has_arrived:
+            del self._incoming[chunk.stream]
+
+    def _resolve(self, reply: Reply) -> None:
+        future = self._waiting.pop(reply.id, None)
+        stream = self._stream_of(reply.stream, reply.nbytes)
+        if future is not None and not future.done():
+            future.set_result(Response(reply.result, owned(reply.payload), stream))
+        elif stream is not None:
+            stream.abort()
+        self._release_held()
+
+    def _stream_of(self, stream: int | None, nbytes: int) -> IncomingStream | None:
+        if stream is None:
+            return None
+        made = self._incoming[stream] = IncomingStream(self, stream, nbytes)
+        return made
+
+    def _on_request(self, request: Request) -> None:
+        self._count("payload_received", request.args, len(request.payload))
+        stream = self._stream_of(request.stream, request.nbytes)
+        if stream is not None:
+            self._unread[stream.id] = 0
+        call = Call(self, request.op, request.args, owned(request.payload), stream)
+        task = asyncio.get_running_loop().create_task(self._serve(request.id, call))
+        self._serving[request.id] = task
+        # Not in the task itself: one that is cancelled before its first step never runs.
+        task.add_done_callback(lambda _: self._served(request.id, call))
+
+    async def _serve(self, id: int, call: Call) -> None:
+        try:
+            if self._handler is None:
+                raise BadRequest(f"this end answers no requests, not {call.op!r} either")
+            await self._answer(id, await self._handler(call))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._answer_fault(id, call, InternalError("the request was dropped at the peer; ask again"))
+        except GridError as error:
+            self._answer_fault(id, call, error)
+        except Exception:
+            _log.exception("defect while serving %r for %s", call.op, self.peer_name)
+            self._answer_fault(id, call, InternalError("a defect at the peer; its log has the traceback"))
+
+    def _served(self, id: int, call: Call) -> None:
+        self._serving.pop(id, None)
+        if call.stream is not None:
+            self._discard(call.stream)
+        self._room.set()
+
+    async def _answer(self, id: int, answer: Answer) -> None:
+        source = answer.payload
+        if not self.is_closed and source is not None and source.nbytes > limits.INLINE_PAYLOAD:
+            self._held_answers.append((id, answer))
+            self._release_answers()
+            return
+        try:
+            data = await _read_all(source) if source is not None and not self.is_closed else b""
+            if not self.is_closed:
+                self._session.reply(id, answer.result, data)
+                self._count("payload_sent", answer.result, len(data))
+                self._wake.set()
+        finally:
+            _close(source)
+
+    def _release_answers(self) -> None:
+        """Begin the answers whose payloads go as streams, as far as there is room."""
+        while self._held_answers and self._session.has_stream_room:
+            id, answer = self._held_answers.popleft()
+            source = answer.payload
+            assert source is not None
+            try:
+                stream = None
+                if not self.is_closed:
+                    stream = self._session.reply(id, answer.result, stream_bytes=source.nbytes).stream
+            except GridError as error:  # an answer beyond the limits of a header
+                self._session.fault(id, error)
+            if stream is None:
+                source.close()
+            else:
+                self._sending[stream] = _Sending(stream, source)
+            self._wake.set()
+
+    def _answer_fault(self, id: int, call: Call, error: GridError) -> None:
+        if not self.is_closed:
+            if error.operation is None:
+                error.operation = call.op
+            self._session.fault(id, error)
+            self._wake.set()
+
+    def _discard(self, stream: IncomingStream) -> None:
+        """The handler has returned: what it did not read of its payload is not wanted."""
+        stream.abort()
+        self._unread_bytes -= self._unread.pop(stream.id, 0)
+
+    def _on_abort(self, abort: Abort) -> None:
+        if abort.request is not None:
+            task = self._serving.get(abort.request)
+            if task is not None:
+                task.cancel()
+            return
+        assert abort.stream is not None
+        into = self._incoming.pop(abort.stream, None)
+        if into is not None:
+            into.fail(PeerLost(f"{self.peer_name} gave the transfer up: {abort.message}", peer=self.peer_name))
+        sending = self._sending.get(abort.stream)
+        if sending is not None:
+            self._stop_sending(sending)
+
+    def stream_read(self, stream: int, nbytes: int) -> None:
+        """(For IncomingStream.)"""
+        if stream in self._unread:
+            self._unread[stream] -= nbytes
+            self._unread_bytes -= nbytes
+            self._room.set()
+        if not self.is_closed:
+            self._session.consumed(stream, nbytes)
+            self._wake.set()
+
+    def stream_given_up(self, stream: int, message: str) -> None:
+        """(For IncomingStream.)"""
+        if self._incoming.pop(stream, None) is not None and not self.is_closed:
+            self._session.abort_stream(stream, message)
+            self._wake.set()
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    async def _write_loop(self) -> None:
+        try:
+            while True:
+                await self._flush()
+                if not await self._send_chunks() and not self._session.has_data:
+                    await self._wake.wait()
+                self._wake.clear()
+        except ConnectionClosed:
+            pass  # the read loop says why
+        except Exception:
+            _log.exception("defect while writing to %s", self.peer_name)
+            await self._finish(PeerLost(_DEFECT, peer=self.peer_name))
+
+    async def _flush(self) -> None:
+        # By way of the outbox: if the writer is stopped halfway, `_finish` sends the rest.
+        self._outbox.extend(self._session.data_to_send())
+        while self._outbox:
+            message = self._outbox.popleft()
+            self._counts["sent_bytes"] += len(message)
+            self._counts["sent_messages"] += 1
+            await self._socket.send(message)
+
+    async def _send_chunks(self) -> bool:
+        """One chunk of each stream that has room; whether there was any."""
+        moved = False
+        for sending in list(self._sending.values()):
+            room = self._session.room(sending.stream)
+            if room is None:
+                self._stop_sending(sending)
+            elif room:
+                await self._send_chunk(sending, room)
+                moved = True
+        return moved
+
+    async def _send_chunk(self, sending: _Sending, room: int) -> None:
+        try:
+            data = await sending.payload.read(sending.offset, room)
+            if len(data) != room:
+                raise Corrupt(f"{len(data)} bytes where there should be {room}")
+        except Exception as error:
+            self._break_off(sending, error)
+            return
+        if not self._session.chunk(sending.stream, memoryview(data)):  # aborted while we read
+            self._stop_sending(sending)
+            return
+        sending.offset += len(data)
+        self._counts["payload_sent"] += len(data)
+        if sending.offset == sending.payload.nbytes:
+            self._stop_sending(sending)
+        await self._flush()
+        # The library does not yield while the kernel takes everything: others of this loop need their turn.
+        await asyncio.sleep(0)
+
+    def _break_off(self, sending: _Sending, error: Exception) -> None:
+        """A payload of ours cannot be read."""
+        if self._sending.get(sending.stream) is not sending:
+            return  # it was closed meanwhile, which is why
+        if isinstance(error, GridError):
+            message = error.message
+        else:  # what a stranger may know of it is that it broke
+            _log.error("a payload for %s broke off", self.peer_name, exc_info=error)
+            message = "its bytes cannot be read; the log there says why"
+        self._session.abort_stream(sending.stream, message)
+        self._stop_sending(sending)
+
+    def _stop_sending(self, sending: _Sending) -> None:
+        if self._sending.pop(sending.stream, None) is not None:
+            sending.payload.close()
+            self._release_answers()
+            self._release_held()
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Close in an orderly way: answers and requests that were queued still go out, payloads under way do not.
+        Waiting requests fail with PeerLost. When it returns, the handlers have ended."""
+        await self._finish(None)
+        await asyncio.wait([self.closed], timeout=4 * _PATIENCE)
+
+    async def _finish(self, reason: LinkError | None) -> None:
+        if self._is_ending:
+            return
+        self._is_ending = True
+        self._reason = reason
+        if isinstance(reason, ProtocolError):
+            _log.warning("closing %s: %.200r", self.peer_name, reason.message)
+        try:
+            self._fail_everything()
+            await _stop(self._writer)
+            if reason is None or isinstance(reason, ProtocolError):
+                await _within_patience(self._flush())
+            await _stop(self._reader, *self._serving.values())
+            await _within_patience(_hang_up(self._socket, 1002 if isinstance(reason, ProtocolError) else 1000))
+        finally:
+            self._socket.transport.abort()  # nothing, where the close was orderly
+            for task in self._serving.values():
+                task.cancel()
+            if not self.closed.done():
+                self.closed.set_result(reason)
+
+    def _fail_everything(self) -> None:
+        held, self._held = self._held, deque()
+        answers, self._held_answers = self._held_answers, deque()
+        for future in [*self._waiting.values(), *(each.future for each in held)]:
+            _reject(future, self._lost())
+        self._waiting.clear()
+        for stream in self._incoming.values():
+            stream.fail(self._lost())
+        self._incoming.clear()
+        sources = [each.source for each in held] + [answer.payload for _, answer in answers]
+        for source in sources:
+            _close(source)
+        for sending in list(self._sending.values()):
+            self._stop_sending(sending)
+
+
+async def open_as_dialer(
+    url: str, ours: Introduction, signer: Signer, handler: Handler | None = None, timeout: float = limits.DIAL_TIMEOUT
+) -> Connection:
+    """Dial `url`, shake hands, and return the open connection.
+
+    Raises:
+        Unreachable, HandshakeFailed, TimedOut, BadRequest (for the URL).
+    """
+    socket = await dial(url, timeout)
+    session = Session(ours, signer, verify, os.urandom(32), dialer=True)
+    return await _open(socket, session, handler)
+
+
+async def open_as_acceptor(
+    socket: Socket, ours: Introduction, signer: Signer, handler: Handler | None = None
+) -> Connection:
+    """Shake hands on a WebSocket that came in. HandshakeFailed, ProtocolError, TimedOut: it is closed then."""
+    session = Session(ours, signer, verify, os.urandom(32), dialer=False)
+    return await _open(socket, session, handler)
+
+
+async def _open(socket: Socket, session: Session, handler: Handler | None) -> Connection:
+    try:
+        async with asyncio.timeout(limits.HANDSHAKE_TIMEOUT):
+            remote = await _shake_hands(socket, session)
+    except ConnectionClosed:
+        error: LinkError = HandshakeFailed("the other end closed the connection during the handshake")
+    except LinkError as failed:
+        error = failed
+    except TimeoutError:
+        error = TimedOut(f"no handshake within {limits.HANDSHAKE_TIMEOUT:g} s")
+    except BaseException:
+        socket.transport.abort()
+        raise
+    else:
+        return Connection(socket, session, remote, handler)
+    try:
+        await _within_patience(_send_all(socket, session))
+        await _within_patience(_hang_up(socket, 4401))
+    finally:
+        socket.transport.abort()
+    raise error
+
+
+async def _shake_hands(socket: Socket, session: Session) -> Remote:
+    while session.remote is None:
+        await _send_all(socket, session)
+        await _receive(socket, session)
+    let_in(socket)  # before they hear of it, and send more than a stranger may
+    await _send_all(socket, session)
+    return session.remote
+
+
+async def _send_all(socket: Socket, session: Session) -> None:
+    for message in session.data_to_send():
+        await socket.send(message)
+
+
+async def _receive(socket: Socket, session: Session) -> tuple[int, list[Event]]:
+    """The next message's size, and its events. ConnectionClosed, or LinkError."""
+    message = await socket.recv()
+    if isinstance(message, str):
+        error = ProtocolError("a text message; this protocol has binary ones only")
+        session.fail(error)
+        raise error
+    return len(message), session.receive(message)
+
+
+async def _hang_up(socket: Socket, code: int) -> None:
+    """Close, and throw away what still comes: the other end's goodbye is behind it."""
+    closing = asyncio.ensure_future(socket.close(code))
+    try:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await socket.recv()
+        await closing
+    finally:
+        closing.cancel()
+
+
+async def _within_patience(step: Awaitable[None]) -> None:
+    """Do this if it can be done in time. An end that does not read could otherwise hold us up for long."""
+    with contextlib.suppress(ConnectionClosed, OSError, TimeoutError):
+        async with asyncio.timeout(_PATIENCE):
+            await step
+
+
+async def _stop(*tasks: asyncio.Task[None]) -> None:
+    others = [task for task in tasks if task is not asyncio.current_task() and not task.done()]
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_PATIENCE)
+
+
+def _reject(future: asyncio.Future[Response], error: GridError) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # whoever waits gets it; that nobody does is no defect
+
+
+def _drop(future: asyncio.Future[Response]) -> None:
+    """Nobody waits for the answer any more, though it may just have come."""
+    if future.done() and not future.cancelled() and future.exception() is None:
+        stream = future.result().stream
+        if stream is not None:
+            stream.abort()
+
+
+async def _read_all(source: Payload) -> Buffer:
+    try:
+        data = await source.read(0, source.nbytes) if source.nbytes else b""
+    except OSError as error:
+        raise StorageError(f"the disk refused a read: {error.strerror}") from None
+    if len(data) != source.nbytes:
+        raise Corrupt(f"{len(data)} bytes where there should be {source.nbytes}")
+    return data
+
+
+def _split(payload: Buffer | Payload) -> tuple[Buffer, Payload | None]:
+    """What rides beside the header, and what goes as a stream."""
+    if not isinstance(payload, bytes | bytearray | memoryview):
+        if payload.nbytes:
+            return b"", payload
+        payload.close()
+        return b"", None
+    if len(payload) <= limits.INLINE_PAYLOAD:
+        return payload, None
+    return b"", MemoryPayload(payload)
+
+
+def _close(source: Payload | None) -> None:
+    if source is not None:
+        source.close()

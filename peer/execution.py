@@ -1,0 +1,321 @@
+"""Operations and programs: who may, on what, in which worker; then the worker does it.
+
+Requests of one principal are submitted to its workers in the order in which they came (its *lane*); the lane is
+free again as soon as they are submitted, and their results are awaited outside it. There is one worker for each
+set of labels, so that data that may not leave share no process with data that may (docs/decisions/0003).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from typing import Any
+
+from compute.writes import written_positions
+from peer import permissions
+from peer.buffers import Buffer, BufferPool
+from peer.leases import LeaseKey
+from peer.objects import Held, Objects, Published, Temporary, check_id, show_id
+from peer.store.store import Store
+from peer.worker.remote import Exported, Result, Worker
+from peer.workers import WorkerPool
+from protocol import limits
+from protocol.errors import BadRequest, GridError, TooLarge, WorkerLost
+from protocol.tensors import TensorHeader
+
+Operation = list[Any]
+"""[name, args, kwargs, outs], checked (SPEC.md, Values in operations)."""
+
+Fault = dict[str, Any]
+Snapshot = tuple[TensorHeader, bytes | Buffer]
+"""A value as it was at one moment: small ones as bytes, others as a buffer that the caller releases."""
+
+
+class Execution:
+    """Runs what principals ask. Gets its parts from the peer that wires it."""
+
+    def __init__(self, objects: Objects, store: Store, buffers: BufferPool, workers: WorkerPool) -> None:
+        self._objects = objects
+        self._store = store
+        self._buffers = buffers
+        self._workers = workers
+        self._lanes: dict[str, asyncio.Lock] = {}
+        self._wrote: set[Worker] = set()  # workers in which something was changed in place
+
+    def lane(self, asker: str) -> asyncio.Lock:
+        """Held while a request of this principal is put in order behind the earlier ones."""
+        return self._lanes.setdefault(asker, asyncio.Lock())
+
+    # --- operations ---------------------------------------------------------------------------------------
+
+    async def run(self, asker: str, lease: LeaseKey, operations: Sequence[Any]) -> list[Fault | None]:
+        """Run them in order. The result has, for each, None or the fault that it ended with.
+
+        Raises:
+            BadRequest, TooLarge: what came are not operations, or too many; then none of them ran.
+        """
+        if len(operations) > limits.MAX_BATCH:
+            raise TooLarge(f"{len(operations)} operations in one request", limit="MAX_BATCH", allowed=limits.MAX_BATCH)
+        batch = _Batch([check_operation(operation) for operation in operations])
+        async with self.lane(asker):
+            for index in range(len(batch.operations)):
+                try:
+                    await self._place(asker, lease, batch, index)
+                except GridError as error:
+                    batch.faults[index] = self._not_placed(asker, lease, batch.operations[index], error)
+            batch.submit()
+        for indices, results in batch.submitted:
+            for index, result in zip(indices, await results, strict=True):
+                batch.faults[index] = self._settle(batch.operations[index][3], result)
+        return batch.faults
+
+    async def _place(self, asker: str, lease: LeaseKey, batch: _Batch, index: int) -> None:
+        """Choose the worker of one operation, bring all its inputs there, and register its outs."""
+        name, args, kwargs, outs = batch.operations[index]
+        inputs = await self._inputs(asker, references([args, kwargs]))
+        labels = permissions.derived(inputs.values())
+        worker = self._worker(asker, labels)
+        # What the batch so far makes may be an input here: it has to be under way before it can be exported.
+        batch.submit_unless_for(worker)
+        self._objects.check_new(asker, outs)
+        await self._bring_all(inputs.values(), worker)
+        for position in written_positions(name):
+            self._now_written(args, position, inputs, worker, labels)
+        self._register(asker, lease, outs, labels, worker)
+        batch.append(index, worker)
+
+    def _now_written(
+        self, args: list[Any], position: int, inputs: dict[bytes, Held], worker: Worker, labels: frozenset[str]
+    ) -> None:
+        """An operation changes this argument in place: it is now derived from the other inputs as well."""
+        held = inputs.get(args[position]) if position < len(args) and isinstance(args[position], bytes) else None
+        if isinstance(held, Temporary):
+            held.labels |= labels
+            held.worker = worker
+            self._wrote.add(worker)
+
+    def _not_placed(self, asker: str, lease: LeaseKey, operation: Operation, error: GridError) -> Fault:
+        """Its outs exist all the same, as failures: whoever uses them learns the reason."""
+        name, args, _, outs = operation
+        if error.operation is None:
+            error.operation = name
+        for position in written_positions(name):
+            changed = self._objects.temporary(args[position]) if position < len(args) else None
+            if changed is not None and changed.owner == asker:
+                changed.failure = error
+        for id in outs:
+            if self._objects.temporary(id) is None:
+                self._objects.add(Temporary(id, asker, lease, frozenset(), time.time(), failure=error))
+        return error.to_fault()
+
+    def _register(
+        self, asker: str, lease: LeaseKey, outs: Iterable[bytes], labels: frozenset[str], worker: Worker
+    ) -> list[Temporary]:
+        now = time.time()
+        made = [Temporary(id, asker, lease, labels, now, worker=worker) for id in outs]
+        for temporary in made:
+            self._objects.add(temporary)
+        return made
+
+    def _settle(self, outs: Sequence[bytes], result: Result) -> Fault | None:
+        """Note what became of one operation: the headers of its results, or the fault."""
+        made = [self._objects.temporary(id) for id in outs]  # None: released meanwhile
+        if isinstance(result, GridError):
+            for temporary in made:
+                if temporary is not None:
+                    temporary.failure = result
+            return result.to_fault()
+        for temporary, header in zip(made, result, strict=False):
+            if temporary is not None:
+                temporary.header = header
+        return None
+
+    # --- programs -----------------------------------------------------------------------------------------
+
+    async def execute(
+        self,
+        asker: str,
+        lease: LeaseKey,
+        program: str,
+        code: bytes | None,
+        inputs: Sequence[bytes],
+        outs: Sequence[bytes],
+    ) -> list[dict[str, Any]]:
+        """Run a program on these inputs; the headers of its results. NotFound asks for the code."""
+        async with self.lane(asker):
+            held = await self._inputs(asker, inputs)
+            labels = permissions.derived(held.values())
+            worker = self._worker(asker, labels)
+            self._objects.check_new(asker, outs)
+            await self._bring_all(held.values(), worker)
+            running = worker.run_program(bytes.fromhex(program), code, inputs, outs)
+            made = self._register(asker, lease, outs, labels, worker)
+        try:
+            headers = await running
+        except GridError:
+            self.release(temporary.id for temporary in made)
+            raise
+        for temporary, header in zip(made, headers, strict=True):
+            temporary.header = header
+        return [header.to_wire() for header in headers]
+
+    # --- inputs -------------------------------------------------------------------------------------------
+
+    async def _inputs(self, asker: str, ids: Iterable[bytes]) -> dict[bytes, Held]:
+        found: dict[bytes, Held] = {}
+        for id in ids:
+            if id not in found:
+                found[id] = self._objects.at_hand(asker, id) or await self._objects.find(asker, id)
+        return found
+
+    async def _bring_all(self, inputs: Iterable[Held], worker: Worker) -> None:
+        for held in inputs:
+            if not worker.holds(held.id) or (isinstance(held, Temporary) and held.worker is not worker):
+                await self._bring(held, worker)
+        await worker.ready()
+
+    async def _bring(self, held: Held, worker: Worker) -> None:
+        """Put an input into a worker that does not have it."""
+        if isinstance(held, Published):
+            await self._bring_published(held, worker)
+            return
+        if held.target is not None:
+            raise BadRequest(
+                f"{show_id(held.id)} points to an object at {held.target.name}: operate on that one, "
+                "or pull it here with remote_get()"
+            )
+        if held.worker is worker:
+            return  # an out of an operation under way
+        await self.take_home(held)
+        assert held.buffer is not None and held.header is not None
+        worker.provide(held.id, held.header, held.buffer.share(), 0, read_only=False)
+        held.worker = worker
+
+    async def _bring_published(self, held: Published, worker: Worker) -> None:
+        tensor = held.tensor
+        async with self._store.reading(held.stored) as source:
+            # The worker maps the file; a deleted object's bytes live on in it until it lets go.
+            offset = 0 if isinstance(source, bytes) else tensor.offset
+            worker.provide(held.id, tensor.header, source, offset, read_only=True)
+
+    # --- values -------------------------------------------------------------------------------------------
+
+    def snapshot(self, held: Temporary) -> Awaitable[Snapshot]:
+        """The value as it is after everything asked so far; what is asked later does not change it.
+
+        Put in order by the call itself; await it outside the lane. Raises what its operation failed with, or
+        WorkerLost.
+        """
+        exporting = None if held.worker is None else held.worker.export(held.id)
+        return self._snapshot(held, exporting)
+
+    async def _snapshot(self, held: Temporary, exporting: asyncio.Future[Exported] | None) -> Snapshot:
+        if held.failure is not None:
+            raise held.failure.again()
+        if exporting is None:
+            if held.header is None or held.buffer is None:
+                raise WorkerLost(f"{show_id(held.id)} is gone with the worker that held it: compute it again")
+            return held.header, held.buffer.acquire()
+        exported = await exporting
+        held.header = exported.header
+        if exported.data is None:  # never changed since it came
+            assert held.buffer is not None
+            return exported.header, held.buffer.acquire()
+        return exported.header, exported.data
+
+    async def take_home(self, held: Temporary) -> None:
+        """Get a temporary's value out of its worker into a buffer of the peer; the worker keeps nothing of it."""
+        header, value = await self.snapshot(held)
+        if isinstance(value, bytes):
+            buffer = self._buffers.take(len(value))
+            buffer.append(value)
+            value = buffer
+        if held.worker is not None:
+            held.worker.drop([held.id])
+            held.worker = None
+        if held.buffer is not None:
+            held.buffer.release()
+        held.header, held.buffer = header, value
+
+    def release(self, ids: Iterable[bytes]) -> int:
+        """Let temporaries go, in the worker too; how many there were."""
+        dropped: dict[Worker, list[bytes]] = {}
+        count = 0
+        for id in ids:
+            temporary = self._objects.remove(id)
+            if temporary is not None:
+                count += 1
+                if temporary.worker is not None:
+                    dropped.setdefault(temporary.worker, []).append(id)
+        for worker, gone in dropped.items():
+            worker.drop(gone)
+        return count
+
+    # --- workers ------------------------------------------------------------------------------------------
+
+    def _worker(self, asker: str, labels: frozenset[str]) -> Worker:
+        worker = self._workers.find(asker, labels)
+        if worker is None:
+            worker = self._workers.worker(asker, labels)
+            started = worker
+            worker.on_lost(lambda error: self._worker_lost(started, error))
+        return worker
+
+    def _worker_lost(self, worker: Worker, error: GridError) -> None:
+        """A worker is gone: so is what was computed there; what came from outside is not."""
+        for temporary in self._objects.in_worker(worker):
+            temporary.worker = None
+            # A buffer is right unless something was written in place there: to it, or through a view of it.
+            if temporary.buffer is None or worker in self._wrote:
+                temporary.failure = temporary.failure or error
+        self._wrote.discard(worker)
+
+
+class _Batch:
+    """The operations of one request, on their way to workers: neighbours for the same worker go together."""
+
+    def __init__(self, operations: list[Operation]) -> None:
+        self.operations = operations
+        self.faults: list[Fault | None] = [None] * len(operations)
+        self.submitted: list[tuple[list[int], asyncio.Future[list[Result]]]] = []
+        self._open: list[int] = []
+        self._worker: Worker | None = None
+
+    def append(self, index: int, worker: Worker) -> None:
+        self._worker = worker
+        self._open.append(index)
+
+    def submit_unless_for(self, worker: Worker) -> None:
+        if worker is not self._worker:
+            self.submit()
+
+    def submit(self) -> None:
+        if self._worker is not None and self._open:
+            future = self._worker.run([self.operations[index] for index in self._open])
+            self.submitted.append((self._open, future))
+            self._open = []
+
+
+def check_operation(value: object) -> Operation:
+    """BadRequest unless it has the form of an operation. Its name and values are the worker's to check."""
+    if not isinstance(value, list) or len(value) != 4:
+        raise BadRequest("an operation is [name, args, kwargs, outs]")
+    name, args, kwargs, outs = value
+    if not isinstance(name, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise BadRequest("an operation is [text, list, map, list of ids]")
+    if not isinstance(outs, list) or len(set(map(check_id, outs))) != len(outs):
+        raise BadRequest("the outs of an operation are different object ids")
+    return value
+
+
+def references(value: Any) -> Iterator[bytes]:
+    """The object ids in a wire value, in order."""
+    if isinstance(value, bytes):
+        yield check_id(value)
+    elif isinstance(value, list):
+        for item in value:
+            yield from references(item)
+    elif isinstance(value, dict) and "tensor" not in value:
+        for item in value.values():
+            yield from references(item)

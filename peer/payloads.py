@@ -1,0 +1,77 @@
+"""Bytes on their way out: where a Reply's or Request's payload is read from, chunk by chunk."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Protocol
+
+from protocol.codec import Buffer
+
+
+class Payload(Protocol):
+    """`nbytes` bytes that can be read in pieces. `close` is called once, when nobody reads any more."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        """`size` bytes from `offset` on; both within the payload."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MemoryPayload:
+    """Bytes that are in memory already. They must not change until `close`."""
+
+    def __init__(self, data: Buffer, on_close: Callable[[], None] | None = None) -> None:
+        self._view = memoryview(data).cast("B")
+        self._on_close = on_close
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._view)
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        return self._view[offset : offset + size]
+
+    def close(self) -> None:
+        self._view.release()
+        if self._on_close is not None:
+            self._on_close()
+            self._on_close = None
+
+
+class JoinedPayload:
+    """Several pieces of memory, one after the other, without joining them. They must not change until `close`.
+
+    `progress` is called with the bytes read so far and the bytes in all.
+    """
+
+    def __init__(self, pieces: Sequence[Buffer], progress: Callable[[int, int], None] | None = None) -> None:
+        self._progress = progress
+        self._pieces = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
+        self._ends = list(accumulate(len(piece) for piece in self._pieces))
+
+    @property
+    def nbytes(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        if self._progress is not None:
+            self._progress(offset + size, self.nbytes)
+        at = bisect_right(self._ends, offset)
+        start = offset - (self._ends[at - 1] if at else 0)
+        if start + size <= len(self._pieces[at]):
+            return self._pieces[at][start : start + size]  # no copy
+        got = bytearray()
+        while len(got) < size:
+            got += self._pieces[at][start : start + size - len(got)]
+            at, start = at + 1, 0
+        return got
+
+    def close(self) -> None:
+        for piece in self._pieces:
+            piece.release()

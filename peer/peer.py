@@ -1,0 +1,250 @@
+"""One peer: wires the parts together, listens, and takes itself down again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from websockets.asyncio.server import Server, ServerConnection
+
+from peer import transport
+from peer.buffers import BufferPool
+from peer.connection import Call, Connection, open_as_acceptor, open_as_dialer
+from peer.execution import Execution
+from peer.folders import Folders
+from peer.keys import Identity
+from peer.leases import LeaseKey, Leases
+from peer.links import Links
+from peer.membership import Member, Membership, check_name, is_loopback, read_members
+from peer.neighbours import Neighbour, Neighbours
+from peer.objects import Objects
+from peer.requests import Parts, Requests
+from peer.store.store import Store
+from peer.tickets import Tickets
+from peer.transfers import Transfers
+from peer.workers import WorkerPool
+from protocol import limits
+from protocol.errors import GridError, LinkError, PortInUse, SetupError
+from protocol.handshake import Introduction
+from protocol.rows import unpack_rows
+
+DEFAULT_PORT = 7700
+VERSION = "0.1.0"
+
+_log = logging.getLogger("peergrid.peer")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a peer is to run. `port` None: 7700, or any free one where that is taken; 0: any free one."""
+
+    name: str
+    host: str = "127.0.0.1"
+    port: int | None = None
+    join: tuple[str, ...] = ()
+    data_dir: Path | None = None
+    folders: Folders = field(default_factory=Folders.default)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not is_loopback(f"ws://{_bracketed(self.host)}"):
+            raise SetupError(
+                f"{self.host} is not this machine: a peer listens on loopback only, until grids have admission rules. "
+                "Use --host 127.0.0.1"
+            )
+
+
+class Peer:
+    """A running peer. `await Peer.start(settings)`, then `wait_closed` or `close`; close is safe to call twice."""
+
+    def __init__(self, settings: Settings, identity: Identity, store: Store, neighbours: Neighbours) -> None:
+        self.settings = settings
+        self.identity = identity
+        self.id = identity.id
+        self.name = settings.name
+        self.url = ""
+        self._store = store
+        self._neighbours = neighbours
+        self._leases = Leases()
+        self._membership = Membership()
+        self._buffers = BufferPool()
+        self._workers = WorkerPool(buffers=self._buffers)
+        self._objects = Objects(store, self._leases, settings.name)
+        self._execution = Execution(self._objects, store, self._buffers, self._workers)
+        self._sessions: set[Connection] = set()
+        self._unproved = 0
+        self._lease_numbers: dict[Connection, LeaseKey] = {}
+        introduction = Introduction("peer", settings.name)
+        self._introduction = introduction
+        self._links = Links(identity, introduction, self._membership)
+        transfers = Transfers(
+            self._objects,
+            store,
+            self._buffers,
+            self._execution,
+            Tickets(lambda: os.urandom(32)),
+            self._links,
+            self._membership,
+        )
+        self._requests = Requests(
+            Parts(
+                self.id,
+                self.name,
+                VERSION,
+                time.time(),
+                self._objects,
+                store,
+                self._execution,
+                transfers,
+                self._workers,
+                self._membership,
+                neighbours,
+                self._links,
+                lambda: len(self._sessions),
+            ),
+            self._lease_of,
+        )
+        self._server: Server | None = None
+        self._housekeeper: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+
+    # --- life ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def start(cls, settings: Settings) -> Peer:
+        """Start a peer and, where asked, join a grid. When this returns it can be found and asked.
+
+        Raises:
+            NameTaken, PortInUse, DataFolderInUse, DataFolderMismatch, SetupError; Unreachable for a join that fails.
+        """
+        neighbours = Neighbours(settings.folders.peers)
+        neighbours.reserve(settings.name)
+        try:
+            identity = Identity.load(settings.folders.key_file(settings.name))
+            data = settings.data_dir or settings.folders.peer_data(settings.name)
+            store = await Store.open(data, identity.id, name=settings.name)
+            peer = cls(settings, identity, store, neighbours)
+        except BaseException:
+            neighbours.withdraw()
+            raise
+        try:
+            await peer._open()
+        except BaseException:
+            await peer.close()
+            raise
+        return peer
+
+    async def _open(self) -> None:
+        await self._workers.start()
+        self._server = await self._listen()
+        host, port = self._server.sockets[0].getsockname()[:2]
+        self.url = f"ws://{_bracketed(host)}:{port}"
+        own = Member(self.id, self.name, (self.url,))
+        self._membership.learn([own])
+        for url in self.settings.join:
+            await self._join(url, own)
+        self._neighbours.announce(Neighbour(self.name, self.id, self.url, os.getpid()))
+        self._housekeeper = asyncio.create_task(self._keep_house())
+
+    async def _listen(self) -> Server:
+        wanted = [self.settings.port] if self.settings.port is not None else [DEFAULT_PORT, 0]
+        for port in wanted:
+            try:
+                return await transport.listen(self.settings.host, port, self._accept)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise SetupError(f"cannot listen on {self.settings.host}:{port}: {error.strerror}") from None
+        raise PortInUse(
+            f"port {self.settings.port} is in use: choose another with --port, or leave it out to have a free one found"
+        )
+
+    async def close(self) -> None:
+        """Stop: published objects stay on disk, temporaries are gone, sessions are closed in an orderly way."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._neighbours.withdraw()
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+        if self._server is not None:
+            self._server.close(close_connections=False)
+        await asyncio.gather(*(session.close() for session in list(self._sessions)), return_exceptions=True)
+        await self._links.close()
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+        await self._workers.close()
+        self._buffers.close()
+        await self._store.close()
+
+    async def wait_closed(self) -> None:
+        await self._closed.wait()
+
+    # --- sessions -----------------------------------------------------------------------------------------
+
+    async def _accept(self, socket: ServerConnection) -> None:
+        if self._unproved >= limits.MAX_UNPROVED or len(self._sessions) >= limits.MAX_SESSIONS:
+            await socket.close(1013, "too many connections")
+            return
+        self._unproved += 1
+        try:
+            session = await open_as_acceptor(socket, self._introduction, self.identity, self._requests.serve)
+        except LinkError as error:
+            _log.info("a connection from %s came to nothing: %s", socket.remote_address, error.message)
+            return
+        finally:
+            self._unproved -= 1
+        await self._serve(session)
+
+    async def _serve(self, session: Connection) -> None:
+        remote = session.remote
+        key = (remote.id, remote.lease or os.urandom(16))
+        self._sessions.add(session)
+        self._lease_numbers[session] = key
+        self._leases.connected(key)
+        self._links.traffic.follow(session)
+        try:
+            await asyncio.shield(session.closed)
+        finally:
+            self._sessions.discard(session)
+            del self._lease_numbers[session]
+            self._leases.disconnected(key, time.monotonic())
+
+    def _lease_of(self, call: Call) -> LeaseKey:
+        key = self._lease_numbers.get(call.connection)
+        if key is None:  # the session closed while its request was under way
+            raise LinkError("the session that asked is over")
+        return key
+
+    async def _join(self, url: str, own: Member) -> None:
+        """Introduce ourselves to the peer at `url`, and to all that it knows."""
+        session = await open_as_dialer(url, self._introduction, self.identity)
+        try:
+            await self._introduce(session, own)
+        finally:
+            await session.close()
+
+    async def _introduce(self, session: Connection, own: Member) -> None:
+        answer = await session.request("introduce", {"peer": own.to_wire()}, timeout=limits.DIAL_TIMEOUT)
+        heard = read_members(unpack_rows(await answer.read(), limits.MAX_PEERS))
+        for member in self._membership.learn(heard):
+            with contextlib.suppress(GridError):  # one that is gone does not keep us from the others
+                await self._introduce(await self._links.to(member), own)
+
+    # --- housekeeping -------------------------------------------------------------------------------------
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._execution.release(self._leases.expire(time.monotonic()))
+            self._buffers.sweep()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,302 @@
+"""What can be asked of a peer: one method for each `op` of SPEC.md section 10, found in one table.
+
+Arguments are checked here; what they lead to is decided in the parts that do it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from peer import permissions
+from peer.arrivals import Arrival
+from peer.connection import Answer, Call
+from peer.execution import Execution
+from peer.leases import LeaseKey
+from peer.links import Links
+from peer.membership import Member, Membership
+from peer.neighbours import Neighbours
+from peer.objects import Held, Objects, Published, Temporary, check_id, show_id
+from peer.payloads import MemoryPayload
+from peer.store.store import Store
+from peer.transfers import Transfers
+from peer.workers import WorkerPool
+from protocol import limits
+from protocol.errors import BadProgram, BadRequest, GridError
+from protocol.rows import pack_rows
+from search.records import check_description
+from search.tags import parse_tags
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a running peer that requests reach."""
+
+    id: str
+    name: str
+    version: str
+    started: float
+    objects: Objects
+    store: Store
+    execution: Execution
+    transfers: Transfers
+    workers: WorkerPool
+    membership: Membership
+    neighbours: Neighbours
+    links: Links
+    sessions: Callable[[], int]
+
+
+class Requests:
+    """The handler of one peer: `serve` answers a call of an authenticated end."""
+
+    def __init__(self, parts: Parts, lease_of: Callable[[Call], LeaseKey]) -> None:
+        self._parts = parts
+        self._lease_of = lease_of
+
+    async def serve(self, call: Call) -> Answer:
+        handler = _TABLE.get(call.op)
+        if handler is None:
+            raise BadRequest(f"{call.op!r} is no request that this peer knows; see SPEC.md, section 10")
+        try:
+            return await handler(self, call)
+        except GridError as error:
+            if error.peer is None:
+                error.peer = self._parts.name
+            raise
+
+    # --- the grid -----------------------------------------------------------------------------------------
+
+    def _members(self) -> list[dict[str, Any]]:
+        """Everyone known, with the peers of this machine as they are now."""
+        known = {member.id: member for member in self._parts.membership.all()}
+        here = self._parts.neighbours.list()
+        self._parts.membership.learn(Member(n.id, n.name, (n.url,)) for n in here)
+        known.update((n.id, Member(n.id, n.name, (n.url,))) for n in here)
+        return [member.to_wire() for member in sorted(known.values(), key=lambda member: (member.name, member.id))]
+
+    async def peers(self, call: Call) -> Answer:
+        return Answer({}, MemoryPayload(pack_rows(self._members())))
+
+    async def introduce(self, call: Call) -> Answer:
+        member = Member.from_wire(call.args.get("peer"))
+        if member.id != call.connection.remote.id:
+            raise BadRequest("a peer introduces itself; this is another's record")
+        self._parts.membership.learn([member])
+        return Answer({}, MemoryPayload(pack_rows(self._members())))
+
+    async def status(self, call: Call) -> Answer:
+        parts = self._parts
+        stored = await parts.store.statistics()
+        return Answer(
+            {
+                "id": parts.id,
+                "name": parts.name,
+                "version": parts.version,
+                "uptime": time.time() - parts.started,
+                "objects": stored.objects,
+                "bytes": stored.bytes,
+                "temporaries": parts.objects.count,
+                "sessions": parts.sessions(),
+                "workers": len(parts.workers.statistics().workers),
+                "traffic": [asdict(traffic) for traffic in parts.links.traffic.all()[:_SHOWN_TRAFFIC]],
+            }
+        )
+
+    # --- objects ------------------------------------------------------------------------------------------
+
+    async def put(self, call: Call) -> Answer:
+        asker = call.connection.remote.id
+        labels = frozenset({asker}) if call.args.get("private") else frozenset[str]()
+        arrival = Arrival.of(call.args, asker, labels)
+        return await self._receive(call, arrival)
+
+    async def link(self, call: Call) -> Answer:
+        asker = call.connection.remote.id
+        target = {"peer": call.args.get("peer"), "object": call.args.get("object"), "name": call.args.get("name", "")}
+        member = self._parts.membership.get(str(target["peer"]))
+        if member is not None:
+            target["name"] = member.name
+        fields = {**call.args, "kind": "pointer", "target": target, "name": None}
+        return await self._receive(call, Arrival.of(fields, asker, frozenset()))
+
+    async def _receive(self, call: Call, arrival: Arrival) -> Answer:
+        parts = self._parts
+        record = await parts.transfers.receive(arrival, self._lease_of(call), call, call.nbytes)
+        return Answer({"record": record})
+
+    async def fetch(self, call: Call) -> Answer:
+        part = call.args.get("part")
+        if part is not None and not isinstance(part, str):
+            raise BadRequest("part is text")
+        return await self._parts.transfers.fetch(call.connection.remote.id, check_id(call.args.get("id")), part)
+
+    async def describe(self, call: Call) -> Answer:
+        asker, prefix = call.connection.remote.id, call.args.get("prefix")
+        if prefix is None:
+            held: Held = await self._parts.objects.find(asker, check_id(call.args.get("id")))
+        elif isinstance(prefix, str) and 0 < len(prefix) <= 32 and set(prefix) <= _HEX:
+            held = await self._parts.objects.by_prefix(asker, prefix)
+        else:
+            raise BadRequest("prefix is 1 to 32 lowercase hex digits")
+        if isinstance(held, Temporary) and held.header is None and held.target is None:
+            async with self._parts.execution.lane(asker):
+                await self._parts.execution.take_home(held)
+        return Answer({"record": held.record()})
+
+    async def edit(self, call: Call) -> Answer:
+        asker, id = call.connection.remote.id, check_id(call.args.get("id"))
+        add, remove = parse_tags(call.args.get("add") or []), parse_tags(call.args.get("remove") or [])
+        description = call.args.get("description")
+        if description is not None:
+            check_description("description", description)
+        parts = self._parts
+        async with parts.execution.lane(asker):
+            held = await parts.objects.find(asker, id)
+            permissions.check_edit(asker, held, f"object {show_id(id)}")
+            if isinstance(held, Temporary):
+                if not add:
+                    raise BadRequest(
+                        f"{show_id(id)} has no tags: give it one, then it is published and can be described"
+                    )
+                return Answer({"record": await parts.transfers.publish(held, add, description)})
+            return Answer({"record": await self._edit_published(held, add, remove, description)})
+
+    async def _edit_published(
+        self, held: Published, add: tuple[str, ...], remove: tuple[str, ...], description: str | None
+    ) -> dict[str, Any]:
+        if held.part is not None:
+            raise BadRequest(f"{held.part} is one tensor of a model: tag the model")
+        try:
+            if add or remove:
+                await self._parts.store.retag(held.id, add, remove)
+            if description is not None:
+                await self._parts.store.describe(held.id, description)
+        finally:
+            self._parts.objects.store_changed(held.id)
+        edited = await self._parts.objects.find(held.owner, held.id)
+        return edited.record()
+
+    async def release(self, call: Call) -> Answer:
+        """Only temporaries, and only the asker's: a vanished client never takes a published object along."""
+        asker = call.connection.remote.id
+        ids = _ids(call.args.get("ids"))
+        async with self._parts.execution.lane(asker):
+            mine = [id for id in ids if (held := self._parts.objects.temporary(id)) is not None and held.owner == asker]
+            self._parts.execution.release(mine)
+        return Answer({})
+
+    async def delete(self, call: Call) -> Answer:
+        asker, parts = call.connection.remote.id, self._parts
+        deleted = 0
+        async with parts.execution.lane(asker):
+            held = [await parts.objects.find(asker, id) for id in _ids(call.args.get("ids"))]
+            for one in held:
+                permissions.check_edit(asker, one, f"object {show_id(one.id)}")
+                if isinstance(one, Published) and one.part is not None:
+                    raise BadRequest(f"{one.part} is one tensor of a model: delete the model")
+            for one in held:
+                deleted += await parts.transfers.remove(one.id)
+        return Answer({"deleted": deleted})
+
+    async def clear(self, call: Call) -> Answer:
+        asker, parts = call.connection.remote.id, self._parts
+        async with parts.execution.lane(asker):
+            deleted = parts.execution.release(parts.objects.owned_by(asker))
+            deleted += await parts.store.clear(asker)
+            parts.objects.store_cleared()
+        return Answer({"deleted": deleted})
+
+    async def search(self, call: Call) -> Answer:
+        query, limit = call.args.get("query", ""), call.args.get("limit", limits.MAX_HITS)
+        if not isinstance(query, str) or type(limit) is not int or limit < 1:
+            raise BadRequest("query is text, limit a positive integer")
+        found = await self._parts.store.find(query, min(limit, limits.MAX_HITS))
+        return Answer({"truncated": found.truncated}, MemoryPayload(pack_rows(found.records)))
+
+    # --- computing ----------------------------------------------------------------------------------------
+
+    async def run(self, call: Call) -> Answer:
+        operations = call.args.get("operations")
+        if not isinstance(operations, list):
+            raise BadRequest("operations is a list")
+        faults = await self._parts.execution.run(call.connection.remote.id, self._lease_of(call), operations)
+        return Answer({"results": faults if any(faults) else []})
+
+    async def execute(self, call: Call) -> Answer:
+        program = call.args.get("program")
+        if not isinstance(program, str) or len(program) != 64 or not set(program) <= _HEX:
+            raise BadRequest("program is the 64 hex digits of its SHA-256")
+        if call.nbytes > limits.MAX_PROGRAM:
+            raise BadRequest(f"a program of {call.nbytes} bytes; at most {limits.MAX_PROGRAM}")
+        code = None
+        if call.nbytes:
+            code = bytes(call.payload) if call.stream is None else b"".join([bytes(c) async for c in call.stream])
+            if hashlib.sha256(code).hexdigest() != program:
+                raise BadProgram("these bytes are not the program of that id")
+        headers = await self._parts.execution.execute(
+            call.connection.remote.id,
+            self._lease_of(call),
+            program,
+            code,
+            _ids(call.args.get("inputs")),
+            _ids(call.args.get("outs")),
+        )
+        return Answer({"results": headers})
+
+    # --- from peer to peer --------------------------------------------------------------------------------
+
+    async def offer(self, call: Call) -> Answer:
+        return Answer(
+            await self._parts.transfers.offer(
+                call.connection.remote.id,
+                check_id(call.args.get("id")),
+                str(call.args.get("target")),
+                bool(call.args.get("move")),
+            )
+        )
+
+    async def pull(self, call: Call) -> Answer:
+        self._members()  # the holder may have started on this machine a moment ago
+        record = await self._parts.transfers.pull(call.connection.remote.id, self._lease_of(call), call.args)
+        return Answer({"record": record})
+
+    async def collect(self, call: Call) -> Answer:
+        return await self._parts.transfers.collect(call.connection.remote.id, call.args.get("ticket"))
+
+    async def collected(self, call: Call) -> Answer:
+        await self._parts.transfers.collected(call.connection.remote.id, call.args.get("ticket"))
+        return Answer({})
+
+
+_SHOWN_TRAFFIC: Final = 200  # of the others a peer has exchanged data with; more would not fit a header
+_HEX: Final = frozenset("0123456789abcdef")
+_TABLE: Final[dict[str, Callable[[Requests, Call], Awaitable[Answer]]]] = {
+    "peers": Requests.peers,
+    "introduce": Requests.introduce,
+    "status": Requests.status,
+    "put": Requests.put,
+    "link": Requests.link,
+    "fetch": Requests.fetch,
+    "describe": Requests.describe,
+    "edit": Requests.edit,
+    "release": Requests.release,
+    "delete": Requests.delete,
+    "clear": Requests.clear,
+    "search": Requests.search,
+    "run": Requests.run,
+    "execute": Requests.execute,
+    "offer": Requests.offer,
+    "pull": Requests.pull,
+    "collect": Requests.collect,
+    "collected": Requests.collected,
+}
+
+
+def _ids(value: object) -> list[bytes]:
+    if not isinstance(value, list):
+        raise BadRequest("a list of object ids is needed")
+    return [check_id(id) for id in value]

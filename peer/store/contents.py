@@ -1,0 +1,153 @@
+"""What an object is made of, and how it lies in a file: the safetensors format, written by ourselves.
+
+A file is `u64 little-endian header length | JSON header | the tensors, one after another`. The header is padded
+with spaces so that the first tensor starts at a multiple of 64 bytes. The tensors keep the order in which they
+are given (and so, on the wire, arrive); a later one may therefore start at an offset that its dtype does not divide.
+Reference: https://github.com/huggingface/safetensors, section "Format".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from protocol import limits
+from protocol.errors import BadTensor, TooLarge
+from protocol.tensors import TensorHeader
+
+ALIGNMENT: Final = 64  # of the first tensor: a cache line, and what vector units load at once
+ONE_TENSOR: Final = "data"  # the name of the tensor in an object that is just one
+TRUE_HEADERS: Final = "peergrid.tensors"  # metadata key: JSON of the headers that the format has no dtype for
+_METADATA: Final = "__metadata__"
+
+# What the reader of safetensors 0.8 accepts. complex32 and complex128 are not among them: they are stored as
+# bytes, with their header under TRUE_HEADERS.
+_SAFETENSORS_DTYPE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "bool": "BOOL",
+        "uint8": "U8",
+        "int8": "I8",
+        "int16": "I16",
+        "uint16": "U16",
+        "int32": "I32",
+        "uint32": "U32",
+        "int64": "I64",
+        "uint64": "U64",
+        "float8_e4m3fn": "F8_E4M3",
+        "float8_e4m3fnuz": "F8_E4M3FNUZ",
+        "float8_e5m2": "F8_E5M2",
+        "float8_e5m2fnuz": "F8_E5M2FNUZ",
+        "float8_e8m0fnu": "F8_E8M0",
+        "float16": "F16",
+        "bfloat16": "BF16",
+        "float32": "F32",
+        "float64": "F64",
+        "complex64": "C64",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor's bytes are: `nbytes` from `offset` on, in a blob file or in the inline bytes."""
+
+    header: TensorHeader
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Named tensors in the order of their bytes, text metadata, and bytes besides (a program). Checks itself.
+
+    Raises:
+        BadTensor: names that repeat, are empty or too long, or are not text.
+        TooLarge: beyond MAX_STORED_TENSORS, MAX_METADATA, MAX_PROGRAM or MAX_TENSOR.
+    """
+
+    tensors: tuple[tuple[str, TensorHeader], ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    extra: bytes = b""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
+        _within("MAX_STORED_TENSORS", len(self.tensors), limits.MAX_STORED_TENSORS)
+        _within("MAX_PROGRAM", len(self.extra), limits.MAX_PROGRAM)
+        _within("MAX_TENSOR", self.nbytes, limits.MAX_TENSOR)
+        _check_names([name for name, _ in self.tensors])
+        _check_metadata(self.metadata)
+
+    @classmethod
+    def one(cls, header: TensorHeader) -> Contents:
+        """The contents of an object that is one tensor."""
+        return cls(((ONE_TENSOR, header),))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(header.nbytes for _, header in self.tensors)
+
+    def lay_out(self, start: int) -> dict[str, StoredTensor]:
+        """Where each tensor is when the first begins at `start`."""
+        places = {}
+        for name, header in self.tensors:
+            places[name] = StoredTensor(header, start, header.nbytes)
+            start += header.nbytes
+        return places
+
+    def file_header(self) -> bytes:
+        """All bytes of a safetensors file that stand before its tensors."""
+        text = json.dumps(self._entries(), separators=(",", ":")).encode("ascii")
+        text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        return len(text).to_bytes(8, "little") + text
+
+    def _entries(self) -> dict[str, Any]:
+        metadata = dict(self.metadata)
+        entries: dict[str, Any] = {_METADATA: metadata}
+        foreign = {}
+        for name, place in self.lay_out(0).items():
+            header = place.header
+            dtype, shape = _SAFETENSORS_DTYPE.get(header.dtype), list(header.shape)
+            if dtype is None:
+                foreign[name] = header.to_wire()
+                dtype, shape = "U8", [header.nbytes]
+            span = [place.offset, place.offset + place.nbytes]
+            entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": span}
+        if foreign:
+            metadata[TRUE_HEADERS] = json.dumps(foreign, separators=(",", ":"))
+        if not metadata:
+            del entries[_METADATA]
+        return entries
+
+
+def _within(limit: str, size: int, allowed: int) -> None:
+    if size > allowed:
+        raise TooLarge(f"{size} is beyond {limit}, {allowed}", limit=limit, size=size, allowed=allowed)
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if not _is_text(name) or not 0 < len(name) <= limits.MAX_TENSOR_NAME or name == _METADATA:
+            shown = repr(name)[:80]
+            raise BadTensor(f"{shown} cannot name a tensor: text of 1 to {limits.MAX_TENSOR_NAME} characters")
+    if len(set(names)) != len(names):
+        raise BadTensor("two tensors of one object have the same name")
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    if not all(_is_text(text) for pair in metadata.items() for text in pair):
+        raise BadTensor("metadata maps text to text")
+    if TRUE_HEADERS in metadata:
+        raise BadTensor(f"the metadata key {TRUE_HEADERS!r} is the store's own")
+    _within("MAX_METADATA", sum(len(k) + len(v) for k, v in metadata.items()), limits.MAX_METADATA)
+
+
+def _is_text(value: object) -> bool:
+    # A lone surrogate is a str that no UTF-8 file can hold; a reader of the file would refuse it.
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,393 @@
+"""The SQLite file: one connection that writes, one that only reads, each in its thread.
+
+Changes are functions over the connection, and those that wait together share one commit (group commit): at 64
+writers that is 19 times the rate of one commit each, at the same durability (WAL, synchronous=FULL). There is
+exactly one writing connection in the process, and only it checkpoints; SQLite before 3.51.3 can corrupt a WAL
+that two connections reset at once.
+
+aiosqlite runs each statement as one hop to its thread and offers no public call that runs a function there; its
+`Connection._execute`, through which all its own calls go, does exactly that. It is used in one place, `_in_thread`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+import aiosqlite
+
+from peer.store.mark import Mark
+from peer.store.sqlite_errors import damaged, database_errors, is_fatal, translated
+from peer.store.waiting import undisturbed
+from protocol import limits
+from protocol.errors import DataFolderMismatch, StorageError
+
+T = TypeVar("T")
+Migration = Callable[[sqlite3.Connection], object]
+"""One step of the schema, run once in a transaction of its own; its number is its place in the list, from 1."""
+
+_BUSY_MS: Final = 5_000  # some other program (a backup, the sqlite3 shell) may hold the file for a moment
+_LOG_LIMIT: Final = 64 * limits.MIB  # a log that grew beyond this is cut when it starts again
+
+_WRITER_SETTINGS: Final = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA fullfsync=ON",  # macOS: fsync there does not reach the drive
+    "PRAGMA foreign_keys=ON",
+    f"PRAGMA journal_size_limit={_LOG_LIMIT}",
+    "PRAGMA temp_store=MEMORY",
+)
+_SETTINGS: Final = (
+    f"PRAGMA busy_timeout={_BUSY_MS}",
+    "PRAGMA trusted_schema=OFF",
+    "PRAGMA cell_size_check=ON",
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Change(Generic[T]):
+    """A change that waits for its turn, then holds what came of it until the loop hands it over."""
+
+    apply: Callable[[sqlite3.Connection], T]
+    future: asyncio.Future[T]
+    result: list[T] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def run(self, db: sqlite3.Connection) -> None:
+        self.forget()
+        self.result.append(self.apply(db))
+
+    def forget(self) -> None:
+        self.result.clear()
+        self.error = None
+
+    def settle(self) -> None:
+        if self.future.done():
+            return
+        if self.error is None and self.result:
+            self.future.set_result(self.result[0])
+        else:
+            self.future.set_exception(self.error or StorageError("the database's thread failed; see the peer's log"))
+        self.error = None
+
+
+class Database:
+    """One open SQLite file. Made by `open`; `write` and `read` until `close`.
+
+    No sqlite3 error leaves it: StorageFull, Corrupt or StorageError do.
+    """
+
+    def __init__(self, path: Path, mark: Mark, is_tight: Callable[[], bool]) -> None:
+        self._path = path
+        self._mark = mark
+        self._is_tight = is_tight
+        self._reader: aiosqlite.Connection | None = None
+        self._writer: aiosqlite.Connection | None = None
+        self._db: sqlite3.Connection | None = None  # the writer's, for its thread alone
+        self._changes = 0
+        self._waiting: deque[_Change[Any]] = deque()
+        self._driver: asyncio.Task[None] | None = None
+        self._broken: StorageError | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        migrations: Sequence[Migration],
+        *,
+        mark: Mark,
+        is_expected: bool = False,
+        inspect: Migration = lambda db: None,
+        is_tight: Callable[[], bool] = lambda: False,
+        connection: type[sqlite3.Connection] = sqlite3.Connection,
+    ) -> Database:
+        """Open, check and migrate.
+
+        Args:
+            is_expected: other files of the folder say that there is a database.
+            inspect: called with the reading connection before anything is written; raises to refuse.
+            is_tight: asked before each commit, in the writer's thread: whether the disk is so full that the log has
+                to be folded into the file now, while there is room for that.
+            connection: the class of the writing connection, for tests.
+
+        Raises:
+            DataFolderMismatch: written by a newer version.
+            Corrupt: missing though expected, damaged, or short of changes that were acknowledged. The files are
+                left as they are.
+            StorageError, StorageFull: the disk refused.
+        """
+        self = cls(path, mark, is_tight)
+        try:
+            await undisturbed(self._open(migrations, is_expected, inspect, connection))
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def close(self) -> None:
+        """Finish what waits, then fold the log into the file. May be called twice."""
+        await undisturbed(self._close())
+
+    async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """The result of `change(db)`, once its transaction is on the disk.
+
+        `change` runs in the database's thread inside BEGIN IMMEDIATE .. COMMIT, perhaps in the company of others; if
+        it raises, what it did is undone, and only that. It must touch nothing but `db`: where a shared
+        transaction is lost it is run again. A cancelled caller finds it either done whole or not at all: not
+        begun yet it is dropped, else its end is awaited first.
+        """
+        if self._writer is None:
+            raise StorageError("the store is closed")
+        waiting = _Change(change, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._driver is None:
+            self._driver = asyncio.create_task(self._drive())
+        return await undisturbed(waiting.future, hurry=lambda: self._withdraw(waiting))
+
+    async def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
+        """The result of `look(db)`, which runs on the reading connection and sees one state of the database."""
+        if self._reader is None:
+            raise StorageError("the store is closed")
+        return await _in_thread(self._reader, lambda db: _in_one_state(db, look))
+
+    @property
+    def changes(self) -> int:
+        """Commits since the database was made."""
+        return self._changes
+
+    # --- opening and closing --------------------------------------------------------------------------------
+
+    async def _open(
+        self, migrations: Sequence[Migration], is_expected: bool, inspect: Migration, kind: type[sqlite3.Connection]
+    ) -> None:
+        exists = self._path.exists() and self._path.stat().st_size > 0
+        if is_expected and not exists:
+            raise damaged(f"{self._path.name} is missing or empty")
+        if exists:
+            # Looked at through a connection that cannot write: SQLite would else fold a damaged log into the
+            # file when it closes, and take the last chance to save what is in it.
+            await self._open_reader()
+            if await self.read(lambda db: self._examine(db, len(migrations), is_expected)):
+                await self.read(inspect)
+        with database_errors():
+            self._writer = await aiosqlite.connect(self._path, isolation_level=None, factory=kind)
+        await _in_thread(self._writer, lambda db: self._prepare(db, migrations))
+        if self._reader is None:
+            await self._open_reader()
+        self._mark.open(self._changes)
+
+    async def _open_reader(self) -> None:
+        address = f"{self._path.absolute().as_uri()}?mode=ro"
+        with database_errors():
+            self._reader = await aiosqlite.connect(address, uri=True, isolation_level=None)
+        await _in_thread(self._reader, lambda db: _set(db, _SETTINGS))
+
+    def _examine(self, db: sqlite3.Connection, newest: int, is_expected: bool) -> bool:
+        """Whether there is anything in it yet; raises where it must not be used."""
+        version = _version(db)
+        if version > newest:
+            raise DataFolderMismatch(
+                f"the data folder {self._path.parent} has version {version}, and this program knows up to {newest}; "
+                "run the newer program, or choose another folder with --data-dir",
+                found=version,
+                known=newest,
+            )
+        if version == 0:
+            if is_expected or db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                raise damaged(f"{self._path.name} is not a store's database")
+            return False
+        log = self._path.with_name(self._path.name + "-wal")
+        if log.exists() and log.stat().st_size:
+            # Not closed in order: SQLite would meet a page that is missing only when it comes to need it.
+            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise damaged(str(verdict))
+        (changes,) = db.execute("SELECT changes FROM counter").fetchone()
+        acknowledged = self._mark.read()
+        if acknowledged is not None and changes < acknowledged:
+            raise damaged(f"it holds {changes} changes, and {acknowledged} were acknowledged")
+        return True
+
+    def _prepare(self, db: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
+        self._db = db
+        _set(db, _SETTINGS + _WRITER_SETTINGS)
+        for number, migrate in enumerate(migrations, 1):
+            if number > _version(db):
+                self._migrate(db, number, migrate)
+        (self._changes,) = db.execute("SELECT changes FROM counter").fetchone()
+
+    def _migrate(self, db: sqlite3.Connection, number: int, migrate: Migration) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if number == 1:
+                db.execute("CREATE TABLE counter(changes INTEGER NOT NULL) STRICT")
+                db.execute("INSERT INTO counter VALUES (0)")
+            migrate(db)
+            db.execute(f"PRAGMA user_version={number}")
+            db.execute("COMMIT")
+        except BaseException:
+            _roll_back(db)
+            raise
+
+    async def _close(self) -> None:
+        while self._driver is not None:
+            await asyncio.wait({self._driver})
+        reader, self._reader = self._reader, None
+        writer, self._writer, self._db = self._writer, None, None
+        try:
+            # The writer last: it then has the file to itself, and folds the log into it.
+            for connection in (reader, writer):
+                if connection is not None:
+                    with database_errors():
+                        await connection.close()
+        finally:
+            self._mark.close()
+
+    # --- changes --------------------------------------------------------------------------------------------
+
+    def _withdraw(self, change: _Change[Any]) -> None:
+        with suppress(ValueError):  # its turn has come
+            self._waiting.remove(change)
+            change.future.cancel()
+
+    async def _drive(self) -> None:
+        """Keep the writer's thread at work for as long as changes wait."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting and self._writer is not None:
+                await _in_thread(self._writer, lambda _: self._commit_waiting(loop))
+        finally:
+            self._driver = None
+
+    # --- in the writer's thread -----------------------------------------------------------------------------
+
+    def _commit_waiting(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting:
+            batch: list[_Change[Any]] = []
+            with suppress(IndexError):
+                while len(batch) < limits.STORE_COMMIT_BATCH:
+                    batch.append(self._waiting.popleft())
+            try:
+                if self._is_tight():
+                    self._fold()
+                if len(batch) == 1 or not self._commit_together(batch):
+                    for change in batch:
+                        self._commit_alone(change)
+            finally:
+                loop.call_soon_threadsafe(_settle, batch)
+
+    def _fold(self) -> None:
+        assert self._db is not None
+        with suppress(sqlite3.Error):  # then it is a little fuller still, and the commit will say if it is too full
+            _set(self._db, ["PRAGMA wal_checkpoint(TRUNCATE)"])
+
+    def _commit_together(self, batch: Sequence[_Change[Any]]) -> bool:
+        """All in one transaction, each undone alone if it fails. False: nothing is done, try each alone."""
+        db = self._db
+        assert db is not None
+        if self._broken is not None:
+            return False
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for change in batch:
+                db.execute("SAVEPOINT change")
+                try:
+                    change.run(db)
+                except Exception as error:
+                    change.error = error
+                    db.execute("ROLLBACK TO change")
+                db.execute("RELEASE change")
+            self._commit(db)
+        except sqlite3.Error as error:
+            # A full disk can make SQLite give up the whole transaction, whoever's statement it was.
+            self._note(error)
+            _roll_back(db)
+            return False
+        for change in batch:
+            change.error = change.error and _outward(change.error)
+        return True
+
+    def _commit_alone(self, change: _Change[Any]) -> None:
+        db = self._db
+        assert db is not None
+        change.forget()
+        if self._broken is not None:
+            change.error = self._broken.again()
+            return
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            change.run(db)
+            self._commit(db)
+        except Exception as error:
+            self._note(error)
+            _roll_back(db)
+            change.error = _outward(error)
+
+    def _commit(self, db: sqlite3.Connection) -> None:
+        if not db.in_transaction:
+            raise sqlite3.OperationalError("the transaction was lost")
+        db.execute("UPDATE counter SET changes = ?", (self._changes + 1,))
+        db.execute("COMMIT")
+        self._changes += 1
+        self._mark.set(self._changes)
+
+    def _note(self, error: BaseException) -> None:
+        if is_fatal(error):
+            self._broken = StorageError(
+                "the disk failed while the database was synced, so nothing more is written to it; "
+                "check the disk and restart the peer: what was acknowledged before is kept"
+            )
+
+
+def _settle(batch: Sequence[_Change[Any]]) -> None:
+    for change in batch:
+        change.settle()
+
+
+async def _in_thread(connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """`work(db)` in the connection's thread."""
+
+    def in_thread() -> T:
+        with database_errors():
+            return work(connection._conn)
+
+    result: T = await connection._execute(in_thread)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _in_one_state(db: sqlite3.Connection, look: Callable[[sqlite3.Connection], T]) -> T:
+    db.execute("BEGIN")
+    try:
+        return look(db)
+    finally:
+        _roll_back(db)
+
+
+def _set(db: sqlite3.Connection, settings: Sequence[str]) -> None:
+    for setting in settings:
+        db.execute(setting).fetchall()
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    # Some errors have undone the transaction already; and one that cannot be undone is at the next opening.
+    with suppress(sqlite3.Error):
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def _outward(error: BaseException) -> BaseException:
+    if not isinstance(error, sqlite3.Error):
+        return error
+    outward = translated(error)
+    outward.__cause__ = error
+    return outward

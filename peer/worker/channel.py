@@ -1,0 +1,339 @@
+"""Messages with file descriptors over a unix stream socket: the framing, and its blocking and asyncio forms.
+
+A message is `length u32 | descriptors u8 | msgpack`, little-endian. Descriptors ride in the same sendmsg as the
+first byte of their message. The kernel keeps them in order and hands them over no later than that byte, but may
+put bytes of earlier messages in front of it: so they wait in a queue, and each message takes as many as it says.
+Either end may be hostile to the other: sizes are checked before anything is kept, and what is wrong ends the
+channel (ProtocolError), with every descriptor closed.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import msgpack
+
+from protocol import limits
+from protocol.errors import BadRequest, ProtocolError, TooLarge
+
+_PRELUDE: Final = struct.Struct("<IB")
+_READ: Final = 64 * limits.KIB
+_GATHER: Final = 64  # messages in one sendmsg
+_QUEUE: Final = 256  # messages unsent
+_READS_PER_WAKEUP: Final = 16  # then the loop's other work has its turn
+_ANCILLARY: Final = socket.CMSG_SPACE(16 * array.array("i").itemsize)
+_CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+Message = tuple[Any, list[int]]  # what was packed, and its descriptors, now the receiver's to close
+
+
+def encode(message: Any, descriptors: int = 0, limit: int = limits.WORKER_MESSAGE) -> bytes:
+    """One message, framed.
+
+    Raises:
+        BadRequest: a value that msgpack cannot hold.
+        TooLarge: more than `limit` bytes.
+    """
+    try:
+        body: bytes = msgpack.packb(message, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadRequest(f"an argument that cannot travel: {error}") from None
+    if len(body) > limit:
+        raise TooLarge(
+            f"a message of {len(body)} bytes between peer and worker; send large values as objects",
+            limit="WORKER_MESSAGE",
+            size=len(body),
+            allowed=limit,
+        )
+    return _PRELUDE.pack(len(body), descriptors) + body
+
+
+class Decoder:
+    """Bytes and descriptors in, messages out. After a ProtocolError it is beyond use; `close` it."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = bytearray()
+        self._descriptors: deque[int] = deque()
+
+    def feed(self, data: bytes | bytearray | memoryview, descriptors: Iterable[int] = ()) -> Iterator[Message]:
+        """The messages complete with this. Consume it all before feeding again."""
+        self._descriptors.extend(descriptors)
+        if len(self._descriptors) > limits.WORKER_BACKLOG:
+            raise ProtocolError("descriptors without messages")
+        kept = self._bytes
+        if kept:
+            kept += data
+            data = kept
+        at = 0
+        with memoryview(data) as view:
+            while len(view) - at >= _PRELUDE.size:
+                length, count = _PRELUDE.unpack_from(view, at)
+                self._check(length, count)
+                start, end = at + _PRELUDE.size, at + _PRELUDE.size + length
+                if end > len(view):
+                    break
+                with view[start:end] as body:
+                    message = _unpack(body)
+                at = end
+                yield message, [self._descriptors.popleft() for _ in range(count)]
+            if data is kept and not at:
+                return  # a long message grows in place
+            self._bytes = bytearray(view[at:])
+
+    def _check(self, length: int, count: int) -> None:
+        if length > self._limit:
+            raise ProtocolError(f"a message of {length} bytes; at most {self._limit}")
+        # They came with the first byte of this prelude, or earlier.
+        if count > limits.WORKER_FDS or count > len(self._descriptors):
+            raise ProtocolError(f"a message that claims {count} descriptors; {len(self._descriptors)} came")
+
+    def close(self) -> None:
+        self._bytes = bytearray()
+        close_all(self._descriptors)
+        self._descriptors.clear()
+
+
+def _unpack(body: memoryview) -> Any:
+    try:
+        return msgpack.unpackb(body, raw=False)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise ProtocolError(f"a message that does not decode: {error}") from None
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
+
+
+def _copies(descriptors: Iterable[int]) -> list[int]:
+    copies: list[int] = []
+    try:
+        for fd in descriptors:
+            copies.append(os.dup(fd))
+    except OSError:
+        close_all(copies)
+        raise
+    return copies
+
+
+def _ancillary(descriptors: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+
+
+def _receive(sock: socket.socket, buffer: bytearray) -> tuple[int, list[int]]:
+    """(bytes read into `buffer`, descriptors). BlockingIOError when there is nothing yet; 0 at the end."""
+    size, controls, flags, _ = sock.recvmsg_into([buffer], _ANCILLARY, _CLOEXEC)
+    if not controls:
+        return size, []
+    received = array.array("i")
+    for level, kind, data in controls:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(data[: len(data) - len(data) % received.itemsize])
+    if flags & socket.MSG_CTRUNC:
+        close_all(received)
+        raise ProtocolError("more descriptors than one message may carry")
+    return size, list(received)
+
+
+def tune(sock: socket.socket) -> None:
+    """Room for a few batches, so that neither end waits for the other at each message."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.MIB)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.MIB)
+
+
+class BlockingChannel:
+    """The form for a process that does one thing at a time: the worker, the zygote."""
+
+    def __init__(self, sock: socket.socket, *, send_limit: int, receive_limit: int) -> None:
+        self._socket = sock
+        self._send_limit = send_limit
+        self._decoder = Decoder(receive_limit)
+        self._buffer = bytearray(_READ)
+        self._view = memoryview(self._buffer)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
+        """Sends it all. The descriptors stay the caller's. Raises TooLarge before a byte has gone."""
+        view = memoryview(encode(message, len(descriptors), self._send_limit))
+        sent = self._socket.sendmsg([view], _ancillary(descriptors))
+        if sent < len(view):
+            self._socket.sendall(view[sent:])
+
+    def receive(self) -> list[Message] | None:
+        """The next messages (perhaps none yet), or None when the other end is gone."""
+        try:
+            size, descriptors = _receive(self._socket, self._buffer)
+        except ConnectionResetError:
+            return None
+        if not size:
+            return None
+        return list(self._decoder.feed(self._view[:size], descriptors))
+
+    def close(self) -> None:
+        self._decoder.close()
+        self._socket.close()
+
+
+class LoopChannel:
+    """The form for the peer: never blocks, runs on the loop that is running when it is made.
+
+    Args:
+        on_message: called for each message with (value, descriptors); owns the descriptors.
+        on_closed: called once, from the loop, when the other end is gone or broke the rules (the error, or
+            None for a plain end); not called after `close`.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_message: Callable[[Any, list[int]], None],
+        on_closed: Callable[[Exception | None], None],
+        *,
+        send_limit: int,
+        receive_limit: int,
+    ) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._send_limit = send_limit
+        self._decoder = Decoder(receive_limit)
+        self._buffer = bytearray(_READ)
+        self._view = memoryview(self._buffer)
+        self._unsent: deque[tuple[memoryview, list[int]]] = deque()
+        self._drained: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock, self._readable)
+        self.unsent_bytes = 0
+        self.is_closed = False
+
+    def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
+        """Sends now, or as soon as there is room. The descriptors stay the caller's (copies are queued).
+
+        Raises:
+            BadRequest, TooLarge: it cannot travel; nothing was sent.
+            OSError: no descriptor left to copy one; nothing was sent.
+        """
+        if self.is_closed:
+            return
+        view = memoryview(encode(message, len(descriptors), self._send_limit))
+        self._unsent.append((view, _copies(descriptors)))
+        self.unsent_bytes += len(view)
+        if len(self._unsent) == 1:
+            self._flush()
+            if self._unsent:
+                self._loop.add_writer(self._socket, self._writable)
+
+    @property
+    def is_full(self) -> bool:
+        # Each message may pin a descriptor, so that their number counts as well.
+        return self.unsent_bytes >= limits.WORKER_QUEUE or len(self._unsent) >= _QUEUE
+
+    async def drained(self) -> None:
+        """Waits until there is room (or nothing will be sent any more). Cancelling is safe."""
+        while self.is_full and not self.is_closed:
+            if self._drained is None:
+                self._drained = self._loop.create_future()
+            await asyncio.shield(self._drained)
+
+    def close(self) -> None:
+        """Lets go of the socket and of every descriptor. What was not sent is dropped."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        self._decoder.close()
+        self._forget_unsent()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                views, descriptors = self._next()
+                self._sent(self._socket.sendmsg(views, _ancillary(descriptors)))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:  # descriptors under way are bounded too: again when it has read some
+                return
+            # The other end is gone. What it said before is still to be read: the reader closes.
+            self._forget_unsent()
+
+    def _next(self) -> tuple[list[memoryview], list[int]]:
+        """The first message with its descriptors, and those after it up to the next that has some."""
+        first, descriptors = self._unsent[0]
+        views = [first]
+        for at in range(1, min(len(self._unsent), _GATHER)):
+            view, its_descriptors = self._unsent[at]
+            if its_descriptors:
+                break
+            views.append(view)
+        return views, descriptors
+
+    def _sent(self, size: int) -> None:
+        self.unsent_bytes -= size
+        view, descriptors = self._unsent[0]
+        close_all(descriptors)  # they went with the first byte
+        self._unsent[0] = view, []
+        while size and size >= len(view):
+            size -= len(view)
+            self._unsent.popleft()
+            if not size:
+                break
+            view, _ = self._unsent[0]
+        if size:
+            self._unsent[0] = view[size:], []
+        if not self.is_full:
+            self._wake()
+
+    def _forget_unsent(self) -> None:
+        for _, descriptors in self._unsent:
+            close_all(descriptors)
+        self._unsent.clear()
+        self.unsent_bytes = 0
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+    def _writable(self) -> None:
+        self._flush()
+        if not self._unsent:
+            self._loop.remove_writer(self._socket)
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(_READS_PER_WAKEUP):
+                size, descriptors = _receive(self._socket, self._buffer)
+                if not size:
+                    self._end(None)
+                    return
+                for message, its_descriptors in self._decoder.feed(self._view[:size], descriptors):
+                    self._on_message(message, its_descriptors)
+                    if self.is_closed:  # by what the message meant
+                        return
+                if size < _READ:
+                    return
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError) as error:
+            self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self.is_closed:
+            self.close()
+            self._on_closed(error)

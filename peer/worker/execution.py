@@ -1,0 +1,106 @@
+"""One eager operation, from its wire form to its results' ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from compute import interpreter, table, values
+from compute.dtypes import NAME_OF
+from peer.worker.faults import as_error
+from peer.worker.objects import Objects
+from peer.worker.operation import name_of, result_ids, unpacked
+from protocol.errors import BadRequest, GridError
+
+
+def execute(objects: Objects, operation: Any) -> list[torch.Tensor] | GridError:
+    """Runs it and keeps the results under the ids that it names; gives the results, or what went wrong.
+
+    What went wrong is also kept under those ids, so that everything which needs them fails for the same reason, and
+    under the ids of what was to be changed in place.
+    """
+    entry: table.Entry | None = None
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    try:
+        name, args, kwargs, outs = unpacked(operation)
+        entry = table.lookup(name)
+        tensors = _call(objects, entry, args, kwargs)
+        _keep(objects, tensors, outs, entry)
+        return tensors
+    except Exception as problem:
+        error = as_error(problem, name_of(operation))
+        ids = list(result_ids(operation))
+        for out in ids:
+            objects.fail(out, error)
+        # What is in no table may have been meant to be in place: then the result's id is an argument's.
+        changed = [arg for arg in args if arg in ids] if entry is None else _to_be_written(entry, args, kwargs)
+        for object_id in changed:
+            objects.spoil(object_id, error)
+        return error
+
+
+def _call(objects: Objects, entry: table.Entry, args: list[Any], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    resolve = objects.get
+    args = [values.decode(value, resolve) for value in args]
+    if kwargs:
+        kwargs = {key: values.decode(value, resolve) for key, value in kwargs.items()}
+    value = executor(objects)(entry, args, kwargs) if entry.writes else interpreter.execute(entry, args, kwargs)
+    return [value] if isinstance(value, torch.Tensor) else list(tensors_in(value))
+
+
+def executor(objects: Objects) -> interpreter.Execute:
+    """How operations run on these objects: as anywhere, but what is read-only is not written."""
+
+    def execute(entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if entry.writes:
+            for position in entry.written(args, kwargs):
+                for tensor in _listed(_argument(entry, position, args, kwargs)):
+                    if isinstance(tensor, torch.Tensor):
+                        objects.check_writable(tensor)
+        return interpreter.execute(entry, args, kwargs)
+
+    return execute
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a result, in order, whatever they are nested in; those of a map by their sorted names."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for name in sorted(value):  # the order in which a program travels
+            yield from tensors_in(value[name])
+
+
+def check_describable(tensor: torch.Tensor) -> None:
+    """BadTensor or TooLarge for what the peer would not take for a tensor: an unknown dtype, [0, 2**31, 2**31]."""
+    if not tensor.numel() or tensor.dtype not in NAME_OF:
+        values.header_of(tensor)
+
+
+def _keep(objects: Objects, tensors: list[torch.Tensor], outs: list[Any], entry: table.Entry) -> None:
+    if len(outs) != len(tensors) and (outs or not entry.writes):
+        raise BadRequest(f"{entry.name} gives {len(tensors)} tensors, but {len(outs)} result ids came with it")
+    for tensor in tensors:
+        check_describable(tensor)
+    for out, tensor in zip(outs, tensors, strict=False):
+        if out is not None:
+            objects.put(out, tensor)
+
+
+def _to_be_written(entry: table.Entry, args: list[Any], kwargs: dict[str, Any]) -> list[bytes]:
+    written = [_listed(_argument(entry, position, args, kwargs)) for position in entry.writes]
+    return [item for items in written for item in items if isinstance(item, bytes)]
+
+
+def _argument(entry: table.Entry, position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return args[position] if position < len(args) else kwargs.get(entry.parameters[position].name)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]

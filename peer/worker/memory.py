@@ -1,0 +1,108 @@
+"""Memory that crosses a process: sealed memory files, and private copy-on-write mappings of them.
+
+Torch-free: the peer and its workers both use it. A buffer given to a worker is sealed against writing, so even
+a worker that was taken over cannot alter what the peer holds; a buffer taken from a worker must be sealed
+against shrinking too, or reading it could kill the peer (SIGBUS).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import stat
+import sys
+import tempfile
+import weakref
+from typing import Final
+
+from protocol.errors import BadTensor, InternalError
+
+HAS_SEALS: Final = sys.platform == "linux"
+
+# The numbers of <linux/fcntl.h>; Python 3.11 names only the first four.
+_SEAL_SEAL: Final = 0x1
+_SEAL_SHRINK: Final = 0x2
+_SEAL_GROW: Final = 0x4
+_SEAL_WRITE: Final = 0x8
+_SEAL_FUTURE_WRITE: Final = 0x10
+_F_ADD_SEALS: Final = 1033
+_F_GET_SEALS: Final = 1034
+
+_FIXED: Final = _SEAL_SHRINK | _SEAL_GROW | _SEAL_SEAL
+_MAP_NORESERVE: Final = 0x4000 if sys.platform == "linux" else 0
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
+_PYBUF_WRITE: Final = 0x200
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.munmap.restype = ctypes.c_int
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_view_of_memory = ctypes.pythonapi.PyMemoryView_FromMemory
+_view_of_memory.restype = ctypes.py_object
+_view_of_memory.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
+
+
+def new_file(name: str) -> int:
+    """An anonymous file in memory; the caller closes the descriptor."""
+    if HAS_SEALS:
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with tempfile.TemporaryFile(prefix="grid-") as file:
+        return os.dup(file.fileno())
+
+
+def seal_for_readers(fd: int) -> None:
+    """From now on nobody can write, grow or shrink it; a shared mapping that its maker has stays writable."""
+    if HAS_SEALS:
+        fcntl.fcntl(fd, _F_ADD_SEALS, _FIXED | _SEAL_FUTURE_WRITE)
+
+
+def seal(fd: int) -> None:
+    """From now on the content is fixed. Fails (OSError) while a writable shared mapping exists."""
+    if HAS_SEALS:
+        fcntl.fcntl(fd, _F_ADD_SEALS, _FIXED | _SEAL_WRITE)
+
+
+def check_sealed(fd: int, nbytes: int) -> None:
+    """InternalError unless `fd`, which came from a worker, is a sealed memory file of exactly `nbytes`."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_size != nbytes:
+        raise InternalError(f"a worker gave {status.st_size} bytes where its header says {nbytes}")
+    if not HAS_SEALS:
+        return
+    try:
+        seals = fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if seals & (_SEAL_SHRINK | _SEAL_WRITE) != _SEAL_SHRINK | _SEAL_WRITE:
+        raise InternalError("a worker gave memory that it can still change")
+
+
+def write_all(fd: int, data: memoryview, offset: int = 0) -> None:
+    """All of `data` at `offset`. On fresh memory this beats writing through a mapping: no zeroing, no faults."""
+    while data.nbytes:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def map_private(fd: int, offset: int, nbytes: int) -> memoryview:
+    """A private, writable view of `nbytes` of a file from any offset on: pages written to become our own copies.
+
+    The memory is unmapped when the view is collected, so whatever reads it must keep this very object (a tensor
+    made from it by torch.frombuffer does). No descriptor is held, unlike with mmap.mmap: a worker maps thousands.
+    """
+    size = os.fstat(fd).st_size
+    if not (0 <= offset and 0 < nbytes and offset + nbytes <= size):
+        # Beyond the end of the file a read kills the process.
+        raise BadTensor(f"{nbytes} bytes from {offset} on, in a file of {size}")
+    start = offset - offset % mmap.ALLOCATIONGRANULARITY
+    length = offset - start + nbytes
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE  # else a model larger than memory could not be mapped
+    address = _libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, start)
+    if address is None or address == _MAP_FAILED:
+        raise MemoryError(f"cannot map {nbytes} bytes: {os.strerror(ctypes.get_errno())}")
+    view: memoryview = _view_of_memory(address + offset - start, nbytes, _PYBUF_WRITE)
+    weakref.finalize(view, _libc.munmap, address, length).atexit = False
+    return view

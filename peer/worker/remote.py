@@ -1,0 +1,348 @@
+"""The peer's end of one worker: what is asked of it, what came back, and what is lost when it dies.
+
+A worker is not trusted. Whatever it says is checked here, and one that breaks the rules of its channel is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+
+from peer.buffers import Buffer, BufferPool
+from peer.worker import answers
+from peer.worker.answers import Exported, Result, Usage
+from peer.worker.channel import LoopChannel, close_all
+from peer.worker.operation import name_of, result_ids
+from peer.worker.zygote_process import ending, signal_name
+from protocol import limits
+from protocol.errors import GridError, InternalError, NotFound, ProtocolError, TooLarge, WorkerLost
+from protocol.tensors import TensorHeader
+
+__all__ = ["Exported", "Result", "Usage", "Worker", "WorkerKey", "WorkerStatistics"]
+
+T = TypeVar("T")
+_KILLED: Final = "was ended by its peer"
+
+
+class WorkerKey(NamedTuple):
+    """Values of different principals, or under different labels, never meet in one process."""
+
+    principal: str
+    labels: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    key: WorkerKey
+    pid: int | None
+    held: int
+    pending: int
+    unsent_bytes: int
+    operations: int
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request under way: `parse` makes the result from the reply's fields and descriptors."""
+
+    future: asyncio.Future[Any]
+    what: str
+    parse: Callable[[list[Any], list[int]], Any]
+
+
+class Worker:
+    """One worker process, from the peer's side. Made by a WorkerPool; lives in one event loop.
+
+    Requests may be made at once, whether the process is there yet or not; it answers them in order. Futures fail
+    with the error of their request, or with WorkerLost when the process dies; cancelling one gives up the answer,
+    not the work. Await `ready()` between requests to keep the queue bounded.
+    """
+
+    def __init__(
+        self, key: WorkerKey, channel: socket.socket, buffers: BufferPool, gone: Callable[[Worker], None]
+    ) -> None:
+        self.key = key
+        self.pid: int | None = None
+        self.idle_since = asyncio.get_running_loop().time()
+        self.lost: asyncio.Future[WorkerLost] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._buffers = buffers
+        self._gone = gone  # told once, before anybody else: sees to it that the process is dead
+        self._held: set[bytes] = set()
+        self._given: dict[bytes, TensorHeader] = {}  # those of them that were provided
+        self._again: set[bytes] = set()  # and of those, the ones that can be provided again as they are
+        self._pending: dict[int, _Pending] = {}
+        self._programs: OrderedDict[bytes, None] = OrderedDict()
+        self._seq = 0
+        self._operations = 0
+        self._status: int | None = None
+        self._defect: str | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._channel = LoopChannel(
+            channel, self._heard, self._ended, send_limit=limits.WORKER_MESSAGE, receive_limit=limits.WORKER_REPLY
+        )
+
+    # --- what it is asked ---------------------------------------------------------------------------------
+
+    def provide(
+        self, object_id: bytes, header: TensorHeader, data: int | bytes, offset: int = 0, read_only: bool = False
+    ) -> None:
+        """Gives it a value: a few bytes, or the descriptor of a file that holds the elements from `offset` on.
+
+        The file is mapped, not copied; what the worker writes to it stays its own. The descriptor stays the
+        caller's, who may close it at once. A read-only value refuses in-place operations (ReadOnly).
+        """
+        fields = [object_id, header.dtype, list(header.shape), offset, read_only]
+        if isinstance(data, int):
+            self._tell(["provide", *fields, None], [data])
+        else:
+            header.check_payload(len(data))
+            self._tell(["provide", *fields, bytes(data)])
+        self._held.add(object_id)
+        self._given[object_id] = header
+        if read_only:
+            self._again.add(object_id)
+
+    def run(self, operations: Sequence[Sequence[Any]]) -> asyncio.Future[list[Result]]:
+        """Runs operations [name, args, kwargs, outs] in order; gives one result for each.
+
+        What an operation did wrong is its own result, and that of those that use what it should have made; the
+        future itself fails only with the loss of the worker.
+
+        Raises:
+            TooLarge: more than limits.MAX_BATCH operations, or more bytes than a message may have.
+            BadRequest: an argument that msgpack cannot hold.
+        """
+        count = len(operations)
+        if count > limits.MAX_BATCH:
+            raise TooLarge(
+                f"{count} operations in one request; send them in several",
+                limit="MAX_BATCH",
+                size=count,
+                allowed=limits.MAX_BATCH,
+            )
+        what = (name_of(operations[0]) if count == 1 else None) or "operations"
+        future = self._ask(what, lambda fields, _: answers.results(fields, count), "run", operations)
+        for operation in operations:
+            self._held.update(result_ids(operation))
+        self._operations += count
+        return future
+
+    def run_program(
+        self, program_id: bytes, program: bytes | None, inputs: Sequence[bytes], outs: Sequence[bytes]
+    ) -> asyncio.Future[list[TensorHeader]]:
+        """Runs a whole program on `inputs` (object ids); its results become `outs`, in order.
+
+        Args:
+            program_id: the content hash of the program.
+            program: its canonical bytes; None is enough while `knows(program_id)`.
+        """
+        if self.knows(program_id):
+            program = None
+        elif program is None:
+            raise NotFound("the worker does not know this program; send the program itself")
+        future = self._ask(
+            "program",
+            lambda fields, _: answers.headers(fields[0]),
+            "program",
+            program_id,
+            program,
+            list(inputs),
+            list(outs),
+        )
+        self._remember(program_id)
+        self._held.update(outs)
+        return future
+
+    def knows(self, program_id: bytes) -> bool:
+        """Whether it has this program already, so that the id is enough."""
+        return program_id in self._programs
+
+    def export(self, object_id: bytes) -> asyncio.Future[Exported]:
+        """The value, as soon as all that was asked before is done. Fails with the error that made it, if one did."""
+        given = self._given.get(object_id)
+        return self._ask(
+            "export", lambda fields, fds: answers.exported(given, fields, fds, self._buffers), "export", object_id
+        )
+
+    def drop(self, ids: Iterable[bytes]) -> None:
+        """Forgets values; unknown ids are ignored."""
+        known = [object_id for object_id in ids if object_id in self._held]
+        self._held.difference_update(known)
+        self._again.difference_update(known)
+        for object_id in known:
+            self._given.pop(object_id, None)
+        for start in range(0, len(known), limits.MAX_ARRAY):
+            self._tell(["drop", known[start : start + limits.MAX_ARRAY]])
+
+    def usage(self) -> asyncio.Future[Usage]:
+        return self._ask("usage", lambda fields, _: answers.usage(fields), "usage")
+
+    def holds(self, object_id: bytes) -> bool:
+        """Whether it was provided, or promised as a result, and not dropped since."""
+        return object_id in self._held
+
+    async def ready(self) -> None:
+        """Waits until the unsent requests are few. Cancelling is safe."""
+        await self._channel.drained()
+
+    # --- its end ------------------------------------------------------------------------------------------
+
+    @property
+    def is_lost(self) -> bool:
+        return self.lost.done()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is lost by ending it: it is asked nothing, and holds only what can be provided again."""
+        return not self._pending and len(self._held) == len(self._again)
+
+    def on_lost(self, callback: Callable[[WorkerLost], None]) -> None:
+        """Called from the loop when the process is gone, with the error that its values have become."""
+        self.lost.add_done_callback(lambda future: None if future.cancelled() else callback(future.result()))
+
+    def kill(self) -> None:
+        """Ends the process now. What was under way fails with WorkerLost."""
+        self.lose(_KILLED)
+
+    def lose(self, how: str, status: int | None = None) -> None:
+        """Marks it as gone (once): every pending future fails, and `lost` is told. For the pool."""
+        if self.is_lost:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._channel.close()
+        self._gone(self)
+        pending, self._pending = list(self._pending.values()), {}
+        self.lost.set_result(_lost(how, status, self.pid, pending))
+        for request in pending:
+            _fail(request.future, _lost(how, status, self.pid, pending))
+        self._held.clear()
+        self._given.clear()
+        self._again.clear()
+
+    def exited(self, status: int) -> None:
+        """The zygote's word that the process is dead. What it said before that is still read. For the pool."""
+        self._status = status
+        self._settle()
+
+    def _ended(self, error: Exception | None) -> None:
+        if isinstance(error, ProtocolError):
+            self.lose(f"broke the rules of its channel ({error.message})")
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Its end has two signs, in any order: the closed channel and the zygote's word. With both, or late: lost."""
+        if self.is_lost:
+            return
+        if self._channel.is_closed and self._status is not None:
+            self._lose_as_it_ended()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(limits.WORKER_EXIT, self._lose_as_it_ended)
+
+    def _lose_as_it_ended(self) -> None:
+        defect = f" after a defect of its own ({self._defect})" if self._defect else ""
+        self.lose(ending(self._status) + defect, self._status)
+
+    # --- the channel --------------------------------------------------------------------------------------
+
+    def _tell(self, message: list[Any], descriptors: Sequence[int] = ()) -> None:
+        if self.is_lost:
+            return
+        try:
+            self._channel.send(message, descriptors)
+        except OSError as error:
+            raise InternalError(f"the peer has no file descriptor left for this ({error.strerror})") from None
+
+    def _ask(self, what: str, parse: Callable[[list[Any], list[int]], T], kind: str, *fields: Any) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self.is_lost:
+            _fail(future, self.lost.result().again())
+            return future
+        self._seq += 1
+        self._tell([kind, self._seq, *fields])
+        self._pending[self._seq] = _Pending(future, what, parse)
+        return future
+
+    def _heard(self, message: Any, descriptors: list[int]) -> None:
+        match message:
+            case ["done", int(seq), *fields] if seq in self._pending:
+                self._answer(self._pending.pop(seq), fields, descriptors)
+            case ["fault", int(seq), dict(fault)] if seq in self._pending:
+                request = self._pending.pop(seq)
+                request.parse = _raise_fault
+                self._answer(request, [fault], descriptors)
+            case ["defect", str(text)] if self._defect is None:
+                close_all(descriptors)
+                self._defect = text[: limits.MAX_FAULT_TEXT]
+            case _:
+                close_all(descriptors)
+                self.lose("answered what it was not asked")
+        if not self._pending:
+            self.idle_since = self._loop.time()
+
+    def _answer(self, request: _Pending, fields: list[Any], descriptors: list[int]) -> None:
+        try:
+            value = request.parse(fields, descriptors)
+        except _Fault as fault:
+            _fail(request.future, fault.error)
+            return
+        except (GridError, ValueError, TypeError, IndexError, KeyError) as error:
+            _fail(request.future, InternalError(f"the worker's answer makes no sense: {error}"))
+            self.lose("gave an answer that makes no sense")
+            return
+        finally:
+            close_all(descriptors)  # those that a result kept have left the list
+        if not request.future.done():
+            request.future.set_result(value)
+        elif isinstance(value, Exported) and isinstance(value.data, Buffer):
+            value.data.release()
+
+    def _remember(self, program_id: bytes) -> None:
+        self._programs[program_id] = None
+        self._programs.move_to_end(program_id)
+        if len(self._programs) > limits.WORKER_PROGRAMS:
+            oldest, _ = self._programs.popitem(last=False)
+            self._tell(["forget", oldest])
+
+    def statistics(self) -> WorkerStatistics:
+        return WorkerStatistics(
+            self.key, self.pid, len(self._held), len(self._pending), self._channel.unsent_bytes, self._operations
+        )
+
+    def __repr__(self) -> str:
+        state = "lost" if self.is_lost else f"pid {self.pid}"
+        return f"<Worker for {self.key.principal[:8]}, {state}, {len(self._held)} held, {len(self._pending)} pending>"
+
+
+class _Fault(Exception):
+    """The worker's own error, as against an answer that is one."""
+
+    def __init__(self, error: GridError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _raise_fault(fields: list[Any], _: list[int]) -> None:
+    raise _Fault(GridError.from_fault(fields[0]))
+
+
+def _lost(how: str, status: int | None, pid: int | None, pending: list[_Pending]) -> WorkerLost:
+    doing = f" while it ran {pending[0].what}" if pending and how != _KILLED else ""
+    fields = {"signal": signal_name(status)} if status is not None and status < 0 else {}
+    return WorkerLost(
+        f"the worker process{f' {pid}' if pid else ''} {how}{doing}; the temporaries that it held are gone, "
+        "published objects are not: send or compute what you need again",
+        **fields,
+    )
+
+
+def _fail(future: asyncio.Future[Any], error: GridError) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # an answer that nobody awaits is no news for the log

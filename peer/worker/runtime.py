@@ -1,0 +1,230 @@
+"""The worker's loop: messages from its peer in, tensors held, answers out. One thread, one message after the other.
+
+    peer to worker                                                    worker to peer
+    ["provide", id, dtype, shape, offset, read_only, bytes|nil] + fd  -
+    ["run", seq, operations]                                          ["done", seq, results]
+    ["program", seq, program id, bytes|nil, inputs, outs]             ["done", seq, headers]
+    ["forget", program id]                                            -
+    ["export", seq, id]                                               ["done", seq, dtype, shape, bytes|nil] (+ fd)
+    ["drop", ids]                                                     -
+    ["usage", seq]                                                    ["done", seq, objects, bytes, operations, seconds]
+
+`results` has for each operation a list of [dtype, shape], one for each tensor it gave, or a fault. A request that
+fails as a whole is answered by ["fault", seq, fault]. An export without bytes and without a descriptor says that the
+value is what the peer provided. A defect of the loop itself is told by ["defect", text] before the process ends.
+
+The principal chose names, arguments, ids and programs; whatever is wrong with them comes back as a fault. The peer
+made the messages around them, so that a malformed message is a defect.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from compute import interpreter, values
+from compute.dtypes import NAME_OF
+from compute.program import Program
+from peer.worker import memory
+from peer.worker.channel import BlockingChannel, close_all
+from peer.worker.execution import check_describable, execute, executor, tensors_in
+from peer.worker.faults import as_defect, as_error
+from peer.worker.objects import Objects
+from peer.worker.sandbox import Settings
+from protocol import limits
+from protocol.errors import BadRequest, GridError, NotFound, TooLarge
+from protocol.tensors import TensorHeader
+
+Send = Callable[[Any, Sequence[int]], None]
+
+
+class Runtime:
+    """What one worker holds and does. `handle` takes a message; answers go to `send(message, descriptors)`."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._objects = Objects()
+        self._execute = executor(self._objects)
+        self._programs: dict[bytes, Program | GridError] = {}
+        self._operations = 0
+        self._seconds = 0.0
+        self._handlers: dict[str, Callable[..., None]] = {
+            "provide": self._provide,
+            "run": self._run,
+            "program": self._program,
+            "forget": self._forget,
+            "export": self._export,
+            "drop": self._drop,
+            "usage": self._usage,
+        }
+
+    def handle(self, message: Any, descriptors: list[int]) -> None:
+        """One message; its descriptors are closed on the way out."""
+        try:
+            self._handlers[message[0]](descriptors, *message[1:])
+        finally:
+            close_all(descriptors)
+
+    def _provide(
+        self,
+        descriptors: list[int],
+        object_id: bytes,
+        dtype: str,
+        shape: list[int],
+        offset: int,
+        read_only: bool,
+        data: bytes | None,
+    ) -> None:
+        source: Any = data if data is not None else (descriptors[0], offset)
+        try:
+            self._objects.provide(object_id, TensorHeader(dtype, tuple(shape)), source, read_only=read_only)
+        except Exception as problem:
+            self._objects.drop([object_id])
+            self._objects.fail(object_id, as_error(problem, "provide"))
+
+    def _run(self, _: list[int], seq: int, operations: list[Any]) -> None:
+        started = time.perf_counter()
+        results: list[Any] = []
+        for operation in operations:
+            result = execute(self._objects, operation)
+            if isinstance(result, GridError):
+                results.append(result.to_fault())
+            else:
+                results.append([_header(tensor) for tensor in result])
+        self._operations += len(operations)
+        self._seconds += time.perf_counter() - started
+        self._done(seq, results)
+
+    def _program(
+        self, _: list[int], seq: int, program_id: bytes, data: bytes | None, inputs: list[bytes], outs: list[bytes]
+    ) -> None:
+        started = time.perf_counter()
+        try:
+            program = self._known(program_id, data)
+            given = [self._objects.get(object_id) for object_id in inputs]
+            tensors = list(tensors_in(interpreter.run(program, given, self._execute)))
+            if len(tensors) != len(outs):
+                raise BadRequest(f"the program gives {len(tensors)} tensors, but {len(outs)} result ids came with it")
+            for out, tensor in zip(outs, tensors, strict=True):
+                check_describable(tensor)
+                self._objects.put(out, tensor)
+        except Exception as problem:
+            error = as_error(problem, "program")
+            for out in outs:
+                self._objects.fail(out, error)
+            self._fault(seq, error)
+        else:
+            self._done(seq, [_header(tensor) for tensor in tensors])
+        self._operations += 1
+        self._seconds += time.perf_counter() - started
+
+    def _known(self, program_id: bytes, data: bytes | None) -> Program:
+        if data is not None:
+            try:
+                self._programs[program_id] = Program.from_bytes(data)
+            except Exception as problem:
+                self._programs[program_id] = as_error(problem, "program")
+        program = self._programs.get(program_id)
+        if program is None:
+            raise NotFound(f"no program {program_id.hex()} is here; send the program itself")
+        if isinstance(program, GridError):
+            raise program
+        return program
+
+    def _forget(self, _: list[int], program_id: bytes) -> None:
+        self._programs.pop(program_id, None)
+
+    def _export(self, _: list[int], seq: int, object_id: bytes) -> None:
+        try:
+            tensor = self._objects.get(object_id)
+            header = _header(tensor)
+            if self._objects.is_as_provided(object_id):
+                self._done(seq, *header, None)
+                return
+            _check_exportable(tensor)
+            content = memoryview(values.tensor_bytes(tensor)).cast("B")
+            if len(content) <= limits.INLINE_PAYLOAD:
+                self._done(seq, *header, bytes(content))
+            else:
+                self._send_file(seq, header, content)
+        except Exception as problem:
+            self._fault(seq, as_error(problem, "export"))
+
+    def _send_file(self, seq: int, header: list[Any], content: memoryview) -> None:
+        fd = memory.new_file("grid-export")
+        try:
+            memory.write_all(fd, content)
+            memory.seal(fd)
+            self._send(["done", seq, *header, None], [fd])
+        finally:
+            os.close(fd)
+
+    def _drop(self, _: list[int], ids: list[bytes]) -> None:
+        self._objects.drop(ids)
+
+    def _usage(self, _: list[int], seq: int) -> None:
+        self._done(seq, len(self._objects), self._objects.bytes_held(), self._operations, self._seconds)
+
+    def _done(self, seq: int, *fields: Any) -> None:
+        try:
+            self._send(["done", seq, *fields], ())
+        except TooLarge as error:
+            self._fault(seq, error)
+
+    def _fault(self, seq: int, error: GridError) -> None:
+        self._send(["fault", seq, error.to_fault()], ())
+
+
+def _header(tensor: torch.Tensor) -> list[Any]:
+    return [NAME_OF[tensor.dtype], tensor.shape]  # a torch.Size is a tuple; the peer checks both
+
+
+def _check_exportable(tensor: torch.Tensor) -> None:
+    # Its elements may be far fewer than its shape says (expand), but all of them would be written out.
+    size = tensor.numel() * tensor.element_size()
+    if size > limits.MAX_MEMORY_TENSOR:
+        raise TooLarge(
+            f"a value of {size} bytes does not leave a worker; take it in pieces",
+            limit="MAX_MEMORY_TENSOR",
+            size=min(size, limits.MAX_ID),
+            allowed=limits.MAX_MEMORY_TENSOR,
+        )
+
+
+def warm() -> None:
+    """What every worker needs, done once in the zygote: torch's settings, and the first run of its machinery."""
+    warnings.simplefilter("ignore")  # torch's advice is for who wrote the program, and that one is far away
+    torch.set_num_threads(1)  # more would make the zygote impossible to fork
+    torch.set_grad_enabled(False)  # gradients are made by the asker, out of operations
+    # No operation shows what was in memory before: what it leaves out is filled. Warnings only, because some honest
+    # operations have no deterministic form, and for them the filling is all that is wanted.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    runtime = Runtime(lambda message, descriptors: None)
+    one, two = bytes(16), bytes(15) + b"\1"
+    runtime.handle(["provide", one, "float32", [2, 2], 0, False, bytes(16)], [])
+    runtime.handle(["run", 0, [["aten.mm.default", [one, one], {}, [two]]]], [])
+    runtime.handle(["export", 0, two], [])
+
+
+def serve(sock: socket.socket, settings: Settings) -> None:
+    """Runs until the peer closes the channel."""
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(int.from_bytes(os.urandom(7), "little"))  # or all workers would draw the same numbers
+    channel = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_MESSAGE)
+    runtime = Runtime(channel.send)
+    try:
+        while (messages := channel.receive()) is not None:
+            for message, descriptors in messages:
+                runtime.handle(message, descriptors)
+    except (BrokenPipeError, ConnectionResetError):
+        return
+    except Exception as error:
+        channel.send(["defect", as_defect(error).message])
+        raise

@@ -1,0 +1,125 @@
+"""The peer's end of the zygote: starting it, asking it for workers, noticing its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from peer.worker.channel import LoopChannel, close_all
+from peer.worker.sandbox import Settings
+from protocol import limits
+
+# What it takes to find programs and libraries and to speak the user's language; nothing that may be a secret.
+_PASSED_ON: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
+# One thread each: a process with more cannot be forked safely. A worker may raise its own number afterwards.
+_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteEvents:
+    """Who is told what. `lost` is the last, and is not called after `close`."""
+
+    ready: Callable[[], None]
+    spawned: Callable[[int, int], None]  # seq, pid
+    refused: Callable[[int, str], None]  # seq, reason
+    exited: Callable[[int, int], None]  # pid, status: the negative number of a signal, or the exit status
+    lost: Callable[[str], None]  # reason
+
+
+class ZygoteProcess:
+    """A running zygote. Made in the loop that it reports to; starts at once and imports torch in a second or two.
+
+    It dies with the thread that made it (that is how the kernel sees a parent), which is the loop's.
+    Raises OSError if no process can be started.
+    """
+
+    def __init__(self, events: ZygoteEvents) -> None:
+        self._events = events
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = _start(theirs.fileno())
+            except OSError:
+                ours.close()
+                raise
+        self._channel = LoopChannel(
+            ours, self._heard, self._ended, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_REPLY
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def spawn(self, seq: int, settings: Settings, channel: socket.socket) -> None:
+        """One more worker, on the other end of `channel` (which stays the caller's to close)."""
+        self._channel.send(["spawn", seq, settings.to_wire()], [channel.fileno()])
+
+    def kill(self, pid: int) -> None:
+        """Kills a worker, unless it has ended already."""
+        self._channel.send(["kill", pid])
+
+    async def close(self) -> None:
+        """Kills the zygote, and with it (the kernel does that) every worker. Waits until it is gone."""
+        self._channel.close()
+        self._process.kill()
+        await asyncio.get_running_loop().run_in_executor(None, self._process.wait)
+
+    def _heard(self, message: Any, descriptors: list[int]) -> None:
+        close_all(descriptors)
+        match message:
+            case ["ready"]:
+                self._events.ready()
+            case ["spawned", int(seq), int(pid)]:
+                self._events.spawned(seq, pid)
+            case ["refused", int(seq), str(reason)]:
+                self._events.refused(seq, reason)
+            case ["exited", int(pid), int(status)]:
+                self._events.exited(pid, status)
+
+    def _ended(self, error: Exception | None) -> None:
+        self._process.kill()  # if it only closed its channel; has no effect on one that is dead
+        status = self._process.wait()  # dead or dying: milliseconds
+        self._events.lost(ending(status))
+
+
+def ending(status: int | None) -> str:
+    """How a process ended, in words that fit behind "the worker"."""
+    if status is None:
+        return "closed its channel"
+    if status >= 0:
+        return f"ended with status {status}"
+    return f"was killed by {signal_name(status)}"
+
+
+def signal_name(status: int) -> str:
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _start(control: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "peer.worker.zygote", str(control), str(os.getpid())],
+        pass_fds=(control,),
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C at the terminal is for the peer, which then ends us
+    )
+
+
+def _environment() -> dict[str, str]:
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment.update(dict.fromkeys(_THREADS, "1"))
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin for work would take it from the peer
+    # The same modules as ours, wherever they were found.
+    environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return environment

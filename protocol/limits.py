@@ -1,0 +1,116 @@
+"""Every limit, by name, with its reason. Enforced before anything is allocated.
+
+Sizes are bytes, times seconds, unless the name says otherwise. A limit that an error names in its `limit`
+field is a name of this module.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+
+# --- frames -----------------------------------------------------------------------------------------------
+MAX_HEADER: Final = 64 * KIB  # msgpack headers amplify 70x in memory; 64 KiB of them costs 4 MB and 8 ms
+MAX_HELLO: Final = 8 * KIB  # an unauthenticated end may make us hold no more than this
+MAX_CONTAINERS: Final = 5_000  # lists and maps in one header: stops a header made of empty lists
+MAX_DEPTH: Final = 64  # nesting in one header; far above any message, far below the C stack
+MAX_ARRAY: Final = 4_096  # items in one list of a header
+MAX_MAP: Final = 256  # entries in one map of a header
+CHUNK: Final = MIB  # payload bytes in one frame: the measured knee between throughput and fairness
+MAX_FRAME: Final = CHUNK + MAX_HEADER + 64  # what the WebSocket layer lets through
+MAX_FRAMES: Final = 1_024  # frames in one message: a megabyte of tiny ones would hold the loop for a second
+
+# --- a session --------------------------------------------------------------------------------------------
+INLINE_PAYLOAD: Final = 64 * KIB  # payloads up to this ride beside their header; larger ones travel as chunks
+WINDOW: Final = 8 * MIB  # bytes of one stream that may be under way without a credit
+MAX_REQUESTS: Final = 1_024  # requests of one session that may be unanswered at once
+MAX_STREAMS: Final = 16  # incoming streams of one session at once
+MAX_BATCH: Final = 256  # operations in one `run` request
+MAX_UNSENT: Final = 16_384  # frames queued for an end that goes on asking and does not read: it is cut off
+RECEIVE_BUFFER: Final = MAX_STREAMS * WINDOW  # bytes of all streams that arrived and were not read: no more is taken in
+MAX_ID: Final = (1 << 63) - 1  # request and stream ids
+
+# --- tensors ----------------------------------------------------------------------------------------------
+MAX_NDIM: Final = 16
+MAX_DIM: Final = 1 << 40
+MAX_TENSOR: Final = 1 << 40
+MAX_MEMORY_TENSOR: Final = 8 << 30  # a temporary lives in memory, so it is bounded by what machines have
+MAX_RESULT: Final = 8 << 30  # what one operation may allocate for its results
+MAX_INT: Final = 1 << 31  # integers in operation arguments (sizes, strides, indices): |n| <= this
+
+# --- objects and tags -------------------------------------------------------------------------------------
+MAX_TAG: Final = 64  # characters, without the '#'
+MAX_TAGS: Final = 32  # on one object
+MAX_DESCRIPTION: Final = 4_096  # characters
+MAX_OBJECT: Final = 1 << 50  # bytes of one object; sums of thousands still fit a 64-bit integer
+MAX_NAME: Final = 64  # characters in a peer's name
+MAX_OBJECT_NAME: Final = 256  # characters; module paths of parameters are longer than a peer's name
+MAX_QUERY: Final = 2_048  # characters
+MAX_QUERY_TERMS: Final = 64
+MAX_QUERY_DEPTH: Final = 32  # parentheses and NOTs inside one another: parsing and SQL recurse over them
+MAX_HITS: Final = 1_000  # results one peer gives to one search
+MAX_MERGED_HITS: Final = 100_000  # results of one search over all peers: about 100 MB of records
+
+# --- programs ---------------------------------------------------------------------------------------------
+MAX_NODES: Final = 10_000
+MAX_CAPTURED: Final = 1_000  # captured plans that one client remembers
+MAX_PROGRAM: Final = 8 * MIB  # canonical bytes of one program
+MAX_PROGRAM_CONTAINERS: Final = 250_000  # lists and maps in one program: 60 MB of Python objects at worst
+MAX_CONSTANT: Final = 4 * KIB  # bytes of one tensor written into a message or a program; larger ones are inputs
+MAX_ESTIMATES: Final = 16_384  # result shapes remembered by a process, one for each call with other shapes
+
+# --- waiting ----------------------------------------------------------------------------------------------
+HANDSHAKE_TIMEOUT: Final = 5.0  # a silent connection is closed after this
+DIAL_TIMEOUT: Final = 5.0
+SEARCH_TIMEOUT: Final = 3.0  # a peer that has not answered by then is listed as unreachable
+STALL_TIMEOUT: Final = 30.0  # a transfer without a single byte of progress for this long has failed
+LEASE_GRACE: Final = 60.0  # temporaries outlive their session this long, so that it can come back
+TICKET_LIFETIME: Final = 60.0  # between the offer of an object and the target's taking it
+PING_INTERVAL: Final = 20.0
+PING_TIMEOUT: Final = 20.0
+
+# --- a peer -----------------------------------------------------------------------------------------------
+MAX_UNPROVED: Final = 32  # connections that have not proved a key yet
+MAX_SESSIONS: Final = 1_024
+MAX_TEMPORARIES: Final = 1_000_000  # of one principal
+MAX_PEERS: Final = 1_000
+MAX_URLS: Final = 8  # addresses of one peer
+MAX_URL: Final = 256  # characters
+MAX_TICKETS: Final = 4_096  # offers that nobody collected may not pile up
+MAX_TRAFFIC: Final = 256  # ends of which it is remembered what they carried; all of them fit one answer
+WRITE_BUFFER: Final = 4 * MIB  # unsent bytes of one connection; above it the connection is dropped (ping flood)
+PEER_START: Final = 30.0  # a peer process that is not ready by then is ended; an idle machine needs half a second
+PEER_STOP: Final = 10.0  # between SIGTERM and SIGKILL
+
+# --- the store --------------------------------------------------------------------------------------------
+STORE_INLINE: Final = 64 * KIB  # contents below this live in their row: 0.14 ms against 0.59 ms for a small file
+STORE_WRITE_BEHIND: Final = 8 * MIB  # bytes of one incoming object that may wait for the disk
+STORE_WRITEBACK: Final = 8 * MIB  # the kernel is told to start writing after this many, so that fsync waits less
+STORE_COMMIT_BATCH: Final = 256  # changes that share one commit: beyond it the wait grows and the rate does not
+STORE_RESERVE: Final = 256 * KIB  # kept aside on the disk, so that a full one can still delete
+STORE_THREADS: Final = 4  # blob files written at once, and as many read or checked
+STORE_VERDICTS: Final = 65_536  # blobs of which it is remembered that they were checked: 20 MB of memory
+MAX_STORED_TENSORS: Final = 16_384  # named tensors in one object; the header of so many is about 2 MB
+MAX_TENSOR_NAME: Final = 512  # characters in the name of a tensor in a model
+MAX_METADATA: Final = 64 * KIB  # of one object, keys and values
+
+# --- workers ----------------------------------------------------------------------------------------------
+MAX_WORKERS: Final = 64  # processes of one peer; each has 7 MiB of its own before it holds anything
+WORKER_MESSAGE: Final = 16 * MIB  # peer to worker: a whole program and its ids is the largest
+WORKER_REPLY: Final = MIB  # worker to peer: 256 results are 20 KiB; the worker is not trusted, so not much more
+WORKER_FDS: Final = 4  # descriptors beside one message
+WORKER_BACKLOG: Final = 64  # descriptors received whose message has not come yet
+WORKER_QUEUE: Final = 4 * MIB  # unsent bytes for one worker, above which `ready()` waits
+WORKER_PROGRAMS: Final = 64  # parsed programs that a worker keeps
+WORKER_IDLE: Final = 60.0  # a worker that holds nothing and is asked nothing is ended after this
+WORKER_EXIT: Final = 2.0  # between a worker's closed channel and the word on how it ended
+MAX_FAULT_TEXT: Final = 2_000  # characters of a foreign error's text that travel
+MAX_PARTS: Final = MAX_ARRAY  # tensors that one operation may give (a split into single rows)
+BUFFER_POOL: Final = 512 * MIB  # released buffers kept warm: fresh memory costs two thirds of a transfer
+BUFFER_IDLE: Final = 30.0  # and given back to the system after this
+
+# --- files that a user reads into the grid -----------------------------------------------------------------
+MAX_EXPANSION: Final = 100  # times its size that a compressed file may grow: 1 MB of deflate can become 1 GB
+SMALL_EXPANSION: Final = 256 * MIB  # what any file may grow to: an honest file of zeros compresses 1000-fold

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cli
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user of this machine who never ran a peer. Whatever runs there at the end is ended."""
+    monkeypatch.setenv("PEERGRID_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "home"
+    assert cli.main(["down"]) == 0
+
+
+@pytest.fixture
+def grid(home: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """The `grid` command, run in this process as it would be run there."""
+
+    def run(*arguments: str) -> Ended:
+        capfd.readouterr()
+        code = cli.main(list(arguments))
+        printed = capfd.readouterr()
+        return Ended(code, printed.out, printed.err)
+
+    return run

@@ -1,0 +1,192 @@
+"""The command line where no peer runs: what is parsed, what is refused, and how that is said."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cli
+from protocol import errors
+from protocol.errors import BadRequest, GridError, NotFound
+
+MANUAL = Path(cli.__file__).with_name("docs") / "cli.md"
+COMMANDS = "start up down peers status put search show get move copy tag rm run demo".split()
+Grid = Callable[..., Any]
+
+
+def test_help_is_there_without_what_is_slow_to_import() -> None:
+    code = "import sys, cli; cli.main(['--help']); print({'torch', 'websockets', 'sqlite3'} & set(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert printed.stdout.strip().endswith("set()")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(grid: Grid, command: str) -> None:
+    ended = grid(command, "--help")
+    assert ended.code == 0
+    assert f"Usage: grid {command}" in ended.out
+
+
+def test_the_manual_names_every_command_and_no_other(grid: Grid) -> None:
+    named = set(re.findall(r"`grid ([a-z]+)[^`]*`(?:,| \|)", MANUAL.read_text()))
+    assert named == set(COMMANDS)
+    assert re.findall(r"^  ([a-z]+) ", grid("--help").out.split("Commands:")[1], re.MULTILINE) == COMMANDS
+
+
+def test_the_manual_has_the_exit_codes(grid: Grid) -> None:
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]*) \|$", MANUAL.read_text(), re.MULTILINE)
+    written = {name: int(code) for code, names in rows for name in filter(None, names.split(", "))}
+    kinds = {kind.__name__: code for kind, code in cli.EXIT_CODES.items() if kind is not BaseException}
+    assert written == kinds
+
+
+def test_every_error_has_an_exit_code_of_its_kind() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GridError)]
+    assert all(0 < cli.exit_code(kind("why")) < 10 for kind in kinds)
+    assert cli.exit_code(errors.UnknownPeer("x")) == 3
+    assert cli.exit_code(errors.TimedOut("x")) == 5
+    assert cli.exit_code(errors.StorageFull("x")) == 6
+    assert cli.exit_code(errors.QueryError("x")) == 7
+    assert cli.exit_code(ValueError("x")) == 1
+
+
+WRONG = [
+    ["nonsense"],
+    ["start"],
+    ["start", "alice", "--port", "many"],
+    ["start", "alice", "--log-level", "loud"],
+    ["up"],
+    ["put", "x.npy"],
+    ["put", "x.npy", "--to", "alice"],
+    ["search"],
+    ["search", "#a", "--timeout", "-1"],
+    ["move", "abcd"],
+    ["rm"],
+    ["peers", "--frobnicate"],
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_a_wrong_command_line_ends_with_2_and_shows_the_usage(grid: Grid, arguments: list[str]) -> None:
+    ended = grid(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert "Usage: grid" in ended.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["peers"], ["status"], ["search", "#a"], ["show", "#a"], ["rm", "abcd"], ["tag", "abcd", "-#b"]]
+)
+def test_without_a_peer_there_is_one_line_that_says_what_to_do(grid: Grid, arguments: list[str]) -> None:
+    ended = grid(*arguments)
+    assert (ended.code, ended.out) == (8, "")
+    assert ended.err.startswith("error: no peer runs on this machine: start one with 'grid start alice'")
+    assert ended.err.count("\n") == 1
+
+
+def test_nobody_at_the_address_is_said_with_the_address(grid: Grid) -> None:
+    ended = grid("--via", "ws://127.0.0.1:1", "peers")
+    assert ended.code == 5
+    assert "ws://127.0.0.1:1" in ended.err
+    assert grid("--via", "http://127.0.0.1", "peers").code == 2
+
+
+def test_down_is_content_where_nothing_runs_but_not_with_a_name_it_does_not_know(grid: Grid) -> None:
+    assert grid("down").out == "no peer runs on this machine\n"
+    assert grid("down", "--json").json == []
+    ended = grid("down", "zed")
+    assert ended.code == 3
+    assert "no peer named 'zed'" in ended.err
+
+
+def test_a_name_or_an_address_that_cannot_be_is_refused_before_anything_starts(grid: Grid, home: Path) -> None:
+    assert grid("start", "a b").code == 2
+    assert grid("up", "alice", "../bob").code == 2
+    assert grid("start", "alice", "--host", "0.0.0.0").code == 8
+    assert not list(home.rglob("*.sqlite"))
+
+
+def test_a_defect_is_one_line_and_a_traceback_only_on_demand(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("\x1b[2Jboo")
+
+    monkeypatch.setattr("peer.neighbours.Neighbours.list", broken)
+    ended = grid("down")
+    monkeypatch.undo()
+    assert ended.code == 1
+    assert "a defect: ZeroDivisionError: \\x1b[2Jboo" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_an_error_is_raised_with_debug(home: Path) -> None:
+    with pytest.raises(errors.UnknownPeer):
+        cli.main(["--debug", "down", "zed"])
+
+
+def test_completion_offers_running_peers(home: Path) -> None:
+    assert cli._peer_names("") == []
+
+
+def test_the_version_is_printed(grid: Grid) -> None:
+    assert re.fullmatch(r"peergrid \d+\.\d+\.\d+\n", grid("--version").out)
+
+
+# --- what a command asks of the grid ----------------------------------------------------------------------
+
+
+class Hit:
+    def __init__(self) -> None:
+        self.record = {"id": bytes(16), "kind": "tensor", "tags": ["a"], "nbytes": 4, "peer": "alice"}
+        self.calls: list[tuple[Any, ...]] = []
+
+    async def tag(self, *tags: str) -> None:
+        self.calls.append(("tag", *tags))
+
+    async def untag(self, *tags: str) -> None:
+        self.calls.append(("untag", *tags))
+
+    async def describe(self, text: str) -> None:
+        self.calls.append(("describe", text))
+
+
+class OneObject:
+    def __init__(self) -> None:
+        self.hit = Hit()
+
+    async def find(self, ref: str) -> Hit:
+        if ref != "#a":
+            raise NotFound(f"nothing matches {ref!r}")
+        return self.hit
+
+
+def test_tag_adds_and_takes_away_and_describes(capsys: pytest.CaptureFixture[str]) -> None:
+    g = OneObject()
+    asyncio.run(cli.tag(g, "#a", ["+#b", "-#c", "+d"], "words", True))
+    assert g.hit.calls == [("tag", "#b", "d"), ("untag", "#c"), ("describe", "words")]
+
+
+@pytest.mark.parametrize("changes", [["b"], ["+"], [], None, ["+#a", "c"]])
+def test_a_tag_change_needs_a_sign(changes: list[str] | None) -> None:
+    with pytest.raises(BadRequest, match="is no change"):
+        asyncio.run(cli.tag(OneObject(), "#a", changes))
+
+
+@pytest.mark.parametrize("argument", ["images", "=x", "a b=#c"])
+def test_an_argument_of_a_plan_is_a_name_and_a_query(argument: str) -> None:
+    with pytest.raises(BadRequest, match="NAME=QUERY"):
+        cli._assignment(argument)
+
+
+def test_a_query_may_hold_what_it_likes() -> None:
+    assert cli._assignment("images=#a (rows>=10 | -#b)") == ("images", "#a (rows>=10 | -#b)")
+
+
+def test_a_kind_that_cannot_do_it_says_so() -> None:
+    with pytest.raises(BadRequest, match="a tensor has no move"):
+        cli._check_can(Hit(), "move")

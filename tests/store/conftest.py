@@ -1,0 +1,154 @@
+"""Records and contents to store, and a store that is closed when the test ends."""
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import os
+import re
+import secrets
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from peer.store.contents import Contents
+from peer.store.store import Store
+from protocol import limits
+from protocol.tensors import TensorHeader
+
+PEER = "p" * 52
+OWNER = "o" * 52
+LARGE = limits.STORE_INLINE + 1_000  # bytes: the contents of this size get a file
+BLOB = re.compile(r"[0-9a-f]{64}")
+
+
+def content_of(uid, nbytes):
+    """Bytes that only this object has, so that what is read back proves itself."""
+    return hashlib.shake_128(uid).digest(nbytes)
+
+
+def make_record(nbytes=256, *, uid=None, **changes):
+    record = {
+        "id": uid or secrets.token_bytes(16),
+        "kind": "tensor",
+        "name": None,
+        "owner": OWNER,
+        "tags": ["digits"],
+        "description": "",
+        "dtype": "uint8",
+        "shape": [nbytes],
+        "nbytes": nbytes,
+        "private": False,
+        "labels": [],
+        "created": 1_767_225_600.0,
+        "published": True,
+    }
+    assert changes.keys() <= record.keys()
+    return record | changes
+
+
+def blobs_in(folder):
+    return sorted(name for name in os.listdir(Path(folder) / "blobs") if BLOB.fullmatch(name))
+
+
+def temporaries_in(folder):
+    return [name for name in os.listdir(Path(folder) / "blobs") if name.startswith("tmp-")]
+
+
+@contextlib.asynccontextmanager
+async def opened(folder, **options):
+    store = await Store.open(folder, PEER, name="alice", **options)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def put(store, nbytes=256, *, uid=None, data=None, **changes):
+    """Publish a tensor; its record."""
+    record = make_record(nbytes, uid=uid, **changes)
+    await store.publish(record, content_of(record["id"], nbytes) if data is None else data)
+    return record
+
+
+async def bytes_of(store, stored):
+    payload = await store.payload(stored)
+    try:
+        return bytes(await payload.read(0, payload.nbytes))
+    finally:
+        payload.close()
+
+
+async def is_whole(store, uid):
+    """Whether the object is there with the bytes that belong to it."""
+    stored = await store.get(uid)
+    return await bytes_of(store, stored) == content_of(uid, stored.record["nbytes"])
+
+
+async def check_consistent(store, folder):
+    """Every row has its whole contents, and every file its row."""
+    records = (await store.find("", 100_000)).records
+    named = set()
+    for record in records:
+        assert await is_whole(store, record["id"])
+        named.add((await store.get(record["id"])).blob)
+    assert set(blobs_in(folder)) == named - {None}
+    assert temporaries_in(folder) == []
+    return {record["id"] for record in records}
+
+
+@pytest.fixture
+def kit():
+    """The helpers above, for tests that live in files of their own."""
+    return SimpleNamespace(
+        PEER=PEER,
+        OWNER=OWNER,
+        LARGE=LARGE,
+        content_of=content_of,
+        make_record=make_record,
+        blobs_in=blobs_in,
+        temporaries_in=temporaries_in,
+        opened=opened,
+        put=put,
+        bytes_of=bytes_of,
+        is_whole=is_whole,
+        check_consistent=check_consistent,
+        header=lambda nbytes: TensorHeader("uint8", (nbytes,)),
+        uint8=lambda nbytes: Contents.one(TensorHeader("uint8", (nbytes,))),
+        ids=lambda: (number.to_bytes(16, "big") for number in itertools.count(1)),
+    )
+
+
+@pytest.fixture
+def quick_path(tmp_path):
+    """A folder in memory where there is such a thing: for tests that start many stores and cut no power."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="grid-test-") as folder:
+        yield Path(folder)
+
+
+def runner(path):
+    def run_body(body, **options):
+        async def main():
+            async with opened(path / "alice", **options) as store:
+                return await body(store, path / "alice")
+
+        return asyncio.run(main())
+
+    return run_body
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run `body(store, folder)` on the store of this test, which is closed after it."""
+    return runner(tmp_path)
+
+
+@pytest.fixture
+def run_quick(quick_path):
+    """The same, in memory."""
+    return runner(quick_path)

@@ -1,0 +1,67 @@
+"""A peer killed with -9 while it writes: what it acknowledged is there, and nothing half."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from protocol.errors import NotFound
+
+KILLS = 30
+ROOT = Path(__file__).parents[2]
+
+
+def write_and_kill(folder, peer_id, after):
+    """Let a process write for `after` seconds since its first word, then kill it; its words by their kind."""
+    command = [sys.executable, str(Path(__file__).with_name("process_to_kill.py")), str(folder), peer_id]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    with process.stdout as output:
+        said = output.readline()
+        assert said, "the process ended by itself"
+        time.sleep(after)
+        process.send_signal(signal.SIGKILL)
+        said += output.read()
+    process.wait()
+    words = {"put": set(), "deleting": set(), "deleted": set()}
+    for line in said.decode().splitlines():
+        word, uid = line.split()
+        words[word].add(bytes.fromhex(uid))
+    return words
+
+
+async def check(folder, kit, words):
+    """All that was acknowledged is there or deleted, as was said; how long the start took."""
+    begun = time.monotonic()
+    async with kit.opened(folder) as store:
+        start = time.monotonic() - begun
+        for uid in words["put"] - words["deleting"]:
+            assert await kit.is_whole(store, uid)
+        for uid in words["deleted"]:
+            try:
+                await store.get(uid)
+            except NotFound:
+                continue
+            raise AssertionError("a deleted object came back")
+        # Emptied for the next turn; each object that is there is whole, acknowledged or not.
+        for uid in await kit.check_consistent(store, folder):
+            await store.delete(uid)
+        assert (await store.statistics()).missing == 0
+        assert kit.blobs_in(folder) == []
+    return start
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(quick_path, kit):
+    chance = random.Random(1)
+    folder = quick_path / "alice"
+    acknowledged = 0
+    for _ in range(KILLS):
+        words = write_and_kill(folder, kit.PEER, chance.uniform(0, 0.12))
+        acknowledged += len(words["put"])
+        assert asyncio.run(check(folder, kit, words)) < 2
+    assert acknowledged > 10 * KILLS

@@ -1,0 +1,280 @@
+"""Framing and descriptors between a peer and its workers."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peer.worker.channel import BlockingChannel, Decoder, LoopChannel, encode
+from protocol import limits
+from protocol.errors import BadRequest, ProtocolError, TooLarge
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextlib.contextmanager
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def pipe_with(text: bytes) -> int:
+    """A descriptor that reads `text`: to see which one arrived where."""
+    reads, writes = os.pipe()
+    os.write(writes, text)
+    os.close(writes)
+    return reads
+
+
+class Collector:
+    """A LoopChannel and what it heard."""
+
+    def __init__(self, sock: socket.socket, receive_limit: int = limits.WORKER_REPLY) -> None:
+        self.messages: list[Any] = []
+        self.texts: list[bytes] = []
+        self.end: list[Exception | None] = []
+        self.happened = asyncio.Event()
+        self.channel = LoopChannel(
+            sock, self.heard, self.ended, send_limit=limits.WORKER_MESSAGE, receive_limit=receive_limit
+        )
+
+    def heard(self, message: Any, descriptors: list[int]) -> None:
+        self.messages.append(message)
+        for fd in descriptors:
+            self.texts.append(os.read(fd, 100))
+            os.close(fd)
+        self.happened.set()
+
+    def ended(self, error: Exception | None) -> None:
+        self.end.append(error)
+        self.happened.set()
+
+    async def until(self, messages: int) -> None:
+        while len(self.messages) < messages and not self.end:
+            self.happened.clear()
+            await asyncio.wait_for(self.happened.wait(), 10)
+
+    async def until_end(self) -> Exception | None:
+        while not self.end:
+            self.happened.clear()
+            await asyncio.wait_for(self.happened.wait(), 10)
+        return self.end[0]
+
+
+def test_messages_survive_any_cut() -> None:
+    messages = [["run", 1, [b"x" * 300, {"a": 1.5}]], ["drop", []], None, "é" * 1000]
+    stream = b"".join(encode(message) for message in messages)
+    for seed in range(50):
+        chance = random.Random(seed)
+        decoder = Decoder(limits.WORKER_REPLY)
+        heard: list[Any] = []
+        at = 0
+        while at < len(stream):
+            size = chance.choice([1, 2, 7, 300, 5000])
+            heard += [message for message, _ in decoder.feed(stream[at : at + size])]
+            at += size
+        assert heard == messages
+
+
+def test_a_length_beyond_the_limit_is_refused_before_its_bytes_are_kept() -> None:
+    decoder = Decoder(1000)
+    with pytest.raises(ProtocolError, match="1001 bytes"):
+        list(decoder.feed(struct.pack("<IB", 1001, 0)))
+
+
+def test_descriptors_that_did_not_come_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="claims 1 descriptors"):
+        list(Decoder(1000).feed(encode(["x"], 1)))
+
+
+def test_bytes_that_are_not_msgpack_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="does not decode"):
+        list(Decoder(1000).feed(struct.pack("<IB", 1, 0) + b"\xc1"))
+
+
+def test_deep_nesting_is_refused() -> None:
+    body = b"\x91" * 100_000 + b"\xc0"
+    with pytest.raises(ProtocolError, match="does not decode"):
+        list(Decoder(limits.WORKER_REPLY).feed(struct.pack("<IB", len(body), 0) + body))
+
+
+def test_what_msgpack_cannot_hold_is_a_bad_request() -> None:
+    for value in (1 << 64, object(), {"a": {1, 2}}):
+        with pytest.raises(BadRequest, match="cannot travel"):
+            encode(["x", value])
+
+
+def test_a_message_beyond_the_limit_is_too_large() -> None:
+    with pytest.raises(TooLarge) as caught:
+        encode(["x", b"1" * 2000], limit=1000)
+    assert caught.value.fields["limit"] == "WORKER_MESSAGE"
+
+
+def test_each_message_gets_its_own_descriptors() -> None:
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            sender, receiver = Collector(ours), Collector(theirs)
+            for number in range(100):
+                descriptors = [pipe_with(b"%d-%d" % (number, which)) for which in range(number % 4)]
+                sender.channel.send([number, b"x" * (number * 37)], descriptors)
+                for fd in descriptors:
+                    os.close(fd)
+            await receiver.until(100)
+            assert [message[0] for message in receiver.messages] == list(range(100))
+            assert receiver.texts == [b"%d-%d" % (n, which) for n in range(100) for which in range(n % 4)]
+            sender.channel.close()
+            receiver.channel.close()
+
+    before = open_descriptors()
+    asyncio.run(main())
+    assert open_descriptors() == before
+
+
+def test_a_queue_that_is_full_waits_and_loses_nothing() -> None:
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            sender = Collector(ours)
+            waited = 0
+            for number in range(2000):
+                fd = pipe_with(b"%d" % number)
+                sender.channel.send([number, b"y" * 5000], [fd])
+                os.close(fd)
+                if sender.channel.is_full:
+                    if not waited:
+                        receiver = Collector(theirs)
+                    waited += 1
+                    await asyncio.wait_for(sender.channel.drained(), 10)
+            await receiver.until(2000)
+            assert waited
+            assert [int(text) for text in receiver.texts] == list(range(2000))
+            sender.channel.close()
+            receiver.channel.close()
+
+    before = open_descriptors()
+    asyncio.run(main())
+    assert open_descriptors() == before
+
+
+def test_closing_lets_go_of_queued_descriptors_and_of_who_waits() -> None:
+    async def main() -> None:
+        with pair() as (ours, _):
+            sender = Collector(ours)
+            while not sender.channel.is_full:
+                fd = pipe_with(b"x")
+                sender.channel.send([b"y" * 5000], [fd])
+                os.close(fd)
+            waits = asyncio.create_task(sender.channel.drained())
+            await asyncio.sleep(0)
+            sender.channel.close()
+            await asyncio.wait_for(waits, 10)
+            assert not sender.end
+
+    before = open_descriptors()
+    asyncio.run(main())
+    assert open_descriptors() == before
+
+
+def test_the_end_of_the_other_side_is_told_once_after_its_last_message() -> None:
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            receiver = Collector(ours)
+            theirs.sendall(encode(["last"]))
+            theirs.close()
+            assert await receiver.until_end() is None
+            assert receiver.messages == [["last"]]
+            receiver.channel.send(["into the void"])  # no error: the answer is that it has ended
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [struct.pack("<IB", 1 << 31, 0), struct.pack("<IB", 10, 200), struct.pack("<IB", 1, 0) + b"\xc1"],
+    ids=["length", "descriptors", "body"],
+)
+def test_a_hostile_stream_ends_the_channel(data: bytes) -> None:
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            receiver = Collector(ours)
+            theirs.sendall(data)
+            assert isinstance(await receiver.until_end(), ProtocolError)
+
+    asyncio.run(main())
+
+
+def test_descriptors_without_messages_end_the_channel_and_are_closed() -> None:
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            receiver = Collector(ours)
+            fd = pipe_with(b"x")
+            theirs.sendall(struct.pack("<I", 100))
+            for _ in range(200):  # one byte of a body with each
+                ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+                try:
+                    theirs.sendmsg([b"\x00"], ancillary)
+                except OSError:
+                    break
+            os.close(fd)
+            assert isinstance(await receiver.until_end(), ProtocolError)
+
+    before = open_descriptors()
+    asyncio.run(main())
+    assert open_descriptors() == before
+
+
+def test_more_descriptors_than_a_message_may_carry_end_the_channel_and_are_closed() -> None:
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            receiver = Collector(ours)
+            fd = pipe_with(b"x")
+            theirs.sendmsg([b"\x00"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd] * 60))])
+            os.close(fd)
+            assert isinstance(await receiver.until_end(), ProtocolError)
+
+    before = open_descriptors()
+    asyncio.run(main())
+    assert open_descriptors() == before
+
+
+def test_the_blocking_form_talks_to_the_loop_form() -> None:
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            peer = Collector(ours)
+            worker = BlockingChannel(theirs, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_MESSAGE)
+            big = os.urandom(8 * limits.MIB)
+
+            def echo() -> None:
+                heard: list[Any] = []
+                while len(heard) < 2:
+                    heard += worker.receive() or []
+                for message, descriptors in heard:
+                    worker.send([message[0], len(message[1])], descriptors)
+                    for fd in descriptors:
+                        os.close(fd)
+
+            fd = pipe_with(b"mine")
+            peer.channel.send(["big", big], [fd])
+            os.close(fd)
+            peer.channel.send(["small", b"1"])
+            await asyncio.to_thread(echo)
+            await peer.until(2)
+            assert peer.messages == [["big", len(big)], ["small", 1]]
+            assert peer.texts == [b"mine"]
+            peer.channel.close()
+            assert worker.receive() is None
+            worker.close()
+
+    asyncio.run(main())
