@@ -305,7 +305,7 @@ async def put(
         show.json_out(show.plain(records))
 
 
-@on_grid()
+@on_grid(context_settings={"ignore_unknown_options": True})  # a query may begin with '-'
 async def search(
     g: Any,
     query: Annotated[str, typer.Argument(help="docs/queries.md says how; '' finds everything.")],
@@ -486,7 +486,7 @@ def _raise_failures(failures: Sequence[BaseException]) -> None:
 
 def _check_can(hit: Any, what: str) -> None:
     if not hasattr(hit, what):
-        raise BadRequest(f"a {hit.record['kind']} has no {what}")
+        raise BadRequest(f"{what} does not work on a {hit.record['kind']}")
 
 
 def _assignment(argument: str) -> tuple[str, str]:

@@ -9,30 +9,22 @@ Traced with make_fx rather than torch.export: 18 ms against 115 ms and more for 
 
 from __future__ import annotations
 
-import os
-import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from compute.dtypes import NAME_OF
 from compute.interpreter import written_inputs
 from compute.program import Input, Program
+from compute.refusals import Watch, explained
 from compute.tracing import ProgramBuilder, is_small, quiet, unique, without_checks
 from protocol.errors import BadRequest, CannotCapture, GridError
 
@@ -108,9 +100,10 @@ class _Traced:
 
     def program(self, *, has_gradients: bool) -> Captured:
         structure: list[Any] = []
+        watch = Watch()
 
         def flat(*fakes: torch.Tensor) -> list[Any]:
-            with _Watch():
+            with watch:
                 result = self._call(dict(zip(self._tensors, fakes, strict=True)), has_gradients)
             leaves, spec = pytree.tree_flatten(result)
             structure.append(spec)
@@ -120,7 +113,13 @@ class _Traced:
         without_checks(graph.graph)
         if not has_gradients and any(_is_of_autograd(node) for node in graph.graph.nodes):
             raise _WantsGradients
-        captured = self._build(graph, structure[0])
+        try:
+            captured = self._build(graph, structure[0])
+        except CannotCapture as error:
+            watch.lines = {}
+            self._trace(flat, has_gradients)  # once more, to say where: noting lines takes its time
+            line = watch.line_of(error.operation)
+            raise CannotCapture(line + error.message, operation=error.operation) from None
         self._check_writes(captured.program)
         return captured
 
@@ -132,7 +131,10 @@ class _Traced:
         try:
             with torch.set_grad_enabled(has_gradients), quiet():
                 trace: Any = make_fx(
-                    flat, tracing_mode="fake", pre_dispatch=not has_gradients, _allow_non_fake_inputs=True
+                    flat,
+                    tracing_mode="fake",
+                    pre_dispatch=not has_gradients,
+                    _allow_non_fake_inputs=True,
                 )
                 graph: fx.GraphModule = trace(*fakes)
                 return graph
@@ -141,7 +143,7 @@ class _Traced:
         except Exception as error:
             if not has_gradients and "does not require grad" in str(error):
                 raise _WantsGradients from None
-            raise _explained(error) from None
+            raise explained(error) from None
 
     def _call(self, tensors: Mapping[str, torch.Tensor], has_gradients: bool) -> Any:
         modules: list[tuple[torch.nn.Module, dict[str, torch.Tensor]]] = []
@@ -300,64 +302,3 @@ def _is_of_autograd(node: fx.Node) -> bool:
         return False
     name = str(node.target)
     return "_backward" in name or node.target is torch._C._set_grad_enabled or "autograd" in name
-
-
-# --- what cannot be captured ------------------------------------------------------------------------------
-
-_VALUE: Final = "a plan has no values while it is captured; "
-_BRANCH: Final = _VALUE + "write torch.where(condition, a, b) instead of a branch on a tensor"
-_NUMBER: Final = _VALUE + "keep it a tensor (drop .item(), float() and int()): x / x.sum() works as it is"
-_ARRAY: Final = _VALUE + "use torch operations instead of numpy, or return the tensor and convert its value"
-_PRINT: Final = _VALUE + "return what is to be printed, and print it after await"
-_SHAPE: Final = "a plan's shapes are fixed while it is captured; use torch.where(mask, x, 0) instead of x[mask]"
-_REFUSED: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("__bool__", "__contains__", "is_nonzero"), _BRANCH),
-    **dict.fromkeys(("equal", "allclose"), _VALUE + "compare with (a == b).all(), which is a tensor"),
-    **dict.fromkeys(("item", "__float__", "__int__", "__index__", "__complex__"), _NUMBER),
-    **dict.fromkeys(("tolist", "numpy", "__array__"), _ARRAY),
-    **dict.fromkeys(("__repr__", "__format__", "__str__"), _PRINT),
-}
-
-
-class _Watch(TorchFunctionMode):
-    """Refuses what asks a tensor for its value, with the word on what to write instead."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        advice = _REFUSED.get(getattr(function, "__name__", ""))
-        if advice is not None:
-            raise CannotCapture(f"{_user_line(None)}{advice}", operation=function.__name__.strip("_"))
-        return function(*args, **(kwargs or {}))
-
-
-def _explained(error: Exception) -> CannotCapture:
-    at = _user_line(error.__traceback__)
-    if isinstance(error, DynamicOutputShapeException):
-        return CannotCapture(at + _SHAPE, operation=str(error.func))
-    if isinstance(error, DataDependentOutputException):
-        return CannotCapture(at + _NUMBER, operation=str(error.func))
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return CannotCapture(f"{at}{type(error).__name__}: {(lines or ['no message'])[0][:500]}")
-
-
-_OURS: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_TORCH: Final = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_STANDARD: Final = sysconfig.get_path("stdlib") + os.sep
-_SITE: Final = os.sep + "site-packages" + os.sep
-
-
-def _user_line(traceback: TracebackType | None) -> str:
-    """The innermost line that is neither torch's nor ours, as "file.py:12: "; without a traceback, of the stack."""
-    frames: list[tuple[str, int]] = []
-    if traceback is None:
-        frame = sys._getframe()
-        while frame is not None:
-            frames.insert(0, (frame.f_code.co_filename, frame.f_lineno))
-            frame = frame.f_back  # type: ignore[assignment]
-    while traceback is not None:
-        frames.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
-        traceback = traceback.tb_next
-    for file, line in reversed(frames):
-        is_library = file.startswith((_OURS, _TORCH, "<")) or (file.startswith(_STANDARD) and _SITE not in file)
-        if not is_library:
-            return f"{file}:{line}: "
-    return ""

@@ -16,7 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from compute.bounds import BOUNDS, Result
-from compute.shape_guards import SHAPE_GUARDS, differentiable
+from compute.layer_guards import differentiable
+from compute.shape_guards import SHAPE_GUARDS
 from compute.table import Entry
 from protocol import limits
 from protocol.errors import GridError, OperationFailed, TooLarge
@@ -144,9 +145,11 @@ def _on_meta(entry: Entry, args: list[Any], kwargs: dict[str, Any]) -> Estimate:
     except GridError:
         raise
     except Exception as error:
+        if "overflow" in str(error):  # torch counts elements and bytes in 64 bits
+            raise _too_large(entry.name, "2**63 bytes and more", "MAX_TENSOR", limits.MAX_ID) from None
         raise failed(entry.name, error) from None
     tensors = list(value) if isinstance(value, list | tuple) else [value]
-    results = tuple(_result(tensor) for tensor in tensors)
+    results = tuple(_result(entry.name, tensor) for tensor in tensors)
     fresh = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for tensor in tensors
@@ -166,20 +169,26 @@ def _storages(values: Sequence[Any]) -> set[int]:
     return found
 
 
-def _result(value: Any) -> Result | None:
+def _result(operation: str, value: Any) -> Result | None:
     if not isinstance(value, torch.Tensor):
         return None
     if value.dim() > limits.MAX_NDIM:
-        raise _too_large(f"{value.dim()} dimensions", "MAX_NDIM", value.dim(), limits.MAX_NDIM)
+        raise _too_large(operation, f"{value.dim()} dimensions", "MAX_NDIM", value.dim())
     extent = value.numel() * value.element_size()
     if extent > limits.MAX_TENSOR:  # a view costs nothing itself, but what reads all of it would never end
-        raise _too_large(f"{extent} bytes", "MAX_TENSOR", extent, limits.MAX_TENSOR)
+        raise _too_large(operation, f"{extent} bytes", "MAX_TENSOR", extent)
     return Result(value.dtype, tuple(value.shape), value.stride())
 
 
-def _too_large(what: str, limit: str, size: int, allowed: int) -> TooLarge:
-    text = f"a result of {what}; at most {allowed}"
-    return TooLarge(text, limit=limit, size=min(size, limits.MAX_ID), allowed=allowed)
+def _too_large(operation: str, what: str, limit: str, size: int) -> TooLarge:
+    allowed = getattr(limits, limit)
+    return TooLarge(
+        f"{operation} would give a result of {what}; at most {allowed}",
+        operation=operation,
+        limit=limit,
+        size=min(size, limits.MAX_ID),
+        allowed=allowed,
+    )
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped

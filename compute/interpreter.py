@@ -64,10 +64,10 @@ def run(program: Program, inputs: Sequence[Any], execute: Execute = execute) -> 
             args = [_resolve(value, values) for value in step.args]
             kwargs = {name: _resolve(value, values) for name, value in step.kwargs.items()}
             entry = step.entry
-            result = execute(entry, args, kwargs) if entry is not None else _number(step.operation, args)
+            # Straight into its place: a name for it here would keep it alive during the next step.
+            values[len(inputs) + at] = execute(entry, args, kwargs) if entry else _number(step.operation, args)
         except Exception as error:
             raise _at_node(error, at, step.operation) from None
-        values[len(inputs) + at] = result
         for number in step.frees:
             values[number] = None
     return _outputs(prepared.outputs, values)
@@ -188,7 +188,7 @@ def _decode_output(value: Any, refer: Callable[[Mapping[str, Any]], _Value]) -> 
     if isinstance(value, Mapping) and "tuple" in value:
         return tuple(_decode_output(item, refer) for item in value["tuple"])
     if isinstance(value, Mapping) and "map" in value:
-        return {key: _decode_output(item, refer) for key, item in value["map"]}
+        return {key: _decode_output(item, refer) for key, item in value["map"].items()}
     return decode(value, _no_object, refer)
 
 

@@ -69,7 +69,7 @@ class Program:
 
     Values are numbered: the inputs first, then the nodes. Arguments refer to them by {"node": number}, or
     {"node": number, "item": k} for one value of an operation that gives several; to `constants` by {"constant": k}.
-    Outputs are such a reference, a plain value, a list, {"tuple": [...]} or {"map": [[name, ...], ...]} of outputs.
+    Outputs are such a reference, a plain value, a list, {"tuple": [...]} or {"map": {name: ...}} of outputs.
     Two programs are equal when their bytes are.
 
     Raises:
@@ -124,7 +124,7 @@ class Program:
         lines += [f"  %{number} = {given}" for number, given in enumerate(self.inputs)]
         for number, node in enumerate(self.nodes, len(self.inputs)):
             arguments = [_text(value) for value in node.args]
-            arguments += [f"{name}={_text(value)}" for name, value in node.kwargs.items()]
+            arguments += [f"{name}={_text(value)}" for name, value in sorted(node.kwargs.items())]
             lines.append(f"  %{number} = {node.operation}({', '.join(arguments)})")
         return "\n".join([*lines, f"  return {_text(self.outputs)}"])
 
@@ -195,13 +195,10 @@ def _check_output(value: object, refer: Callable[[Mapping[str, Any]], None], dep
         if not isinstance(inner, list):
             raise Malformed("a tuple is written {tuple: [...]}")
     elif isinstance(value, Mapping) and set(value) == {"map"}:
-        pairs = value["map"]
-        if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
-            raise Malformed("a map is written {map: [[name, value], ...]}, in the order that it has")
-        names = [name for name, _ in pairs]
-        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-            raise Malformed("the names in a map are text, each once")
-        inner = [item for _, item in pairs]
+        entries = value["map"]
+        if not isinstance(entries, Mapping) or not all(isinstance(key, str) for key in entries):
+            raise Malformed("a map is written {map: {name: ...}}")
+        inner = list(entries.values())
     if inner is None:
         check_value(value, refer, depth)
         return
@@ -322,5 +319,5 @@ def _text(value: Any) -> str:
     if "tuple" in value:
         return "(" + ", ".join(_text(item) for item in value["tuple"]) + ")"
     if "map" in value:
-        return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in value["map"]) + "}"
+        return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in sorted(value["map"].items())) + "}"
     return " ".join(f"{key} {item}" for key, item in value.items())

@@ -117,11 +117,11 @@ class ProgramBuilder:
         kwargs: Any = {key: value for key, value in node.kwargs.items() if key not in _DROPPED}
         name, args, kwargs = substitute(name, args, kwargs)
         if name not in OPERATIONS and target not in _ARITHMETIC:
-            raise CannotCapture(f"{_unknown(name)}{where(node)}", operation=name[:100])
+            raise CannotCapture(f"{_unknown(name)}", operation=name[:100])
         try:
             wire = Node(name, [self._wire(value) for value in args], {k: self._wire(v) for k, v in kwargs.items()})
         except RequestError as error:
-            raise CannotCapture(f"{name}: {error.message}{where(node)}", operation=name) from None
+            raise CannotCapture(f"{name}: {error.message}", operation=name) from None
         self._values[node] = {"node": len(self.inputs) + len(self._nodes)}
         self._nodes.append(wire)
 
@@ -141,7 +141,7 @@ class ProgramBuilder:
         source, item = node.args
         value = self._values[source]  # type: ignore[index]  # the first argument of getitem is a node
         if not isinstance(item, int) or "item" in value or "constant" in value:
-            raise CannotCapture(f"only items of a list of results can be taken{where(node)}")
+            raise CannotCapture("only items of a list of results can be taken")
         return {**value, "item": item}
 
     def _output(self, value: Any) -> Any:
@@ -150,7 +150,7 @@ class ProgramBuilder:
         if isinstance(value, list):
             return [self._output(item) for item in value]
         if isinstance(value, Mapping):
-            return {"map": [[str(key), self._output(item)] for key, item in value.items()]}
+            return {"map": {str(key): self._output(item) for key, item in value.items()}}
         return self._wire(value)
 
 
@@ -162,16 +162,6 @@ def shape_of(value: torch.Tensor) -> tuple[int | None, ...]:
 def is_small(tensor: torch.Tensor) -> bool:
     """True for a tensor that may be written into a program."""
     return header_of(tensor).nbytes <= limits.MAX_CONSTANT
-
-
-def where(node: fx.Node) -> str:
-    """The user's line that made a node, where the tracer noted it: " (file.py:12)"."""
-    trace = node.meta.get("stack_trace") or node.stack_trace
-    lines = [line.strip() for line in (trace or "").splitlines() if line.strip().startswith("File ")]
-    if not lines:
-        return ""
-    file, line = lines[-1].split(", ")[:2]
-    return f" ({file.removeprefix('File ').strip(chr(34))}:{line.removeprefix('line ')})"
 
 
 def unique(name: str, taken: Iterable[str]) -> str:

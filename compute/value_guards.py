@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from compute.shape_guards import Call, Guard, require, too_large
+from compute.checks import Call, Guard, require, too_large
 
 
 def is_readable(values: Iterable[Any]) -> bool:
@@ -54,9 +54,11 @@ def _unpooled(call: Call) -> None:
 
 
 def _embedded(call: Call) -> None:
-    indices = call["indices"]
-    kept = indices[indices != call["padding_idx"]] if call["padding_idx"] < 0 else indices
-    _within(kept, call["num_weights"], "indices")
+    _within(call["indices"], call["num_weights"], "indices")
+
+
+def _finite_grid(call: Call) -> None:
+    require(bool(torch.isfinite(call["grid"].detach()).all()), "the grid holds a position that is no number")
 
 
 def _classes(call: Call) -> None:
@@ -170,6 +172,8 @@ VALUE_GUARDS: Final[Mapping[str, Guard]] = {
         "adaptive_max_pool3d_backward": _pooled(3),
         "max_unpool2d": _unpooled,
         "max_unpool3d": _unpooled,
+        "grid_sampler_2d_backward": _finite_grid,
+        "grid_sampler_3d_backward": _finite_grid,
         "embedding_dense_backward": _embedded,
         "embedding_backward": _embedded,
         "nll_loss_backward": _classes,

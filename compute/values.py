@@ -63,8 +63,8 @@ def tensor_from(header: TensorHeader, buffer: Buffer) -> torch.Tensor:
     dtype = DTYPE_OF.get(header.dtype)
     if dtype is None:
         raise BadTensor(f"torch {torch.__version__}, which runs here, has no dtype {header.dtype}")
-    if header.nbytes == 0:
-        return torch.zeros(header.shape, dtype=dtype)
+    if header.nbytes == 0:  # as a view: torch.zeros warns of complex32
+        return torch.zeros(0, dtype=torch.uint8).view(dtype).reshape(header.shape)
     raw = torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)
     if raw.data_ptr() % header.itemsize:
         raw = raw.clone()

@@ -55,7 +55,8 @@ class Grid:
     def __init__(self, identity: Identity, name: str = "") -> None:
         self.identity = identity
         self._membership = Membership()
-        self._links = Links(identity, Introduction("client", name, lease=os.urandom(16)), self._membership)
+        self._introduction = Introduction("client", name, lease=os.urandom(16))
+        self._links = Links(identity, self._introduction, self._membership)
         self._remotes: dict[str, RemotePeer] = {}
         self._counts: dict[str, dict[str, Any]] = {}
         self._entry: RemotePeer | None = None
@@ -97,7 +98,7 @@ class Grid:
 
     async def _find_entry(self, url: str | None, neighbours: Neighbours) -> Member:
         if url is not None:
-            session = await open_as_dialer(url, Introduction("client", ""), self.identity)
+            session = await open_as_dialer(url, self._introduction, self.identity)
             await session.close()
             return Member(session.remote.id, session.remote.name, (url,))
         running = neighbours.list()

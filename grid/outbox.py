@@ -17,8 +17,9 @@ from peer.connection import Connection, Response
 from protocol import limits
 from protocol.errors import GridError
 
-_ROOM = limits.MAX_HEADER - 4 * limits.KIB  # for the operations of one request; the rest of its header is small
-_RELEASE_BATCH = 1_024
+_ROOM = limits.MAX_HEADER - 10 * limits.KIB  # for the operations of one request; the rest of its header is small
+_RELEASE_BATCH = 256  # ids of one request: 5 KiB of its header
+_RELEASE_DELAY = 0.02  # seconds that released ids wait for operations to go along with
 
 
 class Outbox:
@@ -32,6 +33,7 @@ class Outbox:
         self._made: list[Sequence[Handle]] = []
         self._released: list[bytes] = []
         self._is_scheduled = False
+        self._is_releasing = False
         self._connection: Connection | None = None
         self._underway: set[asyncio.Future[Response]] = set()
         self._flushing = asyncio.Lock()
@@ -45,23 +47,41 @@ class Outbox:
         self._schedule()
 
     def release(self, id: bytes) -> None:
-        """The last pointer to a temporary is gone. Called from wherever the interpreter collects it."""
-        if not self._is_closed:
-            self._released.append(id)
+        """The last pointer to a temporary is gone. Called from wherever the interpreter collects it.
+
+        It goes along with the next operations; where none come, it goes a moment later on its own.
+        """
+        if self._is_closed or self._loop.is_closed():
+            return
+        self._released.append(id)
+        if len(self._released) >= _RELEASE_BATCH:
             self._schedule()
+        elif not self._is_releasing:
+            self._is_releasing = True
+            if self._is_in_loop():
+                self._loop.call_later(_RELEASE_DELAY, self._release_now)
+            else:
+                self._loop.call_soon_threadsafe(self._release_now)
+
+    def _release_now(self) -> None:
+        self._is_releasing = False
+        if self._released:
+            self._send_soon()
 
     def _schedule(self) -> None:
         if self._is_scheduled or self._loop.is_closed():
             return
         self._is_scheduled = True
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is self._loop:
+        if self._is_in_loop():
             self._loop.call_soon(self._send_soon)
         else:
             self._loop.call_soon_threadsafe(self._send_soon)
+
+    def _is_in_loop(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
 
     def _send_soon(self) -> None:
         self._is_scheduled = False
@@ -105,13 +125,19 @@ class Outbox:
                 room -= sizes[stop]
                 stop += 1
             stop = max(stop, start + 1)
-            future = connection.post("run", {"operations": operations[start:stop]})
+            args: dict[str, Any] = {"operations": operations[start:stop]}
+            if stop == len(operations) and self._released:
+                args["release"] = self._take_released()
+            future = connection.post("run", args)
             self._underway.add(future)
             future.add_done_callback(_Settle(self._underway, made[start:stop]))
             start = stop
-        while self._released:
-            ids, self._released = self._released[:_RELEASE_BATCH], self._released[_RELEASE_BATCH:]
-            connection.post("release", {"ids": ids}).add_done_callback(_forget)
+        while self._released and (not operations or len(self._released) >= _RELEASE_BATCH):
+            connection.post("release", {"ids": self._take_released()}).add_done_callback(_forget)
+
+    def _take_released(self) -> list[bytes]:
+        ids, self._released = self._released[:_RELEASE_BATCH], self._released[_RELEASE_BATCH:]
+        return ids
 
     def _fail_queued(self, error: GridError) -> None:
         for made in self._made:

@@ -145,24 +145,28 @@ def peers_json(infos: Iterable[PeerInfo]) -> list[dict[str, Any]]:
     return [plain(asdict(peer)) for peer in infos]
 
 
-def hits_table(records: Iterable[Mapping[str, Any]]) -> Table:
-    return table(
-        "peer", "id", "kind", "dtype", "shape", "size", "tags", "description", rows=(_hit_row(hit) for hit in records)
-    )
+def hits_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """The column of names is there where one of them has a name."""
+    columns = ["peer", "id", "kind", "name", "dtype", "shape", "size", "tags", "description"]
+    if not any(record.get("name") for record in records):
+        columns.remove("name")
+    cells = map(_hit_cells, records)
+    return table(*columns, rows=([row[column] for column in columns] for row in cells))
 
 
-def _hit_row(record: Mapping[str, Any]) -> tuple[object, ...]:
+def _hit_cells(record: Mapping[str, Any]) -> dict[str, object]:
     shape = record.get("shape")
-    return (
-        record["peer"],
-        record["id"].hex()[:12],
-        record["kind"] + (" (private)" if record.get("private") else ""),
-        record.get("dtype") or "",
-        "" if shape is None else list(shape),
-        size(record.get("nbytes")),
-        " ".join(tags(record)),
-        record.get("description") or "",
-    )
+    return {
+        "peer": record["peer"],
+        "id": record["id"].hex()[:12],
+        "kind": record["kind"] + (" (private)" if record.get("private") else ""),
+        "name": record.get("name") or "",
+        "dtype": record.get("dtype") or "",
+        "shape": "" if shape is None else list(shape),
+        "size": size(record.get("nbytes")),
+        "tags": " ".join(tags(record)),
+        "description": record.get("description") or "",
+    }
 
 
 def print_hits(hits: Hits) -> None:

@@ -23,7 +23,7 @@ class Story:
 
     def begin(self, title: str) -> None:
         self.chapter += 1
-        self._print(f"\n[bold]{self.chapter}. {title}[/bold]")
+        self._print(f"\n[bold]{self.chapter}. {escape(title)}[/bold]")
 
     def say(self, *sentences: str) -> None:
         for sentence in sentences:

@@ -35,6 +35,7 @@ from protocol.errors import (
     ProtocolError,
     StorageError,
     TimedOut,
+    TooLarge,
 )
 from protocol.handshake import Introduction, Remote
 from protocol.identity import Signer
@@ -71,10 +72,18 @@ class Response:
     payload: memoryview
     stream: IncomingStream | None
 
-    async def read(self) -> Buffer:
-        """The whole payload in memory: for small ones, where the caller knows the size."""
+    async def read(self, at_most: int = limits.RECEIVE_BUFFER) -> Buffer:
+        """The whole payload in memory, for what is small: TooLarge, and nothing is read, beyond `at_most`."""
         if self.stream is None:
             return self.payload
+        if self.stream.nbytes > at_most:
+            self.stream.abort("too large")
+            raise TooLarge(
+                f"an answer of {self.stream.nbytes} bytes, where at most {at_most} are wanted",
+                limit="RECEIVE_BUFFER",
+                size=self.stream.nbytes,
+                allowed=at_most,
+            )
         data = bytearray(self.stream.nbytes)
         await self.stream.into(memoryview(data))
         return data

@@ -49,8 +49,10 @@ class Execution:
 
     # --- operations ---------------------------------------------------------------------------------------
 
-    async def run(self, asker: str, lease: LeaseKey, operations: Sequence[Any]) -> list[Fault | None]:
-        """Run them in order. The result has, for each, None or the fault that it ended with.
+    async def run(
+        self, asker: str, lease: LeaseKey, operations: Sequence[Any], release: Sequence[bytes] = ()
+    ) -> list[Fault | None]:
+        """Run them in order, then let go of `release`. The result has, for each, None or the fault that it ended with.
 
         Raises:
             BadRequest, TooLarge: what came are not operations, or too many; then none of them ran.
@@ -65,6 +67,7 @@ class Execution:
                 except GridError as error:
                     batch.faults[index] = self._not_placed(asker, lease, batch.operations[index], error)
             batch.submit()
+            self.release_own(asker, release)
         for indices, results in batch.submitted:
             for index, result in zip(indices, await results, strict=True):
                 batch.faults[index] = self._settle(batch.operations[index][3], result)
@@ -207,7 +210,9 @@ class Execution:
         Put in order by the call itself; await it outside the lane. Raises what its operation failed with, or
         WorkerLost.
         """
-        exporting = None if held.worker is None else held.worker.export(held.id)
+        # A buffer is right unless something was written in place in its worker: to it, or through a view of it.
+        is_changed = held.worker is not None and (held.buffer is None or held.worker in self._wrote)
+        exporting = held.worker.export(held.id) if held.worker is not None and is_changed else None
         return self._snapshot(held, exporting)
 
     async def _snapshot(self, held: Temporary, exporting: asyncio.Future[Exported] | None) -> Snapshot:
@@ -237,6 +242,11 @@ class Execution:
         if held.buffer is not None:
             held.buffer.release()
         held.header, held.buffer = header, value
+
+    def release_own(self, asker: str, ids: Iterable[bytes]) -> None:
+        """Let go of those that are temporaries of the asker: nobody's published object goes with its pointers."""
+        held = ((id, self._objects.temporary(id)) for id in ids)
+        self.release([id for id, temporary in held if temporary is not None and temporary.owner == asker])
 
     def release(self, ids: Iterable[bytes]) -> int:
         """Let temporaries go, in the worker too; how many there were."""

@@ -66,7 +66,8 @@ class Member:
     def from_wire(cls, value: object) -> Member:
         if not isinstance(value, Mapping) or not isinstance(value.get("urls"), list):
             raise BadRequest("a peer record is a map of id, name and urls")
-        return cls(str(value.get("id")), str(value.get("name")), tuple(value["urls"]))
+        id, name, urls = value.get("id"), value.get("name"), value["urls"]
+        return cls(id, name, tuple(urls))  # type: ignore[arg-type]  # it checks itself
 
 
 def read_members(rows: Iterable[Mapping[str, Any]]) -> list[Member]:

@@ -185,8 +185,7 @@ class Requests:
         asker = call.connection.remote.id
         ids = _ids(call.args.get("ids"))
         async with self._parts.execution.lane(asker):
-            mine = [id for id in ids if (held := self._parts.objects.temporary(id)) is not None and held.owner == asker]
-            self._parts.execution.release(mine)
+            self._parts.execution.release_own(asker, ids)
         return Answer({})
 
     async def delete(self, call: Call) -> Answer:
@@ -223,7 +222,8 @@ class Requests:
         operations = call.args.get("operations")
         if not isinstance(operations, list):
             raise BadRequest("operations is a list")
-        faults = await self._parts.execution.run(call.connection.remote.id, self._lease_of(call), operations)
+        release = _ids(call.args.get("release", []))
+        faults = await self._parts.execution.run(call.connection.remote.id, self._lease_of(call), operations, release)
         return Answer({"results": faults if any(faults) else []})
 
     async def execute(self, call: Call) -> Answer:

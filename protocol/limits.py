@@ -39,6 +39,7 @@ MAX_TENSOR: Final = 1 << 40
 MAX_MEMORY_TENSOR: Final = 8 << 30  # a temporary lives in memory, so it is bounded by what machines have
 MAX_RESULT: Final = 8 << 30  # what one operation may allocate for its results
 MAX_INT: Final = 1 << 31  # integers in operation arguments (sizes, strides, indices): |n| <= this
+MAX_WINDOW: Final = 65_536  # stride, padding, dilation or kernel of a convolution or pooling: kernels add up in 32 bits
 
 # --- objects and tags -------------------------------------------------------------------------------------
 MAX_TAG: Final = 64  # characters, without the '#'

@@ -246,8 +246,11 @@ def parse(frame: Frame) -> Message | None:
     kind = _KINDS.get(frame.type)
     if kind is None:
         return None
-    known = _FIELDS[frame.type]
-    values = {name: value for name, value in frame.header.items() if name in known}
+    known, required = _FIELDS[frame.type], _REQUIRED[frame.type]
+    # A field that may be absent may be nil as well.
+    values = {
+        name: value for name, value in frame.header.items() if name in known and (value is not None or name in required)
+    }
     if frame.type in _CARRIES_PAYLOAD:
         values["payload"] = frame.payload
     elif len(frame.payload):
@@ -255,7 +258,7 @@ def parse(frame: Frame) -> Message | None:
     try:
         return kind(**values)
     except TypeError:
-        missing = sorted(_REQUIRED[frame.type] - values.keys())
+        missing = sorted(required - values.keys())
         raise ProtocolError(f"{kind.__name__} without {', '.join(missing)}") from None
 
 

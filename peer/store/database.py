@@ -16,14 +16,15 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 import aiosqlite
 
+from peer.store.commits import Change, Commits, roll_back
 from peer.store.mark import Mark
-from peer.store.sqlite_errors import damaged, database_errors, is_fatal, translated
+from peer.store.sqlite_errors import damaged, database_errors
 from peer.store.waiting import undisturbed
 from protocol import limits
 from protocol.errors import DataFolderMismatch, StorageError
@@ -50,33 +51,6 @@ _SETTINGS: Final = (
 )
 
 
-@dataclass(slots=True, eq=False)
-class _Change(Generic[T]):
-    """A change that waits for its turn, then holds what came of it until the loop hands it over."""
-
-    apply: Callable[[sqlite3.Connection], T]
-    future: asyncio.Future[T]
-    result: list[T] = field(default_factory=list)
-    error: BaseException | None = None
-
-    def run(self, db: sqlite3.Connection) -> None:
-        self.forget()
-        self.result.append(self.apply(db))
-
-    def forget(self) -> None:
-        self.result.clear()
-        self.error = None
-
-    def settle(self) -> None:
-        if self.future.done():
-            return
-        if self.error is None and self.result:
-            self.future.set_result(self.result[0])
-        else:
-            self.future.set_exception(self.error or StorageError("the database's thread failed; see the peer's log"))
-        self.error = None
-
-
 class Database:
     """One open SQLite file. Made by `open`; `write` and `read` until `close`.
 
@@ -89,11 +63,9 @@ class Database:
         self._is_tight = is_tight
         self._reader: aiosqlite.Connection | None = None
         self._writer: aiosqlite.Connection | None = None
-        self._db: sqlite3.Connection | None = None  # the writer's, for its thread alone
-        self._changes = 0
-        self._waiting: deque[_Change[Any]] = deque()
+        self._commits: Commits | None = None
+        self._waiting: deque[Change[Any]] = deque()
         self._driver: asyncio.Task[None] | None = None
-        self._broken: StorageError | None = None
 
     @classmethod
     async def open(
@@ -144,7 +116,7 @@ class Database:
         """
         if self._writer is None:
             raise StorageError("the store is closed")
-        waiting = _Change(change, asyncio.get_running_loop().create_future())
+        waiting = Change(change, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._driver is None:
             self._driver = asyncio.create_task(self._drive())
@@ -159,7 +131,7 @@ class Database:
     @property
     def changes(self) -> int:
         """Commits since the database was made."""
-        return self._changes
+        return 0 if self._commits is None else self._commits.count
 
     # --- opening and closing --------------------------------------------------------------------------------
 
@@ -177,10 +149,11 @@ class Database:
                 await self.read(inspect)
         with database_errors():
             self._writer = await aiosqlite.connect(self._path, isolation_level=None, factory=kind)
-        await _in_thread(self._writer, lambda db: self._prepare(db, migrations))
+        count = await _in_thread(self._writer, lambda db: _prepare(db, migrations))
         if self._reader is None:
             await self._open_reader()
-        self._mark.open(self._changes)
+        self._mark.open(count)
+        self._commits = Commits(count, self._mark, self._is_tight)
 
     async def _open_reader(self) -> None:
         address = f"{self._path.absolute().as_uri()}?mode=ro"
@@ -214,32 +187,11 @@ class Database:
             raise damaged(f"it holds {changes} changes, and {acknowledged} were acknowledged")
         return True
 
-    def _prepare(self, db: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
-        self._db = db
-        _set(db, _SETTINGS + _WRITER_SETTINGS)
-        for number, migrate in enumerate(migrations, 1):
-            if number > _version(db):
-                self._migrate(db, number, migrate)
-        (self._changes,) = db.execute("SELECT changes FROM counter").fetchone()
-
-    def _migrate(self, db: sqlite3.Connection, number: int, migrate: Migration) -> None:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            if number == 1:
-                db.execute("CREATE TABLE counter(changes INTEGER NOT NULL) STRICT")
-                db.execute("INSERT INTO counter VALUES (0)")
-            migrate(db)
-            db.execute(f"PRAGMA user_version={number}")
-            db.execute("COMMIT")
-        except BaseException:
-            _roll_back(db)
-            raise
-
     async def _close(self) -> None:
         while self._driver is not None:
             await asyncio.wait({self._driver})
         reader, self._reader = self._reader, None
-        writer, self._writer, self._db = self._writer, None, None
+        writer, self._writer = self._writer, None
         try:
             # The writer last: it then has the file to itself, and folds the log into it.
             for connection in (reader, writer):
@@ -251,103 +203,24 @@ class Database:
 
     # --- changes --------------------------------------------------------------------------------------------
 
-    def _withdraw(self, change: _Change[Any]) -> None:
+    def _withdraw(self, change: Change[Any]) -> None:
         with suppress(ValueError):  # its turn has come
             self._waiting.remove(change)
             change.future.cancel()
 
     async def _drive(self) -> None:
         """Keep the writer's thread at work for as long as changes wait."""
+        assert self._writer is not None and self._commits is not None
         loop = asyncio.get_running_loop()
+
+        def settle(batch: Sequence[Change[Any]]) -> None:
+            loop.call_soon_threadsafe(_settle, batch)
+
         try:
-            while self._waiting and self._writer is not None:
-                await _in_thread(self._writer, lambda _: self._commit_waiting(loop))
+            while self._waiting:
+                await _in_thread(self._writer, partial(self._commits.run, waiting=self._waiting, settle=settle))
         finally:
             self._driver = None
-
-    # --- in the writer's thread -----------------------------------------------------------------------------
-
-    def _commit_waiting(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._waiting:
-            batch: list[_Change[Any]] = []
-            with suppress(IndexError):
-                while len(batch) < limits.STORE_COMMIT_BATCH:
-                    batch.append(self._waiting.popleft())
-            try:
-                if self._is_tight():
-                    self._fold()
-                if len(batch) == 1 or not self._commit_together(batch):
-                    for change in batch:
-                        self._commit_alone(change)
-            finally:
-                loop.call_soon_threadsafe(_settle, batch)
-
-    def _fold(self) -> None:
-        assert self._db is not None
-        with suppress(sqlite3.Error):  # then it is a little fuller still, and the commit will say if it is too full
-            _set(self._db, ["PRAGMA wal_checkpoint(TRUNCATE)"])
-
-    def _commit_together(self, batch: Sequence[_Change[Any]]) -> bool:
-        """All in one transaction, each undone alone if it fails. False: nothing is done, try each alone."""
-        db = self._db
-        assert db is not None
-        if self._broken is not None:
-            return False
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            for change in batch:
-                db.execute("SAVEPOINT change")
-                try:
-                    change.run(db)
-                except Exception as error:
-                    change.error = error
-                    db.execute("ROLLBACK TO change")
-                db.execute("RELEASE change")
-            self._commit(db)
-        except sqlite3.Error as error:
-            # A full disk can make SQLite give up the whole transaction, whoever's statement it was.
-            self._note(error)
-            _roll_back(db)
-            return False
-        for change in batch:
-            change.error = change.error and _outward(change.error)
-        return True
-
-    def _commit_alone(self, change: _Change[Any]) -> None:
-        db = self._db
-        assert db is not None
-        change.forget()
-        if self._broken is not None:
-            change.error = self._broken.again()
-            return
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            change.run(db)
-            self._commit(db)
-        except Exception as error:
-            self._note(error)
-            _roll_back(db)
-            change.error = _outward(error)
-
-    def _commit(self, db: sqlite3.Connection) -> None:
-        if not db.in_transaction:
-            raise sqlite3.OperationalError("the transaction was lost")
-        db.execute("UPDATE counter SET changes = ?", (self._changes + 1,))
-        db.execute("COMMIT")
-        self._changes += 1
-        self._mark.set(self._changes)
-
-    def _note(self, error: BaseException) -> None:
-        if is_fatal(error):
-            self._broken = StorageError(
-                "the disk failed while the database was synced, so nothing more is written to it; "
-                "check the disk and restart the peer: what was acknowledged before is kept"
-            )
-
-
-def _settle(batch: Sequence[_Change[Any]]) -> None:
-    for change in batch:
-        change.settle()
 
 
 async def _in_thread(connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -361,12 +234,40 @@ async def _in_thread(connection: aiosqlite.Connection, work: Callable[[sqlite3.C
     return result
 
 
+def _settle(batch: Sequence[Change[Any]]) -> None:
+    for change in batch:
+        change.settle()
+
+
+def _prepare(db: sqlite3.Connection, migrations: Sequence[Migration]) -> int:
+    """Settings and missing migrations; how many changes were ever committed."""
+    _set(db, _SETTINGS + _WRITER_SETTINGS)
+    for number, migrate in enumerate(migrations, 1):
+        if number > _version(db):
+            _migrate(db, number, migrate)
+    return int(db.execute("SELECT changes FROM counter").fetchone()[0])
+
+
+def _migrate(db: sqlite3.Connection, number: int, migrate: Migration) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        if number == 1:
+            db.execute("CREATE TABLE counter(changes INTEGER NOT NULL) STRICT")
+            db.execute("INSERT INTO counter VALUES (0)")
+        migrate(db)
+        db.execute(f"PRAGMA user_version={number}")
+        db.execute("COMMIT")
+    except BaseException:
+        roll_back(db)
+        raise
+
+
 def _in_one_state(db: sqlite3.Connection, look: Callable[[sqlite3.Connection], T]) -> T:
     db.execute("BEGIN")
     try:
         return look(db)
     finally:
-        _roll_back(db)
+        roll_back(db)
 
 
 def _set(db: sqlite3.Connection, settings: Sequence[str]) -> None:
@@ -376,18 +277,3 @@ def _set(db: sqlite3.Connection, settings: Sequence[str]) -> None:
 
 def _version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _roll_back(db: sqlite3.Connection) -> None:
-    # Some errors have undone the transaction already; and one that cannot be undone is at the next opening.
-    with suppress(sqlite3.Error):
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-
-
-def _outward(error: BaseException) -> BaseException:
-    if not isinstance(error, sqlite3.Error):
-        return error
-    outward = translated(error)
-    outward.__cause__ = error
-    return outward

@@ -159,9 +159,25 @@ class BlockingChannel:
         self._decoder = Decoder(receive_limit)
         self._buffer = bytearray(_READ)
         self._view = memoryview(self._buffer)
+        self._queued = bytearray()
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def queue(self, message: Any, descriptors: Sequence[int] = ()) -> None:
+        """The same, but what has no descriptors waits for `flush`, so that several messages wake the other end once."""
+        if descriptors:
+            self.flush()
+            self.send(message, descriptors)
+            return
+        self._queued += encode(message, 0, self._send_limit)
+        if len(self._queued) > limits.INLINE_PAYLOAD:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._queued:
+            queued, self._queued = self._queued, bytearray()
+            self._socket.sendall(queued)
 
     def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
         """Sends it all. The descriptors stay the caller's. Raises TooLarge before a byte has gone."""
@@ -219,7 +235,8 @@ class LoopChannel:
         self.is_closed = False
 
     def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
-        """Sends now, or as soon as there is room. The descriptors stay the caller's (copies are queued).
+        """Sends at the end of this turn of the loop, or as soon as there is room: what is asked in one turn wakes the
+        other end once. The descriptors stay the caller's (copies are queued).
 
         Raises:
             BadRequest, TooLarge: it cannot travel; nothing was sent.
@@ -231,9 +248,7 @@ class LoopChannel:
         self._unsent.append((view, _copies(descriptors)))
         self.unsent_bytes += len(view)
         if len(self._unsent) == 1:
-            self._flush()
-            if self._unsent:
-                self._loop.add_writer(self._socket, self._writable)
+            self._loop.call_soon(self._begin)
 
     @property
     def is_full(self) -> bool:
@@ -257,6 +272,12 @@ class LoopChannel:
         self._socket.close()
         self._decoder.close()
         self._forget_unsent()
+
+    def _begin(self) -> None:
+        if not self.is_closed:
+            self._flush()
+            if self._unsent:
+                self._loop.add_writer(self._socket, self._writable)
 
     def _flush(self) -> None:
         try:

@@ -218,13 +218,15 @@ def serve(sock: socket.socket, settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(int.from_bytes(os.urandom(7), "little"))  # or all workers would draw the same numbers
     channel = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_MESSAGE)
-    runtime = Runtime(channel.send)
+    runtime = Runtime(channel.queue)
     try:
         while (messages := channel.receive()) is not None:
             for message, descriptors in messages:
                 runtime.handle(message, descriptors)
+            channel.flush()
     except (BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:
+        channel.flush()
         channel.send(["defect", as_defect(error).message])
         raise

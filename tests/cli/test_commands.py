@@ -188,5 +188,5 @@ def test_a_query_may_hold_what_it_likes() -> None:
 
 
 def test_a_kind_that_cannot_do_it_says_so() -> None:
-    with pytest.raises(BadRequest, match="a tensor has no move"):
+    with pytest.raises(BadRequest, match="move does not work on a tensor"):
         cli._check_can(Hit(), "move")

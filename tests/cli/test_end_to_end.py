@@ -128,6 +128,7 @@ def test_the_way_of_an_object_from_a_file_to_a_file(grid: Grid, labels: Path, tm
     assert ids(found) == [put["id"]]
     assert found["unreachable"] == {}
     assert put["id"][:12] in grid("search", "#mnist").out
+    assert ids(grid("search", "-#mnist", "--json").json) == []
     assert grid("show", put["id"][:6], "--json").json["peer"] == "alice"
 
     target = tmp_path / "out.npy"
@@ -210,6 +211,21 @@ def test_what_cannot_be_done_is_one_clear_error(grid: Grid, labels: Path) -> Non
         assert (case, ended.code, ended.out) == (case, code, "")
         assert message in ended.err
         assert "Traceback" not in ended.err
+
+
+def test_a_peer_that_does_not_answer_is_named_below_what_the_others_have(grid: Grid, labels: Path) -> None:
+    silent = grid("up", "alice", "bob", "--json").json[1]
+    grid("put", str(labels), "--to", "alice", "--tag", "#a")
+    os.kill(silent["pid"], signal.SIGSTOP)
+    try:
+        answer = grid("search", "#a", "--timeout", "0.3", "--json").json
+        shown = grid("search", "#a", "--timeout", "0.3")
+    finally:
+        os.kill(silent["pid"], signal.SIGCONT)
+    assert len(ids(answer)) == 1
+    assert list(answer["unreachable"]) == ["bob"]
+    assert shown.code == 0
+    assert "no answer from bob: " in shown.out
 
 
 # --- what is published stays ------------------------------------------------------------------------------

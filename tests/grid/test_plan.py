@@ -49,9 +49,7 @@ async def test_accuracy_by_tags_alone_moves_the_model_to_the_data_and_no_byte_th
         await g["bob"].send(labels, tags=[tag, "labels"])
         await g["alice"].send(model, tags=[tag, "model"], example=images[:2])
     async with grid.connect(folders=peers, identity=Identity.generate()) as asker:
-        result = await asker.run(
-            accuracy, images=f"#{tag} #images", labels=f"#{tag} #labels", model=f"#{tag} #model"
-        )
+        result = await asker.run(accuracy, images=f"#{tag} #images", labels=f"#{tag} #labels", model=f"#{tag} #model")
         assert isinstance(result, grid.Pointer) and result.location is asker["bob"]
         assert torch.allclose(await result.get(), expected)
         assert sum(traffic.payload_sent + traffic.payload_received for traffic in asker.traffic()) < 20_000
@@ -114,8 +112,11 @@ async def test_load_inside_a_plan_stands_for_what_the_query_finds(peers: Folders
 async def test_arguments_are_queries_pointers_tensors_and_structures(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.ones(3))
-        result = await g.run(lambda pair, scale: {"sum": pair[0] + pair[1], "both": (pair[0] * scale, 7)},
-                             (x, torch.arange(3.0)), scale=2)
+        result = await g.run(
+            lambda pair, scale: {"sum": pair[0] + pair[1], "both": (pair[0] * scale, 7)},
+            (x, torch.arange(3.0)),
+            scale=2,
+        )
         assert torch.equal(await result["sum"].get(), torch.tensor([1.0, 2.0, 3.0]))
         product, seven = result["both"]
         assert torch.equal(await product.get(), torch.full((3,), 2.0)) and seven == 7

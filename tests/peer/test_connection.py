@@ -353,6 +353,25 @@ async def test_an_answer_that_comes_while_it_is_given_up_leaves_nothing(connecte
         assert not line.near._incoming and not line.near._sending
 
 
+async def test_an_answer_in_the_very_turn_of_the_cancellation_is_not_kept(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(100 * limits.MIB)
+    async with connected(giving(source)) as line:
+        task = asyncio.create_task(line.near.request("fetch", {}))
+        resolve = line.near._resolve
+
+        def and_cancel(reply: Any) -> None:
+            resolve(reply)
+            task.cancel()
+
+        monkeypatch.setattr(line.near, "_resolve", and_cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: source.closed)
+        assert not line.near._incoming
+
+
 # --- payloads ---------------------------------------------------------------------------------------------
 
 
@@ -365,6 +384,9 @@ async def test_payloads_of_any_size_arrive_as_they_were(connected: Connected, nb
         response = await line.near.request("echo", {}, data)
         assert bytes(await response.read()) == data
         assert (response.stream is None) == (nbytes <= limits.INLINE_PAYLOAD)
+        for end in (line.near, line.far):
+            await until(lambda end=end: not end._sending and not end._serving)
+            assert not end._incoming and not end._unread and not end._unread_bytes
 
 
 async def test_large_payloads_go_both_ways_at_once(connected: Connected) -> None:
@@ -505,6 +527,14 @@ async def test_a_transfer_without_progress_fails(connected: Connected, monkeypat
         with pytest.raises(TimedOut, match=r"no byte came for 0\.1 s"):
             await response.read()
         assert not line.near._incoming
+
+
+async def test_an_answer_larger_than_wanted_is_not_read(connected: Connected) -> None:
+    source = Source(limits.MAX_TENSOR)
+    async with connected(giving(source)) as line:
+        with pytest.raises(TooLarge):
+            await (await line.near.request("fetch", {})).read()
+        await until(lambda: source.closed)
 
 
 async def test_into_takes_a_buffer_of_exactly_the_size(connected: Connected) -> None:
@@ -652,6 +682,26 @@ async def test_what_was_asked_before_close_still_goes_out(connected: Connected) 
         assert {type(result) for result in await asyncio.gather(*futures, return_exceptions=True)} == {PeerLost}
         await line.far.closed
         assert heard == [f"release{number}" for number in range(100)]
+
+
+async def test_what_the_writer_had_begun_before_close_still_goes_out(connected: Connected) -> None:
+    heard = []
+
+    async def handler(call: Call) -> Answer:
+        heard.append(call.args["number"])
+        return Answer({})
+
+    async with connected(handler) as line:
+        line.far._socket.transport.pause_reading()
+        for number in range(400):
+            line.near.post("put", {"number": number}, bytes(limits.INLINE_PAYLOAD))
+        await until(lambda: line.near._socket.transport.get_write_buffer_size())
+        closing = asyncio.create_task(line.near.close())
+        await asyncio.sleep(0.01)
+        line.far._socket.transport.resume_reading()
+        await closing
+        await line.far.closed
+        assert heard == list(range(400))
 
 
 async def test_close_may_be_called_by_many_and_from_a_handler(connected: Connected) -> None:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from peer.store import blobs as blobs_module
 from peer.store.blobs import Blobs
 from peer.store.fs import Fs
 from protocol import limits
@@ -142,6 +143,28 @@ def test_writing_the_same_contents_again_heals_a_rotten_blob(with_blobs, kit):
     with_blobs(body)
 
 
+def test_a_blob_that_is_written_again_while_it_is_checked_is_not_called_damaged(with_blobs, kit, monkeypatch):
+    async def fill(blobs, folder):
+        return await place(blobs, kit, bytes(5_000))
+
+    async def body(blobs, folder):
+        real = blobs_module._hash_of
+
+        def replaced_meanwhile(fd, stop):
+            found = real(fd, stop)
+            (folder / "equal").write_bytes((folder / name).read_bytes())
+            (folder / "equal").rename(folder / name)
+            return found
+
+        monkeypatch.setattr(blobs_module, "_hash_of", replaced_meanwhile)
+        (await blobs.open(name)).close()
+        monkeypatch.setattr(blobs_module, "_hash_of", real)
+        (await blobs.open(name)).close()
+
+    name = with_blobs(fill)
+    with_blobs(body)
+
+
 def test_a_blob_is_hashed_once_for_all_who_open_it_at_once(with_blobs, kit, monkeypatch):
     hashed = []
 
@@ -149,7 +172,7 @@ def test_a_blob_is_hashed_once_for_all_who_open_it_at_once(with_blobs, kit, monk
         return await place(blobs, kit, bytes(5_000))
 
     async def body(blobs, folder):
-        monkeypatch.setattr("peer.store.blobs._hash_of", lambda fd, stop: hashed.append(fd) or name)
+        monkeypatch.setattr(blobs_module, "_hash_of", lambda fd, stop: hashed.append(fd) or name)
         for file in await asyncio.gather(*(blobs.open(name) for _ in range(20))):
             file.close()
 
@@ -171,7 +194,7 @@ def test_a_cancelled_opening_leaves_no_descriptor_and_does_not_hash_to_the_end(w
             assert stop.wait(20)
             return name
 
-        monkeypatch.setattr("peer.store.blobs._hash_of", endless)
+        monkeypatch.setattr(blobs_module, "_hash_of", endless)
         task = asyncio.ensure_future(blobs.open(name))
         await begun.wait()
         task.cancel()

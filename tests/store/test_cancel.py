@@ -27,7 +27,10 @@ async def cancelled_somewhere(work, chance, most):
 
 
 async def check_nothing_left(store, kit, folder):
-    assert len(asyncio.all_tasks()) == 1
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:  # the database's driver hears last that there is nothing left to do
+        _, hanging = await asyncio.wait(others, timeout=10)
+        assert not hanging
     assert not store._writers
     assert not store._names._locks
     await kit.check_consistent(store, folder)

@@ -38,9 +38,9 @@ def killed(run, kit, quick_path):
 
     async def body(store, folder):
         ids = await fill(store, kit)
-        store._database._is_tight = lambda: True  # which has the log folded
+        store._database._commits._is_tight = lambda: True  # which has the log folded
         await store.describe(min(ids), "")
-        store._database._is_tight = lambda: False
+        store._database._commits._is_tight = lambda: False
         ids |= await fill(store, kit)
         shutil.copytree(folder, quick_path / "killed")
         return ids

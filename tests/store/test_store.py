@@ -85,6 +85,37 @@ def test_a_model_keeps_its_tensors_metadata_and_program(run, kit, nbytes):
     run(body)
 
 
+@pytest.mark.parametrize("nbytes", [1_000, 300_000])
+@pytest.mark.parametrize("piece", [7_000, 64_000, 1 << 20])
+def test_a_payload_is_read_in_pieces_in_order_or_not(run, kit, nbytes, piece):
+    async def body(store, folder):
+        record = await kit.put(store, nbytes)
+        whole = b"head" + kit.content_of(record["id"], nbytes)
+        payload = await store.payload(await store.get(record["id"]), prefix=b"head")
+        spans = [(at, min(piece, payload.nbytes - at)) for at in range(0, payload.nbytes, piece)]
+        for offset, size in spans + spans[::-1] + [(2, 5), (0, 4), (0, 0)]:
+            assert bytes(await payload.read(offset, size)) == whole[offset : offset + size]
+        payload.close()
+
+    run(body)
+
+
+def test_a_payload_closed_while_a_piece_is_read_ahead_leaves_no_descriptor(run, kit):
+    async def body(store, folder):
+        stored = await store.get((await kit.put(store, 3_000_000))["id"])
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            payload = await store.payload(stored)
+            await payload.read(0, 1 << 20)
+            payload.close()
+        await (await store.payload(stored)).read(0, 0)
+        for _ in range(20):  # the pieces under way end
+            await store.read(stored.blob, 0, 1)
+        return len(os.listdir("/proc/self/fd")) - before
+
+    assert run(body) <= 1
+
+
 def test_a_worker_gets_one_small_tensor_as_bytes_and_a_large_one_as_a_read_only_file(run, kit):
     async def body(store, folder):
         small, large = await kit.put(store, 100), await kit.put(store, kit.LARGE)

@@ -1,0 +1,52 @@
+"""The sentences in which guards refuse (compute/shape_guards.py, value_guards.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from protocol import limits
+from protocol.errors import BadRequest, TooLarge
+
+Call = Mapping[str, Any]
+Guard = Callable[[Call], None]
+
+
+def require(fits: bool, what: str) -> None:
+    """BadRequest with this sentence unless it fits."""
+    if not fits:
+        raise BadRequest(what)
+
+
+def same_shapes(call: Call, *names: str) -> None:
+    """All these arguments have the shape of the first."""
+    first = call[names[0]]
+    for name in names[1:]:
+        require(call[name].shape == first.shape, f"{name} must have the shape of {names[0]}, {list(first.shape)}")
+
+
+def has(tensor: torch.Tensor | None, count: int, name: str) -> None:
+    """The argument `name`, where it is given, has `count` elements."""
+    if tensor is not None:
+        require(tensor.numel() == count, f"{name} must have {count} elements, not {tensor.numel()}")
+
+
+def too_many(count: int) -> None:
+    """TooLarge for more tensors than one operation may give."""
+    if count > limits.MAX_PARTS:
+        raise TooLarge(
+            f"{count} results; at most {limits.MAX_PARTS}", limit="MAX_PARTS", size=count, allowed=limits.MAX_PARTS
+        )
+
+
+def too_large(nbytes: int) -> None:
+    """TooLarge for more bytes than any result may have."""
+    if nbytes > limits.MAX_RESULT:
+        raise TooLarge(
+            f"a result of {nbytes} bytes; at most {limits.MAX_RESULT}",
+            limit="MAX_RESULT",
+            size=min(nbytes, limits.MAX_ID),
+            allowed=limits.MAX_RESULT,
+        )
