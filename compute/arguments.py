@@ -26,7 +26,10 @@ _INT64: Final = 1 << 63
 # Integer arguments that are values or clamped bounds, not sizes: any int64 will do.
 _FREE_INTEGERS: Final = frozenset({"start", "end", "low", "high", "from", "to", "ignore_index"})
 
-_EQUATION: Final = re.compile(r"[A-Za-z.,\-> ]{1,256}")
+_PATTERNS: Final = {
+    "equation": re.compile(r"[A-Za-z.,\-> ]{1,256}"),  # 'ij,jk->ik'
+    "api_name": re.compile(r"[a-z_.]{1,64}"),  # stands in an error's text
+}
 _WORDS: Final[dict[str, frozenset[str]]] = {
     "rounding_mode": frozenset({"trunc", "floor"}),
     "interpolation": frozenset({"linear", "lower", "higher", "midpoint", "nearest"}),
@@ -54,7 +57,8 @@ def checker(kind: str, name: str, is_written: bool) -> Check:
         whole = _integer if name not in _FREE_INTEGERS else _free_integer
         return whole if kind == "int" else _one_or_list(whole)
     if kind == "str":
-        return _equation if name == "equation" else _word(_WORDS[name])
+        pattern = _PATTERNS.get(name)
+        return _word(_WORDS[name]) if pattern is None else _matching(pattern)
     return _PLAIN[kind]
 
 
@@ -127,10 +131,13 @@ def _nothing(value: object) -> object:
     return None
 
 
-def _equation(value: object) -> object:
-    if not isinstance(value, str) or not _EQUATION.fullmatch(value):
-        raise Refused(f"is an equation such as 'ij,jk->ik', not {_shown(value)}")
-    return value
+def _matching(pattern: re.Pattern[str]) -> Check:
+    def check(value: object) -> object:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise Refused(f"is text of the form {pattern.pattern}, not {_shown(value)}")
+        return value
+
+    return check
 
 
 def _word(words: frozenset[str]) -> Check:

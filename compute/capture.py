@@ -106,13 +106,16 @@ class _Traced:
             with watch:
                 result = self._call(dict(zip(self._tensors, fakes, strict=True)), has_gradients)
             leaves, spec = pytree.tree_flatten(result)
+            for leaf in leaves:
+                if not isinstance(leaf, torch.Tensor | bool | int | float | complex | str | None):
+                    raise CannotCapture(f"the function returns {type(leaf).__name__}; results are tensors and numbers")
             structure.append(spec)
             return leaves
 
         graph = self._trace(flat, has_gradients)
-        without_checks(graph.graph)
         if not has_gradients and any(_is_of_autograd(node) for node in graph.graph.nodes):
             raise _WantsGradients
+        without_checks(graph.graph)
         try:
             captured = self._build(graph, structure[0])
         except CannotCapture as error:
@@ -127,7 +130,7 @@ class _Traced:
         # Examples of other strides are captured as contiguous ones: that is how they arrive at a peer.
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with mode:
-            fakes = [torch.empty(tuple(t.shape), dtype=t.dtype) for t in self._tensors.values()]
+            fakes = [torch.empty(tuple(t.shape), dtype=t.dtype, device="cpu") for t in self._tensors.values()]
         try:
             with torch.set_grad_enabled(has_gradients), quiet():
                 trace: Any = make_fx(
@@ -177,7 +180,7 @@ class _Traced:
             return _Tensor(path)
         if isinstance(value, torch.nn.Module):
             return self._flatten_module(value, path)
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return {key: self._flatten(item, _join(path, str(key))) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return _same_kind(value, [self._flatten(item, _join(path, str(at))) for at, item in enumerate(value)])
@@ -300,5 +303,6 @@ def _attribute(graph: fx.GraphModule, target: str) -> Any:
 def _is_of_autograd(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
-    name = str(node.target)
-    return "_backward" in name or node.target is torch._C._set_grad_enabled or "autograd" in name
+    if node.target is torch._C._set_grad_enabled:
+        return bool(node.args[0])  # off is how it is traced anyway
+    return "_backward" in str(node.target) or "autograd" in str(node.target)

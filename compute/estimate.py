@@ -122,7 +122,7 @@ def _estimate(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> E
         if found is not None:
             nbytes = sum(result.nbytes for result in found)
             return Estimate(found, nbytes, nbytes)
-    with _disable_current_modes(), torch.no_grad():
+    with _disable_current_modes():  # but no torch.no_grad, which a trace that is under way would write down
         return _on_meta(entry, [_meta(value) for value in args], {name: _meta(kwargs[name]) for name in kwargs})
 
 

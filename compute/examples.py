@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -49,12 +50,27 @@ def runs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     """None where the module's forward takes these inputs; otherwise what it met."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with mode, torch.no_grad():
+        with _fake_tensors(module, mode), mode, torch.no_grad():
             module(*_faked(args, mode), **_faked(dict(kwargs), mode))
     except Exception as error:  # a module's forward raises what it likes
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
     return None
+
+
+@contextmanager
+def _fake_tensors(module: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
+    """The module on fake parameters and buffers, for a while: what it does to a buffer in place must not be real."""
+    tables: list[dict[str, Any]] = [t for part in module.modules() for t in (part._parameters, part._buffers)]
+    saved = [dict(table) for table in tables]
+    try:
+        for table in tables:
+            table.update(_faked(table, mode))
+        yield
+    finally:
+        for table, tensors in zip(tables, saved, strict=True):
+            table.clear()
+            table.update(tensors)
 
 
 def _faked(value: Any, mode: FakeTensorMode) -> Any:

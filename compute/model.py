@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,8 +93,10 @@ def capture_model(module: nn.Module, example: Any = None) -> ModelSpec:
     """
     if not isinstance(module, nn.Module):
         raise CannotCapture(f"a torch.nn.Module was wanted, not {type(module).__name__}")
-    if isinstance(module, torch.jit.ScriptModule):
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise CannotCapture("a TorchScript module cannot be captured; give the module that it was made from")
+    if any(nn.parameter.is_lazy(tensor) for _, tensor in named_tensors(module)):
+        raise CannotCapture("a lazy module has no parameters yet; run it on an example first")
     with _evaluating(module), quiet(), torch.no_grad():
         if example is None:
             args, kwargs = find_example(module)
@@ -143,7 +144,7 @@ def _spec(module: nn.Module, exported: Any, *, is_guess: bool) -> ModelSpec:
     graph: fx.Graph = exported.graph_module.graph
     without_checks(graph)
     slots, constants = _slots(module, exported)
-    by_target = {slot.name: slot.same_as or slot.name for slot in slots}
+    by_target = {slot.name: slot.same_as or slot.name for slot in slots if slot.kind != "constant"}
     builder = ProgramBuilder()
     given = dict(
         zip(
@@ -164,7 +165,12 @@ def _spec(module: nn.Module, exported: Any, *, is_guess: bool) -> ModelSpec:
     specs = exported.graph_signature.output_specs
     kept = [leaf for leaf, spec in zip(leaves, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
     outputs = _plain(pytree.tree_unflatten(kept, exported.call_spec.out_spec))
-    return ModelSpec(builder.program(outputs), tuple(slots), tuple(names), MappingProxyType(constants))
+    program = builder.program(outputs)
+    written = interpreter.written_inputs(program)
+    if written:
+        name = program.inputs[written[0]].name
+        raise CannotCapture(f"the module changes {name} when it runs; programs leave their inputs as they are")
+    return ModelSpec(program, tuple(slots), tuple(names), constants)
 
 
 def _slots(module: nn.Module, exported: Any) -> tuple[list[Slot], dict[str, torch.Tensor]]:

@@ -69,7 +69,7 @@ _CATEGORIES: Final[dict[str, str]] = {
         _linalg_solve_ex linalg_solve_ex linalg_solve linalg_solve_triangular _linalg_det linalg_det det _linalg_slogdet
         linalg_slogdet slogdet logdet _linalg_eigh linalg_eigh linalg_eigvalsh _linalg_svd linalg_svd linalg_svdvals
         linalg_qr linalg_lu_factor_ex linalg_lu_factor linalg_lu linalg_lu_solve linalg_matrix_power matrix_power
-        linalg_matrix_exp linalg_pinv linalg_diagonal
+        linalg_matrix_exp linalg_pinv linalg_diagonal _linalg_check_errors
     """,
     "view": """
         alias detach view _unsafe_view reshape reshape_as view_as expand expand_as
@@ -267,6 +267,11 @@ _SUBSTITUTES: Final[dict[str, tuple[str, int | None]]] = {
     "aten._efficientzerotensor.default": ("aten.zeros.default", None),
 }
 
+_OUT_FORMS: Final = {
+    "aten.maximum.out": "aten.clamp_min_.Tensor",
+    "aten.minimum.out": "aten.clamp_max_.Tensor",
+}
+
 SUBSTITUTES: Final[Mapping[str, str]] = MappingProxyType({name: other for name, (other, _) in _SUBSTITUTES.items()})
 """Operations that callers rewrite before they send them, and what they become (see `substitute`)."""
 
@@ -274,7 +279,10 @@ SUBSTITUTES: Final[Mapping[str, str]] = MappingProxyType({name: other for name, 
 def substitute(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
-    """The same call on zeros, for an operation of SUBSTITUTES; any other call as it is."""
+    """The same call by an operation of the table: on zeros for one of SUBSTITUTES, in place for maximum(a, b, out=a),
+    which optimisers use; any other call as it is."""
+    if name in _OUT_FORMS and len(args) == 2 and kwargs.get("out") is args[0]:
+        return _OUT_FORMS[name], args, {}
     found = _SUBSTITUTES.get(name)
     if found is None:
         return name, args, kwargs

@@ -25,7 +25,7 @@ def _as_forward(gradient: str, forward: Callable[[Call], Any], *others: str) -> 
 
     def guard(call: Call) -> None:
         try:
-            with _disable_current_modes(), torch.no_grad():
+            with _disable_current_modes():
                 result = forward({name: _meta(value) for name, value in call.items()})
         except Exception as error:
             raise BadRequest(f"no forward operation has these arguments: {str(error)[:200]}") from None

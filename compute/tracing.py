@@ -37,6 +37,7 @@ _ARITHMETIC: Final[Mapping[Any, str]] = {
     torch.sym_int: "int.from_float",
 }
 _CHECKS: Final = ("_assert", "sym_constrain_range")  # what a tracer asserts about sizes computes nothing
+_SWITCHES: Final = frozenset({torch._C._set_grad_enabled})
 _DROPPED: Final = frozenset({"device", "layout", "pin_memory", "generator"})
 
 
@@ -70,9 +71,9 @@ def _loggers_below(parent: logging.Logger) -> list[logging.Logger]:
 
 
 def without_checks(graph: fx.Graph) -> None:
-    """Takes out assertions about sizes, and then everything that nothing needs."""
+    """Takes out assertions about sizes, switches of the gradient mode, and then everything that nothing needs."""
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and _base(node.target).startswith(_CHECKS):
+        if node.op == "call_function" and (node.target in _SWITCHES or _base(node.target).startswith(_CHECKS)):
             graph.erase_node(node)
     graph.eliminate_dead_code()
 
@@ -156,7 +157,8 @@ class ProgramBuilder:
 
 def shape_of(value: torch.Tensor) -> tuple[int | None, ...]:
     """Its shape, with None for the dimensions that were left open."""
-    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+    # A size that the tracer found to be fixed is still a SymInt; its node knows.
+    return tuple(dim if isinstance(dim, int) else dim.node.maybe_as_int() for dim in value.shape)
 
 
 def is_small(tensor: torch.Tensor) -> bool:

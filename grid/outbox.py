@@ -15,7 +15,7 @@ import msgpack
 from grid.handle import Handle
 from peer.connection import Connection, Response
 from protocol import limits
-from protocol.errors import GridError
+from protocol.errors import GridError, LinkError
 
 _ROOM = limits.MAX_HEADER - 10 * limits.KIB  # for the operations of one request; the rest of its header is small
 _RELEASE_BATCH = 256  # ids of one request: 5 KiB of its header
@@ -85,7 +85,8 @@ class Outbox:
 
     def _send_soon(self) -> None:
         self._is_scheduled = False
-        if self._connection is not None and not self._connection.is_closed and not self._flushing.locked():
+        if self._is_connected and not self._flushing.locked():
+            assert self._connection is not None
             self._send(self._connection)
         elif self._operations:
             task = self._loop.create_task(self.flush())
@@ -98,6 +99,10 @@ class Outbox:
         Raises:
             LinkError: the peer cannot be reached; what was queued has failed with it.
         """
+        if self._is_connected and not self._flushing.locked():
+            assert self._connection is not None
+            self._send(self._connection)
+            return self._connection
         async with self._flushing:
             if self._connection is None or self._connection.is_closed:
                 try:
@@ -108,6 +113,22 @@ class Outbox:
         self._send(self._connection)
         return self._connection
 
+    def run_and_fetch(self, id: bytes) -> asyncio.Future[Response] | None:
+        """Send what is queued together with the wish for one value, as one request; the answer is that to `fetch`.
+
+        None where that cannot be: nothing is queued, it is too much for one request, or there is no connection yet.
+        """
+        if not self._operations or not self._is_connected or self._flushing.locked():
+            return None
+        if len(self._operations) > limits.MAX_BATCH or sum(self._sizes) > _ROOM:
+            return None
+        assert self._connection is not None
+        return self._post(self._connection, len(self._operations), fetch=id)
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._connection is not None and not self._connection.is_closed
+
     async def settle(self) -> Connection:
         """`flush`, and wait until the peer has done all of it."""
         connection = await self.flush()
@@ -116,24 +137,28 @@ class Outbox:
         return connection
 
     def _send(self, connection: Connection) -> None:
-        operations, sizes, made = self._operations, self._sizes, self._made
-        self._operations, self._sizes, self._made = [], [], []
-        start = 0
-        while start < len(operations):
-            stop, room = start, _ROOM
-            while stop < len(operations) and stop - start < limits.MAX_BATCH and sizes[stop] <= room:
-                room -= sizes[stop]
+        had_operations = bool(self._operations)
+        while self._operations:
+            stop, room = 0, _ROOM
+            while stop < min(len(self._operations), limits.MAX_BATCH) and self._sizes[stop] <= room:
+                room -= self._sizes[stop]
                 stop += 1
-            stop = max(stop, start + 1)
-            args: dict[str, Any] = {"operations": operations[start:stop]}
-            if stop == len(operations) and self._released:
-                args["release"] = self._take_released()
-            future = connection.post("run", args)
-            self._underway.add(future)
-            future.add_done_callback(_Settle(self._underway, made[start:stop]))
-            start = stop
-        while self._released and (not operations or len(self._released) >= _RELEASE_BATCH):
+            self._post(connection, max(stop, 1))
+        while self._released and (not had_operations or len(self._released) >= _RELEASE_BATCH):
             connection.post("release", {"ids": self._take_released()}).add_done_callback(_forget)
+
+    def _post(self, connection: Connection, stop: int, fetch: bytes | None = None) -> asyncio.Future[Response]:
+        """One `run` request with the first operations of the queue."""
+        args: dict[str, Any] = {"operations": self._operations[:stop]}
+        if stop == len(self._operations) and self._released:
+            args["release"] = self._take_released()
+        if fetch is not None:
+            args["fetch"] = fetch
+        future = connection.post("run", args)
+        self._underway.add(future)
+        future.add_done_callback(_Settle(self._underway, self._made[:stop], has_fetch=fetch is not None))
+        del self._operations[:stop], self._sizes[:stop], self._made[:stop]
+        return future
 
     def _take_released(self) -> list[bytes]:
         ids, self._released = self._released[:_RELEASE_BATCH], self._released[_RELEASE_BATCH:]
@@ -148,8 +173,7 @@ class Outbox:
     @property
     def has_work(self) -> bool:
         """Whether something waits to be sent over a connection that is there."""
-        is_connected = self._connection is not None and not self._connection.is_closed
-        return bool(self._operations) or (is_connected and bool(self._released))
+        return bool(self._operations) or (self._is_connected and bool(self._released))
 
     def close(self) -> None:
         self._is_closed = True
@@ -159,16 +183,20 @@ class Outbox:
 class _Settle:
     """Tells the handles of one request what became of them."""
 
-    def __init__(self, underway: set[asyncio.Future[Response]], made: list[Sequence[Handle]]) -> None:
+    def __init__(
+        self, underway: set[asyncio.Future[Response]], made: list[Sequence[Handle]], *, has_fetch: bool
+    ) -> None:
         self._underway = underway
         self._made = made
+        self._has_fetch = has_fetch
 
     def __call__(self, future: asyncio.Future[Response]) -> None:
         self._underway.discard(future)
         if future.cancelled():
             return
         error = future.exception()
-        if isinstance(error, GridError):
+        # What a fetch that went along was refused with says nothing of the operations.
+        if isinstance(error, GridError) and (not self._has_fetch or isinstance(error, LinkError)):
             for made in self._made:
                 for handle in made:
                     handle.fail(error)

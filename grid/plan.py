@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,13 @@ from compute import capture as capturing
 from compute.capture import Captured, capture
 from compute.program import Program
 from grid.handle import Handle
+from grid.ids import fresh_id
 from protocol.errors import BadRequest, CannotCapture, NeedsAwait
 from search.query import parse_query
 from search.tags import parse_tags
 
 if TYPE_CHECKING:
     from grid.remote import RemotePeer
-
-_ID_BYTES = 16
 
 
 class Plan:
@@ -102,7 +100,7 @@ class Plan:
             "name": name or self._function.__name__,
             "spec_bytes": len(code),
         }
-        return await RemotePlan(peer, await peer.put(os.urandom(_ID_BYTES), fields, [code])).load()
+        return await RemotePlan(peer, await peer.put(fresh_id(), fields, [code])).load()
 
 
 def plan(function: Callable[..., Any]) -> Plan:

@@ -8,7 +8,6 @@ they are. Method: https://pytorch.org/docs/stable/notes/extending.html, "Extendi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,13 +19,12 @@ from compute.operations import substitute
 from compute.table import Entry, lookup
 from compute.values import encode_call, inline_tensor
 from grid.handle import Handle
+from grid.ids import fresh_id
 from protocol.errors import BadRequest, NeedsAwait, NotCollocated
 from search.tags import parse_tags
 
 if TYPE_CHECKING:
     from grid.remote import RemotePeer
-
-ID_BYTES = 16
 
 
 class Pointer(torch.Tensor):
@@ -320,7 +318,7 @@ def dispatch(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
 def _result(home: RemotePeer, result: Result | None) -> Pointer | None:
     if result is None:
         return None
-    return Pointer.of(Handle(home, os.urandom(ID_BYTES), owns=True), result.dtype, result.shape, result.stride)
+    return Pointer.of(Handle(home, fresh_id(), owns=True), result.dtype, result.shape, result.stride)
 
 
 def _written(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Pointer]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,9 +11,10 @@ import torch
 from compute.dtypes import DTYPE_OF, NAME_OF
 from compute.values import header_of, tensor_bytes, tensor_from
 from grid.handle import Handle
+from grid.ids import fresh_id
 from grid.memory import fresh
 from grid.outbox import Outbox
-from grid.pointer import ID_BYTES, Pointer
+from grid.pointer import Pointer
 from peer.connection import Response
 from peer.links import Links
 from peer.membership import Member, read_members
@@ -130,7 +130,7 @@ class RemotePeer:
     ) -> Pointer:
         header = header_of(tensor)
         fields = {"kind": "tensor", "tags": list(tags), "description": description, "private": private, "name": name}
-        record = await self.put(os.urandom(ID_BYTES), {**fields, **header.to_wire()}, [tensor_bytes(tensor)], progress)
+        record = await self.put(fresh_id(), {**fields, **header.to_wire()}, [tensor_bytes(tensor)], progress)
         handle = Handle(self, record["id"], owns=not record["published"], record=record)
         made = Pointer.of(handle, tensor.dtype, header.shape, requires_grad=tensor.requires_grad and tensor.is_leaf)
         if isinstance(tensor.grad, torch.Tensor) and made.requires_grad:
@@ -162,6 +162,8 @@ class RemotePeer:
         """The answer to `fetch`; its payload is still to be read. Large ones come over the connection for bulk."""
         args: dict[str, Any] = {"id": id} if part is None else {"id": id, "part": part}
         if nbytes <= limits.INLINE_PAYLOAD:
+            if part is None and (answer := self.outbox.run_and_fetch(id)) is not None:
+                return await asyncio.shield(answer)  # giving up the value does not give up the operations
             return await (await self.outbox.flush()).request("fetch", args)
         await self.outbox.settle()
         return await (await self._links.to(self.member, bulk=True)).request("fetch", args)
@@ -211,7 +213,7 @@ class RemotePeer:
     async def link(self, target: Pointer, tags: Sequence[str] | str = (), description: str = "") -> Pointer:
         """Have this peer hold a pointer to `target`; see Pointer.send."""
         await target.location.outbox.flush()
-        fields = self._link_fields(target, os.urandom(ID_BYTES))
+        fields = self._link_fields(target, fresh_id())
         fields.update(tags=list(parse_tags(tags)), description=description)
         record = _record(await (await self.outbox.flush()).request("link", fields))
         handle = Handle(self, record["id"], owns=not record["published"], record=record, target=target)
@@ -219,7 +221,7 @@ class RemotePeer:
 
     def link_soon(self, target: Pointer) -> Pointer:
         """The same without waiting, for the result of an operation on a chain."""
-        handle = Handle(self, os.urandom(ID_BYTES), owns=True, target=target)
+        handle = Handle(self, fresh_id(), owns=True, target=target)
         task = asyncio.get_running_loop().create_task(self._link_now(handle, target))
         _background.add(task)
         task.add_done_callback(_background.discard)
@@ -244,7 +246,7 @@ class RemotePeer:
         """Move or copy an object from this peer to `target`, directly; the pointer there."""
         handle = pointer._handle
         handle.check()
-        id = handle.id if move else os.urandom(ID_BYTES)
+        id = handle.id if move else fresh_id()
         publish = handle.is_published if publish is None else publish
         record = await self.hand_over(handle.id, target, id, move=move, publish=publish)
         made = Handle(target, record["id"], owns=not record["published"], record=record, target=handle.target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,11 @@ from compute.dtypes import DTYPE_OF
 from compute.model import ProgramModule
 from compute.program import Program
 from grid.handle import Handle
+from grid.ids import fresh_id
 from grid.modules import RemoteModel
 from grid.placement import Input, Placement, place
 from grid.plan import Plan, RemotePlan
-from grid.pointer import ID_BYTES, Pointer
+from grid.pointer import Pointer
 from protocol import limits
 from protocol.errors import BadRequest, CannotCapture, NotFound
 
@@ -137,7 +137,7 @@ class Runner:
     # --- running ------------------------------------------------------------------------------------------
 
     async def _execute(self, program: Program, home: RemotePeer, ids: list[bytes], brought: list[Pointer]) -> Any:
-        outs = [os.urandom(ID_BYTES) for _ in _references(program.outputs)]
+        outs = [fresh_id() for _ in _references(program.outputs)]
         args = {"program": program.id, "inputs": ids, "outs": outs}
         code = b"" if (home.id, program.id) in self._known else program.to_bytes()
         try:

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from peer.incoming import IncomingStream, owned
 from peer.keys import verify
 from peer.payloads import MemoryPayload, Payload
-from peer.transport import Socket, dial, let_in
+from peer.transport import Socket, can_send_now, dial, let_in, send_now
 from protocol import limits
 from protocol.codec import Buffer
 from protocol.errors import (
@@ -160,12 +160,17 @@ class Connection:
         self._wake = asyncio.Event()  # for the writer: there is something to send
         self._room = asyncio.Event()  # for the reader: it may take more in
         self._is_ending = False
+        self._is_kicked = False
+        self._queued = 0  # messages that came and wait in the socket's queue for the reader
+        self._ending: asyncio.Task[None] | None = None
         self._reason: LinkError | None = None
         self._counts = dict.fromkeys(Statistics.__dataclass_fields__, 0)
         loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[LinkError | None] = loop.create_future()
         self._reader = loop.create_task(self._read_loop(), name=f"read {self.peer_name}")
         self._writer = loop.create_task(self._write_loop(), name=f"write {self.peer_name}")
+        self._loop = loop
+        socket.sink = self._take
 
     def __repr__(self) -> str:
         return f"<Connection to {self.remote.role} {self.peer_name} {'closed' if self.is_closed else 'open'}>"
@@ -192,6 +197,12 @@ class Connection:
             GridError: what the other end answered with; PeerLost if the connection broke; TimedOut.
         """
         future = self.post(op, args, payload)
+        if timeout is None:
+            try:
+                return await future
+            except BaseException:
+                _drop(future)
+                raise
         try:
             async with asyncio.timeout(timeout) as deadline:
                 return await future
@@ -236,7 +247,7 @@ class Connection:
             self._sending[made.stream] = _Sending(made.stream, source)
         self._waiting[made.id] = future
         future.add_done_callback(lambda done: self._given_up(made) if done.cancelled() else None)
-        self._wake.set()
+        self._kick()
 
     def _given_up(self, request: Request) -> None:
         if self._waiting.pop(request.id, None) is None or self.is_closed:
@@ -247,7 +258,7 @@ class Connection:
             self._session.abort_stream(sending.stream, "the request was given up")
             self._stop_sending(sending)
         self._release_held()
-        self._wake.set()
+        self._kick()
 
     def _release_held(self) -> None:
         while self._held and (self._held[0].future.done() or self._may_ask(self._held[0])):
@@ -281,11 +292,8 @@ class Connection:
         taken = 0
         while True:
             size, events = await _receive(self._socket, self._session)
-            self._counts["received_bytes"] += size
-            self._counts["received_messages"] += 1
-            for event in events:
-                self._on_event(event)
-            self._wake.set()
+            self._queued = max(self._queued - 1, 0)
+            self._on_message(size, events)
             taken += size + _MESSAGE_COST
             if taken > limits.CHUNK:  # recv does not yield while messages are queued
                 taken = 0
@@ -293,6 +301,32 @@ class Connection:
             while self._is_full:
                 self._room.clear()
                 await self._room.wait()
+
+    def _take(self, message: bytes | bytearray) -> bool:
+        """A message that just came. Taken at once if nothing waits before it, and there is room for what it brings;
+        else it is for the reader."""
+        if self._queued or self._is_ending or self._is_full:
+            self._queued += 1
+            return False
+        try:
+            self._on_message(len(message), self._session.receive(message))
+        except LinkError as error:
+            self._end_soon(error)
+        except Exception:
+            _log.exception("defect while reading from %s", self.peer_name)
+            self._end_soon(PeerLost(_DEFECT, peer=self.peer_name))
+        return True
+
+    def _on_message(self, size: int, events: list[Event]) -> None:
+        self._counts["received_bytes"] += size
+        self._counts["received_messages"] += 1
+        for event in events:
+            self._on_event(event)
+        self._kick()
+
+    def _end_soon(self, reason: LinkError) -> None:
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._finish(reason))
 
     @property
     def _is_full(self) -> bool:
@@ -393,7 +427,7 @@ class Connection:
             if not self.is_closed:
                 self._session.reply(id, answer.result, data)
                 self._count("payload_sent", answer.result, len(data))
-                self._wake.set()
+                self._kick()
         finally:
             _close(source)
 
@@ -413,14 +447,14 @@ class Connection:
                 source.close()
             else:
                 self._sending[stream] = _Sending(stream, source)
-            self._wake.set()
+            self._kick()
 
     def _answer_fault(self, id: int, call: Call, error: GridError) -> None:
         if not self.is_closed:
             if error.operation is None:
                 error.operation = call.op
             self._session.fault(id, error)
-            self._wake.set()
+            self._kick()
 
     def _discard(self, stream: IncomingStream) -> None:
         """The handler has returned: what it did not read of its payload is not wanted."""
@@ -449,15 +483,43 @@ class Connection:
             self._room.set()
         if not self.is_closed:
             self._session.consumed(stream, nbytes)
-            self._wake.set()
+            self._kick()
 
     def stream_given_up(self, stream: int, message: str) -> None:
         """(For IncomingStream.)"""
         if self._incoming.pop(stream, None) is not None and not self.is_closed:
             self._session.abort_stream(stream, message)
-            self._wake.set()
+            self._kick()
 
     # --- writing ------------------------------------------------------------------------------------------
+
+    def _kick(self) -> None:
+        """There may be something to send. Small frames leave at the end of this turn of the loop, together; the writer
+        is for streams, and for when the other end does not keep up."""
+        if self._sending or self._outbox or not can_send_now(self._socket):
+            self._wake.set()
+        elif not self._is_kicked:
+            self._is_kicked = True
+            self._loop.call_soon(self._send_small)
+
+    def _send_small(self) -> None:
+        self._is_kicked = False
+        if self._is_ending:
+            return  # `_finish` sends what is left
+        if self._outbox or not can_send_now(self._socket):
+            self._wake.set()
+            return
+        self._outbox.extend(self._session.data_to_send())
+        while self._outbox and can_send_now(self._socket):
+            message = self._outbox.popleft()
+            self._note_sent(message)
+            send_now(self._socket, message)
+        if self._outbox:
+            self._wake.set()
+
+    def _note_sent(self, message: bytes) -> None:
+        self._counts["sent_bytes"] += len(message)
+        self._counts["sent_messages"] += 1
 
     async def _write_loop(self) -> None:
         try:
@@ -477,8 +539,7 @@ class Connection:
         self._outbox.extend(self._session.data_to_send())
         while self._outbox:
             message = self._outbox.popleft()
-            self._counts["sent_bytes"] += len(message)
-            self._counts["sent_messages"] += 1
+            self._note_sent(message)
             await self._socket.send(message)
 
     async def _send_chunks(self) -> bool:

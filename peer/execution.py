@@ -50,9 +50,16 @@ class Execution:
     # --- operations ---------------------------------------------------------------------------------------
 
     async def run(
-        self, asker: str, lease: LeaseKey, operations: Sequence[Any], release: Sequence[bytes] = ()
-    ) -> list[Fault | None]:
-        """Run them in order, then let go of `release`. The result has, for each, None or the fault that it ended with.
+        self,
+        asker: str,
+        lease: LeaseKey,
+        operations: Sequence[Any],
+        release: Sequence[bytes] = (),
+        fetch: bytes | None = None,
+    ) -> tuple[list[Fault | None], Snapshot | None]:
+        """Run them in order, then take the value of the temporary `fetch`, then let go of `release`.
+
+        The result has, for each operation, None or the fault that it ended with; and the value, if one was wanted.
 
         Raises:
             BadRequest, TooLarge: what came are not operations, or too many; then none of them ran.
@@ -67,11 +74,12 @@ class Execution:
                 except GridError as error:
                     batch.faults[index] = self._not_placed(asker, lease, batch.operations[index], error)
             batch.submit()
+            value = None if fetch is None else self.take(asker, await self._objects.find(asker, fetch))
             self.release_own(asker, release)
         for indices, results in batch.submitted:
             for index, result in zip(indices, await results, strict=True):
                 batch.faults[index] = self._settle(batch.operations[index][3], result)
-        return batch.faults
+        return batch.faults, None if value is None else await value
 
     async def _place(self, asker: str, lease: LeaseKey, batch: _Batch, index: int) -> None:
         """Choose the worker of one operation, bring all its inputs there, and register its outs."""
@@ -203,6 +211,13 @@ class Execution:
             worker.provide(held.id, tensor.header, source, offset, read_only=True)
 
     # --- values -------------------------------------------------------------------------------------------
+
+    def take(self, asker: str, held: Held) -> Awaitable[Snapshot]:
+        """`snapshot` for somebody who asks for the value. Denied, BadRequest where it is not to be had."""
+        permissions.check_take(asker, held, f"object {show_id(held.id)}")
+        if not isinstance(held, Temporary) or held.target is not None:
+            raise BadRequest(f"{show_id(held.id)} is no temporary tensor: fetch it in a request of its own")
+        return self.snapshot(held)
 
     def snapshot(self, held: Temporary) -> Awaitable[Snapshot]:
         """The value as it is after everything asked so far; what is asked later does not change it.

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from websockets.asyncio.server import Server, ServerConnection
+from websockets.asyncio.server import Server
 
 from peer import transport
 from peer.buffers import BufferPool
@@ -146,7 +146,7 @@ class Peer:
         host, port = self._server.sockets[0].getsockname()[:2]
         self.url = f"ws://{_bracketed(host)}:{port}"
         own = Member(self.id, self.name, (self.url,))
-        self._membership.learn([own])
+        self._membership.set_ours(own)
         for url in self.settings.join:
             await self._join(url, own)
         self._neighbours.announce(Neighbour(self.name, self.id, self.url, os.getpid()))
@@ -188,7 +188,7 @@ class Peer:
 
     # --- sessions -----------------------------------------------------------------------------------------
 
-    async def _accept(self, socket: ServerConnection) -> None:
+    async def _accept(self, socket: transport.GuardedServerConnection) -> None:
         if self._unproved >= limits.MAX_UNPROVED or len(self._sessions) >= limits.MAX_SESSIONS:
             await socket.close(1013, "too many connections")
             return

@@ -22,7 +22,7 @@ from peer.neighbours import Neighbours
 from peer.objects import Held, Objects, Published, Temporary, check_id, show_id
 from peer.payloads import MemoryPayload
 from peer.store.store import Store
-from peer.transfers import Transfers
+from peer.transfers import Transfers, payload_of
 from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import BadProgram, BadRequest, GridError
@@ -223,8 +223,19 @@ class Requests:
         if not isinstance(operations, list):
             raise BadRequest("operations is a list")
         release = _ids(call.args.get("release", []))
-        faults = await self._parts.execution.run(call.connection.remote.id, self._lease_of(call), operations, release)
-        return Answer({"results": faults if any(faults) else []})
+        wanted = call.args.get("fetch")
+        faults, value = await self._parts.execution.run(
+            call.connection.remote.id,
+            self._lease_of(call),
+            operations,
+            release,
+            None if wanted is None else check_id(wanted),
+        )
+        result: dict[str, Any] = {"results": faults if any(faults) else []}
+        if value is None:
+            return Answer(result)
+        header, data = value
+        return Answer({**result, **header.to_wire()}, payload_of(data))
 
     async def execute(self, call: Call) -> Answer:
         program = call.args.get("program")

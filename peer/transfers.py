@@ -135,7 +135,7 @@ class Transfers:
         return arrival.record(held.created, 0 if arrival.header is None else arrival.header.nbytes)
 
     async def _publish_value(self, arrival: Arrival, header: TensorHeader, value: bytes | Buffer) -> None:
-        payload = _memory(value)
+        payload = payload_of(value)
         writer = await self._store.writer(Contents.one(header))
         try:
             for offset in range(0, payload.nbytes, limits.CHUNK):
@@ -161,7 +161,7 @@ class Transfers:
         if isinstance(held, Published):
             return await self._stored_value(held)
         header, data = await value
-        return Answer(header.to_wire(), _memory(data))
+        return Answer(header.to_wire(), payload_of(data))
 
     async def _stored_value(self, held: Published) -> Answer:
         if held.kind == "pointer":
@@ -241,7 +241,7 @@ class Transfers:
             answer = await self._stored_value(held)
             return Answer({**answer_to, **answer.result, "record": record}, answer.payload)
         header, data = await value
-        return Answer({**answer_to, **header.to_wire(), "record": {**record, **header.to_wire()}}, _memory(data))
+        return Answer({**answer_to, **header.to_wire(), "record": {**record, **header.to_wire()}}, payload_of(data))
 
     async def collected(self, peer: str, token: object) -> None:
         """The target has it safely: after a move, ours goes."""
@@ -277,7 +277,8 @@ def _is_pointer(held: Held) -> BadRequest:
     return BadRequest(f"{show_id(held.id)} points to an object at {where}: fetch it there, or pull it here first")
 
 
-def _memory(value: bytes | Buffer) -> Payload:
+def payload_of(value: bytes | Buffer) -> Payload:
+    """A snapshot's bytes on their way out; gives its buffer back at the end."""
     return MemoryPayload(value) if isinstance(value, bytes) else MemoryPayload(value.view(), value.release)
 
 

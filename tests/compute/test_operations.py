@@ -81,6 +81,16 @@ def test_a_substituted_call_gives_zeros_of_the_same_shape() -> None:
         assert torch.equal(overload(other)(*new_args, **new_kwargs), torch.zeros(2, 3)), name  # type: ignore[operator]
 
 
+def test_a_maximum_into_its_first_argument_is_in_place() -> None:
+    a, b = torch.tensor([1.0, 5.0, float("nan")]), torch.tensor([2.0, 4.0, 1.0])
+    wanted = torch.maximum(a, b)
+    name, args, kwargs = substitute("aten.maximum.out", [a, b], {"out": a})
+    overload(name)(*args, **kwargs)  # type: ignore[operator]
+    assert torch.equal(a[:2], wanted[:2])
+    assert a[2].isnan()
+    assert substitute("aten.maximum.out", [a, b], {"out": b})[0] == "aten.maximum.out"
+
+
 def test_other_calls_are_not_substituted() -> None:
     assert substitute("aten.add.Tensor", [1], {"alpha": 2}) == ("aten.add.Tensor", [1], {"alpha": 2})
 

@@ -57,6 +57,8 @@ def test_every_dtype_and_shape_survives_the_round_trip(name: str, shape: tuple[i
         torch.arange(24.0)[::5],
         torch.arange(24.0)[3:],
         torch.ones(1).expand(4, 3),
+        torch.ones(3).sum().expand(1),
+        torch.arange(6.0).as_strided((1, 1), (0, 0), 3),
         torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last),
         torch.randn(4, dtype=torch.complex64).conj(),
         torch.randn(4, dtype=torch.complex64).conj().imag,

@@ -1,0 +1,26 @@
+"""Fresh object ids: 16 random bytes each, drawn from the system in batches, because one call a piece is dear."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+ID_BYTES: Final = 16
+_BATCH: Final = 256
+
+_drawn: list[bytes] = []
+
+
+def fresh_id() -> bytes:
+    """An id that nothing has yet."""
+    try:
+        return _drawn.pop()
+    except IndexError:
+        random = os.urandom(ID_BYTES * _BATCH)
+        _drawn.extend(random[at : at + ID_BYTES] for at in range(0, len(random), ID_BYTES))
+        return _drawn.pop()
+
+
+# A forked child would otherwise give out the same ids as its parent.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drawn.clear)
