@@ -2,11 +2,13 @@
 
 Files in import order:
 
+    ids.py        fresh object ids
     handle.py     what a pointer points to, and letting it go
     memory.py     memory for large values
     outbox.py     operations on their way to a peer
     pointer.py    pointers: torch tensors whose data live at a peer
     remote.py     one peer: g["alice"]
+    stored.py     what stored models and plans have in common
     modules.py    modules whose parameters are pointers; stored models
     plan.py       @grid.plan, grid.load: functions that run where the data are
     placement.py  where a plan runs: decides
@@ -14,8 +16,12 @@ Files in import order:
     hits.py       what a search found
     client.py     the grid: connect, peers, search, run
     local.py      peers as processes here, for demos and tests
-    files.py      tensors from files and back
+    readers.py    tensors from files of each kind
+    writers.py    tensors into files
+    files.py      both, by the file's ending
+    scripts.py    plans from a user's own Python file
     show.py       tables and progress bars of the command line
+    story.py      how the demo tells what it does
     demo.py       the main job, explained as it goes
 """
 

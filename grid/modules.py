@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,13 @@ from compute.model import ModelSpec, ProgramModule, capture_model
 from compute.spec import Layout, pack_spec, unpack_spec
 from compute.values import tensor_bytes, tensor_from
 from grid.handle import Handle
+from grid.ids import fresh_id
 from grid.memory import fresh
 from grid.pointer import Pointer
+from grid.stored import Stored
 from peer.connection import Response
 from protocol.codec import Buffer
 from protocol.errors import BadRequest, NeedsAwait
-from search.tags import parse_tags
 
 if TYPE_CHECKING:
     from grid.remote import Progress, RemotePeer
@@ -99,8 +99,7 @@ async def _put_model(
 ) -> dict[str, Any]:
     head, tensors = pack_spec(spec.to_wire()), spec.tensors(module)
     pieces: list[Buffer] = [head, *(tensor_bytes(tensors[name]) for name, _ in _layout(spec))]
-    id = os.urandom(16 - _PART_BYTES) + bytes(_PART_BYTES)
-    return await home.put(id, {**fields, "spec_bytes": len(head)}, pieces, progress)
+    return await home.put(_model_id(), {**fields, "spec_bytes": len(head)}, pieces, progress)
 
 
 def _looked_up(parts: Mapping[int, Pointer]) -> Callable[[torch.Tensor], Any]:
@@ -152,34 +151,18 @@ def _named_tensors(module: nn.Module) -> Sequence[tuple[str, torch.Tensor]]:
 # --- stored models ----------------------------------------------------------------------------------------
 
 
-class RemoteModel(nn.Module):
+class RemoteModel(Stored, nn.Module):
     """A stored model that a search found. Call it on pointers at its peer, or give it to a plan.
 
-    `record` is what its peer says of it. Its program is loaded with it by search; else `await model.load()`.
+    Its program is loaded with it by search; else `await model.load()`.
     Awaited: load, fetch (a module here, with the weights), move, copy, tag, untag, describe, delete.
     """
 
     def __init__(self, home: RemotePeer, record: dict[str, Any]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self._handle = Handle(home, record["id"], owns=False, record=record)
         self._inner: ProgramModule | None = None
         self._spec: ModelSpec | None = None
-
-    @property
-    def location(self) -> RemotePeer:
-        return self._handle.home
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return {**(self._handle.record or {}), "peer": self.location.name}
-
-    @property
-    def id_at_location(self) -> str:
-        return self._handle.id.hex()
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        return tuple(f"#{tag}" for tag in self.record.get("tags") or ())
 
     def __repr__(self) -> str:
         tensors = f", {len(_layout(self._spec))} tensors" if self._spec is not None else ""
@@ -220,42 +203,16 @@ class RemoteModel(nn.Module):
         answer = await self.location.read(self._handle.id, nbytes + 1)
         return ProgramModule(self.spec, await _read_weights(answer, _layout(self.spec), progress))
 
-    async def move(self, peer: RemotePeer) -> RemoteModel:
-        """Move it to `peer` directly; the model there. Only its owner may."""
-        if peer is self.location:
-            return self
-        return await self._transfer(peer, move=True)
+    def _elsewhere(self, peer: RemotePeer, record: dict[str, Any]) -> RemoteModel:
+        return RemoteModel(peer, record)
 
-    async def copy(self, peer: RemotePeer) -> RemoteModel:
-        """Copy it to `peer` directly, published there with the same tags."""
-        return await self._transfer(peer, move=False)
+    def _copy_id(self) -> bytes:
+        return _model_id()
 
-    async def _transfer(self, peer: RemotePeer, move: bool) -> RemoteModel:
-        self._handle.check()
-        id = self._handle.id if move else os.urandom(16 - _PART_BYTES) + bytes(_PART_BYTES)
-        record = await self.location.hand_over(self._handle.id, peer, id, move=move, publish=True)
-        if move:
-            self._handle.give_up(f"it was moved to {peer.name}; use the model that move() returned")
-        return await RemoteModel(peer, record).load()
 
-    async def tag(self, *tags: str) -> RemoteModel:
-        return await self._edit(add=list(parse_tags(tags)))
-
-    async def untag(self, *tags: str) -> RemoteModel:
-        return await self._edit(remove=list(parse_tags(tags)))
-
-    async def describe(self, text: str) -> RemoteModel:
-        return await self._edit(description=text)
-
-    async def _edit(self, **changes: Any) -> RemoteModel:
-        self._handle.check()
-        self._handle.record = await self.location.edit(self._handle.id, **changes)
-        return self
-
-    async def delete(self) -> None:
-        self._handle.check()
-        await self.location.delete([self._handle.id])
-        self._handle.give_up("it was deleted")
+def _model_id() -> bytes:
+    """A fresh id for a model: its tensors' ids count on from it (SPEC.md, Objects)."""
+    return fresh_id()[:-_PART_BYTES] + bytes(_PART_BYTES)
 
 
 def _layout(spec: ModelSpec) -> Layout:

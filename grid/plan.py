@@ -21,6 +21,7 @@ from compute.capture import Captured, capture
 from compute.program import Program
 from grid.handle import Handle
 from grid.ids import fresh_id
+from grid.stored import Stored
 from protocol.errors import BadRequest, CannotCapture, NeedsAwait
 from search.query import parse_query
 from search.tags import parse_tags
@@ -125,27 +126,18 @@ def load(query: str) -> Any:
 # --- stored plans -----------------------------------------------------------------------------------------
 
 
-class RemotePlan:
-    """A stored plan that a search found: `await g.run(hit, ...)` runs it, its inputs by name."""
+class RemotePlan(Stored):
+    """A stored plan that a search found: `await g.run(hit, ...)` runs it, its inputs by name.
+
+    Awaited: load, fetch (its program), move, copy, tag, untag, describe, delete.
+    """
 
     def __init__(self, home: RemotePeer, record: dict[str, Any]) -> None:
         self._handle = Handle(home, record["id"], owns=False, record=record)
         self._program: Program | None = None
 
-    @property
-    def location(self) -> RemotePeer:
-        return self._handle.home
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return {**(self._handle.record or {}), "peer": self.location.name}
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        return tuple(f"#{tag}" for tag in self.record.get("tags") or ())
-
     def __repr__(self) -> str:
-        return f"RemotePlan({self.location.name}:{self._handle.id.hex()[:12]}, {self.record.get('name')})"
+        return f"RemotePlan({self.location.name}:{self.id_at_location[:12]}, {self.record.get('name')})"
 
     async def load(self) -> RemotePlan:
         """Get its program."""
@@ -159,7 +151,9 @@ class RemotePlan:
             raise NeedsAwait("the plan's program is not here yet: await plan.load()")
         return self._program
 
-    async def delete(self) -> None:
-        self._handle.check()
-        await self.location.delete([self._handle.id])
-        self._handle.give_up("it was deleted")
+    async def fetch(self, progress: Callable[[int, int], None] | None = None) -> Program:
+        """Its program."""
+        return (await self.load()).program
+
+    def _elsewhere(self, peer: RemotePeer, record: dict[str, Any]) -> RemotePlan:
+        return RemotePlan(peer, record)

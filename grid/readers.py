@@ -233,7 +233,9 @@ def _read_parquet(path: Path) -> Named:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise BadFile(f"{path}: reading .parquet needs pyarrow, which is not installed: pip install pyarrow") from None
+        raise BadFile(
+            f"{path}: .parquet needs pyarrow, which is not installed: pip install 'peergrid[parquet]'"
+        ) from None
     file = parquet.ParquetFile(path)
     _check_expansion(path, file.metadata.num_rows * file.metadata.num_columns * 8)
     table = file.read()

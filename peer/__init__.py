@@ -1,0 +1,29 @@
+"""One peer: a process with an identity, a store, workers, and sessions with clients and other peers. No torch here.
+
+Files in import order:
+
+    folders.py      where things are kept on this machine
+    keys.py         Ed25519 keys
+    transport.py    WebSockets as the grid uses them
+    payloads.py     bytes on their way out
+    incoming.py     bytes on their way in
+    connection.py   a session over a WebSocket: requests and answers, streams, deadlines
+    membership.py   who is in the grid: decides
+    neighbours.py   the peers of this machine, found without flags
+    links.py        connections to peers, dialled when first needed
+    permissions.py  who may do what with an object: decides
+    leases.py       whose temporaries live, and until when: decides
+    tickets.py      the leave to collect an object: decides
+    buffers.py      shared memory for values
+    store/          published objects: SQLite and safetensors files
+    worker/         the processes that run operations
+    workers.py      starts, finds and ends them
+    objects.py      all objects of a peer, found under one rule
+    execution.py    operations and programs to workers, in order
+    arrivals.py     what is coming in, checked before it is read
+    transfers.py    put, fetch, and from peer to peer
+    requests.py     what can be asked, one method each
+    peer.py         wires the parts together
+    process.py      a peer in this process, until it is told to stop
+    processes.py    peers in other processes
+"""

@@ -7,6 +7,7 @@ was computed, or where it may have been changed in place). The worker, where the
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -152,7 +153,7 @@ class Objects:
         self._peer_name = peer_name
         self._temporaries: dict[bytes, Temporary] = {}
         self._counts: dict[str, int] = {}
-        self._published: dict[bytes, Published] = {}  # read before; emptied when the store changes
+        self._published: OrderedDict[bytes, Published] = OrderedDict()  # read lately; what changes is taken out
 
     @property
     def count(self) -> int:
@@ -166,26 +167,20 @@ class Objects:
 
     def at_hand(self, asker: str, id: bytes) -> Held | None:
         """The object if it can be had without waiting."""
-        held: Held | None = self._temporaries.get(id)
-        if held is None:
-            held = self._published.get(id)
-        return held if held is not None and permissions.can_find(asker, held) else None
+        temporary = self._temporaries.get(id)
+        if temporary is not None and permissions.can_find(asker, temporary):
+            return temporary
+        # A stranger's temporary under the id of a published object hides it from nobody else.
+        return self._published.get(id)
 
     async def find(self, asker: str, id: bytes) -> Held:
         """The object; NotFound if there is none, or none for this asker."""
-        held = self.at_hand(asker, id)
+        held = self.at_hand(asker, id) or await self._read(id)
         if held is not None:
             return held
-        if id not in self._temporaries:
-            published = await self._read(id)
-            if published is not None:
-                return published
         raise NotFound(
             f"no object {show_id(id)} here: it was deleted, moved, or its lease is over", peer=self._peer_name
         )
-
-    async def find_published(self, id: bytes) -> Published | None:
-        return self._published.get(id) or await self._read(id)
 
     async def by_prefix(self, asker: str, prefix: str) -> Held:
         """The one object whose hex id begins so."""
@@ -206,6 +201,8 @@ class Objects:
                 return None
             published = part
         self._published[id] = published
+        if len(self._published) > limits.OBJECTS_AT_HAND:
+            self._published.popitem(last=False)
         return published
 
     async def _read_part(self, id: bytes) -> Published | None:

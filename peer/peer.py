@@ -194,7 +194,10 @@ class Peer:
             return
         self._unproved += 1
         try:
-            session = await open_as_acceptor(socket, self._introduction, self.identity, self._requests.serve)
+            requests = self._requests
+            session = await open_as_acceptor(
+                socket, self._introduction, self.identity, requests.serve, requests.serve_at_once
+            )
         except LinkError as error:
             _log.info("a connection from %s came to nothing: %s", socket.remote_address, error.message)
             return

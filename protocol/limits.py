@@ -75,6 +75,7 @@ PING_TIMEOUT: Final = 20.0
 # --- a peer -----------------------------------------------------------------------------------------------
 MAX_UNPROVED: Final = 32  # connections that have not proved a key yet
 MAX_SESSIONS: Final = 1_024
+OBJECTS_AT_HAND: Final = 1_024  # published objects that a peer remembers having read, at most 64 KiB each
 MAX_TEMPORARIES: Final = 1_000_000  # of one principal
 MAX_PEERS: Final = 1_000
 MAX_URLS: Final = 8  # addresses of one peer

@@ -294,7 +294,7 @@ def test_any_byte_of_a_bool_is_read_as_true_or_false(tmp_path: Path) -> None:
 
 def test_parquet_says_what_to_install_or_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(BadFile, match=r"pip install pyarrow|is not a Parquet table"):
+    with pytest.raises(BadFile, match=r"pip install 'peergrid\[parquet\]'|is not a Parquet table"):
         read(tmp_path / "x.parquet")
 
 

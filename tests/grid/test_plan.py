@@ -160,7 +160,11 @@ async def test_a_built_plan_is_sent_found_by_tag_and_run(peers: Folders) -> None
         assert isinstance(hit, grid.RemotePlan) and hit.program.id == shifted.id
         x = await g["bob"].send(torch.ones(4))
         assert torch.equal(await (await g.run(hit, x=x)).get(), torch.full((4,), 2.0))
-        await hit.delete()
+        moved = await (await hit.tag("moving")).move(g["carol"])
+        assert moved.location is g["carol"] and moved.tags == (f"#{tag}", "#moving")
+        assert torch.equal(await (await g.run(moved, x)).get(), torch.full((4,), 2.0))
+        assert (await moved.fetch()).id == shifted.id
+        await moved.delete()
 
 
 async def test_a_model_whose_input_cannot_be_worked_out_asks_for_an_example(peers: Folders) -> None:

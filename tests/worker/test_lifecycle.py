@@ -184,10 +184,16 @@ def test_a_thousand_values_provided_and_dropped_leave_nothing_behind(asker: Aske
 
 def test_exports_of_large_values_leave_nothing_behind(asker: Asker) -> None:
     x = asker.op("aten.zeros.default", [20_000])
+
+    async def caught_up() -> None:
+        await asker.worker.usage()  # by then it has closed what it sent last
+
     asker.value(x)
+    asker.do(caught_up())
     before = open_descriptors(), open_descriptors(asker.pid)
     for _ in range(50):
         asker.value(x)
+    asker.do(caught_up())
     assert (open_descriptors(), open_descriptors(asker.pid)) == before
     assert asker.pool.buffers.statistics().used == 0
 

@@ -1,0 +1,41 @@
+"""A peer to attack, and an authenticated but hostile connection to it."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from grid.local import Processes
+from peer.connection import Connection, open_as_dialer
+from peer.folders import Folders
+from peer.keys import Identity
+from peer.neighbours import Neighbours
+from protocol.handshake import Introduction
+
+
+@pytest.fixture(scope="session")
+def victim() -> Iterator[Folders]:
+    """A peer named victim runs; its records are in these folders."""
+    with tempfile.TemporaryDirectory(prefix="grid-attacks-") as folder:
+        folders = Folders.under(Path(folder))
+        with asyncio.Runner() as runner:
+            processes = Processes(folders)
+            runner.run(processes.start("victim"))
+            yield folders
+            runner.run(processes.close())
+
+
+@asynccontextmanager
+async def attacking(folders: Folders, identity: Identity | None = None) -> AsyncIterator[Connection]:
+    """A session with the victim, of a stranger who proved a key of its own."""
+    (running,) = Neighbours(folders.peers).list()
+    connection = await open_as_dialer(running.url, Introduction("client", "mallory"), identity or Identity.generate())
+    try:
+        yield connection
+    finally:
+        await connection.close()

@@ -1,0 +1,129 @@
+"""A peer's life: starting, what prevents it, joining others, and what is left when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+import grid
+from peer.folders import Folders
+from peer.peer import Peer, Settings
+from protocol.errors import (
+    AmbiguousPeer,
+    BadRequest,
+    DataFolderInUse,
+    DataFolderMismatch,
+    NameTaken,
+    PortInUse,
+    SetupError,
+    Unreachable,
+)
+
+
+@asynccontextmanager
+async def running(*settings: Settings) -> AsyncIterator[list[Peer]]:
+    peers: list[Peer] = []
+    try:
+        for each in settings:
+            peers.append(await Peer.start(each))
+        yield peers
+    finally:
+        for peer in peers:
+            await peer.close()
+
+
+async def test_peers_of_two_machines_find_each_other_by_joining_one(tmp_path: Path) -> None:
+    here, there = Folders.under(tmp_path / "here"), Folders.under(tmp_path / "there")
+    async with running(Settings("alice", port=0, folders=here), Settings("bob", port=0, folders=here)) as (alice, bob):
+        async with running(Settings("carol", port=0, join=(alice.url,), folders=there)) as (carol,):
+            for folders in (here, there):
+                async with grid.connect(folders=folders) as g:
+                    assert [info.name for info in g.peers()] == ["alice", "bob", "carol"]
+                    assert g["carol"].id == carol.id and g["bob"].id == bob.id
+
+
+async def test_two_peers_of_one_name_in_a_grid_are_told_apart_by_id(tmp_path: Path) -> None:
+    here, there = Folders.under(tmp_path / "here"), Folders.under(tmp_path / "there")
+    async with running(Settings("alice", port=0, folders=here)) as (first,):
+        async with running(Settings("alice", port=0, join=(first.url,), folders=there)) as (second,):
+            async with grid.connect(folders=here) as g:
+                with pytest.raises(AmbiguousPeer, match=second.id[:12]):
+                    g["alice"]
+                assert g[second.id].id == second.id
+
+
+async def test_a_name_is_taken_once_on_a_machine(folders: Folders) -> None:
+    async with running(Settings("alice", port=0, folders=folders)):
+        with pytest.raises(NameTaken, match="grid down alice"):
+            await Peer.start(Settings("alice", port=0, folders=folders))
+    async with running(Settings("alice", port=0, folders=folders)):
+        pass  # free again
+
+
+async def test_a_port_in_use_is_named(folders: Folders) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortInUse, match=f"{port} is in use.*--port"):
+            await Peer.start(Settings("alice", port=port, folders=folders))
+    async with running(Settings("alice", port=0, folders=folders)):
+        pass  # the failed start kept nothing
+
+
+async def test_a_data_folder_serves_one_peer(tmp_path: Path) -> None:
+    here, there = Folders.under(tmp_path / "here"), Folders.under(tmp_path / "there")
+    data = tmp_path / "data"
+    async with running(Settings("alice", port=0, data_dir=data, folders=here)):
+        with pytest.raises(DataFolderInUse):
+            await Peer.start(Settings("bob", port=0, data_dir=data, folders=there))
+    with pytest.raises(DataFolderMismatch):
+        await Peer.start(Settings("bob", port=0, data_dir=data, folders=there))
+
+
+async def test_joining_nobody_is_an_error_and_leaves_nothing(folders: Folders) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(Unreachable):
+        await Peer.start(Settings("alice", port=0, join=(f"ws://127.0.0.1:{port}",), folders=folders))
+    async with running(Settings("alice", port=0, folders=folders)):
+        pass
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "example.org"])
+def test_a_peer_listens_on_loopback_only(folders: Folders, host: str) -> None:
+    with pytest.raises(SetupError, match="loopback"):
+        Settings("alice", host=host, folders=folders)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "a" * 65, "-a", "ä"])
+def test_a_name_that_is_none_is_refused(folders: Folders, name: str) -> None:
+    with pytest.raises(BadRequest, match="name"):
+        Settings(name, folders=folders)
+
+
+async def test_temporaries_outlive_their_session_by_a_grace_and_then_go(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from peer import leases
+
+    monkeypatch.setattr(leases.limits, "LEASE_GRACE", 0.3)
+    async with running(Settings("alice", port=0, folders=folders)) as (alice,):
+        alice._leases._grace = 0.3
+        async with grid.connect(folders=folders) as g:
+            x = await g["alice"].send(torch.ones(3))
+            y = x + 1
+            await y.fetch()
+            kept = await g["alice"].send(torch.ones(3), tags="kept")
+        assert alice._objects.count == 2
+        async with asyncio.timeout(10):
+            while alice._objects.count:
+                await asyncio.sleep(0.05)
+        async with grid.connect(folders=folders) as g:
+            assert (await g.search("#kept")).one().id_at_location == kept.id_at_location
+        del x, y
