@@ -3,8 +3,10 @@
 Files in import order. Those marked * import no torch, so that a peer's own process may use them.
 
     operations *   the names of the allowed operations, by category
+    writes *       which arguments an operation changes in place
     wire *         what an argument may be on the wire, checked
     program *      Program: single-assignment list of operations; canonical bytes, id (PROGRAM.md is its specification)
+    spec *         how the tensors of a stored model lie
     dtypes         torch's dtypes by name
     arguments      what each type of an operator's schema accepts
     table          lookup(name): the Entry of an operation, with its argument checks

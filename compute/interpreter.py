@@ -85,9 +85,8 @@ def written_inputs(program: Program) -> tuple[int, ...]:
             given = [_roots(call[parameter.name], roots) for parameter in entry.parameters]
             for position in entry.written(node.args, node.kwargs):
                 written |= given[position]
-            # An operation without a word on aliases gives new memory, unless it is a composite one (dropout in eval).
             shared = [given[position] for position in entry.aliases if position is not None]
-            roots.append(frozenset().union(*(shared or (given if _may_return_argument(entry) else []))))
+            roots.append(frozenset().union(*(given if entry.name in _RETURN_ARGUMENTS else shared)))
         else:
             roots.append(frozenset())
     return tuple(sorted(number for number in written if number < count))
@@ -234,10 +233,16 @@ def _roots(value: Any, roots: list[frozenset[int]]) -> frozenset[int]:
     return frozenset()
 
 
-def _may_return_argument(entry: Entry) -> bool:
-    key = "CompositeImplicitAutograd"
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(entry.overload.name(), key))
-
+# Operations that may return an argument, or a view of one, though their schema does not say so (found by running all).
+_RETURN_ARGUMENTS: Final = frozenset(
+    f"aten.{name if '.' in name else name + '.default'}"
+    for name in (
+        *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as", "conj_physical"),
+        *("_unsafe_view", "unsafe_chunk", "unsafe_split.Tensor", "unsafe_split_with_sizes", "broadcast_tensors"),
+        *("atleast_1d", "atleast_2d", "atleast_3d", "meshgrid", "meshgrid.indexing", "cartesian_prod", "chain_matmul"),
+        *("einsum", "sum_to_size", "cumprod_backward"),
+    )
+)
 
 _NUMBERS: Final[dict[str, Callable[..., Any]]] = {
     "int.add": operator.add,

@@ -175,7 +175,7 @@ _CONVOLUTIONS: Final = (
     *("conv3d.padding", "conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input"),
 )
 _SPLIT: Final = _parts(lambda call, size: -(-size // max(1, call["split_size"])))
-_CHUNK: Final = _parts(lambda call, size: min(max(1, call["chunks"]), max(1, size)))
+_CHUNK: Final = _parts(lambda call, size: min(call["chunks"], size) if size else call["chunks"])  # nothing, often
 _UNBIND: Final = _parts(lambda call, size: size)
 
 SHAPE_GUARDS: Final[Mapping[str, Guard]] = {

@@ -65,6 +65,7 @@ HUGE = X[0, 0].expand(TERA, TERA)
         ("aten.unbind.int", [torch.ones(100_000)]),
         ("aten.split.Tensor", [torch.ones(100_000), 1]),
         ("aten.tensor_split.sections", [X, 2**31]),
+        ("aten.chunk.default", [torch.ones(0), 2**30]),
     ],
 )
 def test_what_would_need_too_much_is_refused_before_it_is_allocated(name: str, args: list[Any]) -> None:

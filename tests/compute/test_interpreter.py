@@ -260,6 +260,7 @@ def test_an_operation_that_this_torch_lacks_is_refused(monkeypatch: pytest.Monke
         ([Node("aten.split.Tensor", [{"node": 0}, 1]), Node("aten.add_.Tensor", [{"node": 1, "item": 0}, 1])], (0,)),
         ([Node("aten.clone.default", [{"node": 0}]), Node("aten.add_.Tensor", [{"node": 1}, 1])], ()),
         ([Node("aten.dropout.default", [{"node": 0}, 0.5, False]), Node("aten.add_.Tensor", [{"node": 1}, 1])], (0,)),
+        ([Node("aten.linear.default", [{"node": 0}, {"node": 0}]), Node("aten.relu_.default", [{"node": 1}])], ()),
         ([Node("aten.contiguous.default", [{"node": 0}]), Node("aten.relu_.default", [{"node": 1}])], (0,)),
     ],
 )

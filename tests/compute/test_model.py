@@ -96,6 +96,10 @@ MODELS: dict[str, tuple[Any, list[torch.Tensor]]] = {
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.GroupNorm(2, 4), nn.SiLU(), nn.ConvTranspose2d(4, 1, 2)),
         [torch.randn(1, 3, 28, 28), torch.randn(2, 3, 17, 40)],
     ),
+    "in place": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Dropout(inplace=True), nn.Flatten(1, 3)),
+        [torch.randn(1, 3, 28, 28), torch.randn(4, 3, 8, 9)],
+    ),
     "linear": (lambda: nn.Linear(3, 2), [torch.randn(3), torch.randn(4, 3), torch.randn(2, 5, 3)]),
 }
 
