@@ -67,7 +67,8 @@ class Member:
         if not isinstance(value, Mapping) or not isinstance(value.get("urls"), list):
             raise BadRequest("a peer record is a map of id, name and urls")
         id, name, urls = value.get("id"), value.get("name"), value["urls"]
-        return cls(id, name, tuple(urls))  # type: ignore[arg-type]  # it checks itself
+        state = "unreachable" if value.get("state") == "unreachable" else "alive"
+        return cls(id, name, tuple(urls), state)  # type: ignore[arg-type]  # it checks itself
 
 
 def read_members(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
@@ -127,7 +128,8 @@ class Membership:
         return self._members.get(id)
 
     def find(self, name_or_id: str) -> Member:
-        """The peer of that name, id, or beginning of an id (8 characters or more).
+        """The peer of that name, id, or beginning of an id (8 characters or more). Of several of one name the only one
+        that is alive is meant: the others have gone.
 
         Raises:
             UnknownPeer: none; the error lists who is there.
@@ -141,6 +143,9 @@ class Membership:
         if not found:
             names = ", ".join(member.name for member in self.all()) or "none"
             raise UnknownPeer(f"no peer named {name_or_id!r}; known peers: {names}")
+        alive = [member for member in found if member.state == "alive"]
+        if len(alive) == 1:
+            return alive[0]
         if len(found) > 1:
             ids = ", ".join(sorted(member.id[:12] for member in found))
             raise AmbiguousPeer(f"{len(found)} peers are named {name_or_id!r}; use an id instead: {ids}")

@@ -183,3 +183,24 @@ def test_a_peer_that_calls_itself_by_anothers_id_is_not_found_by_it() -> None:
     table, bob = Membership(), member("bob")
     table.learn([member(bob.id), bob])
     assert table.find(bob.id) == bob
+
+
+def test_of_two_of_a_name_the_one_that_is_alive_is_meant() -> None:
+    membership = Membership()
+    gone, here = member("bob"), member("bob")
+    membership.learn([gone, here])
+    membership.failed(gone.id)
+    assert membership.find("bob") == here
+    membership.failed(here.id)
+    with pytest.raises(AmbiguousPeer):
+        membership.find("bob")
+
+
+def test_a_state_travels_with_its_record() -> None:
+    membership = Membership()
+    bob = member("bob")
+    membership.learn([bob])
+    membership.failed(bob.id)
+    (row,) = [each.to_wire() for each in membership.all()]
+    assert Member.from_wire(row).state == "unreachable"
+    assert Member.from_wire({**row, "state": 7}).state == "alive"
