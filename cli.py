@@ -122,17 +122,29 @@ def options(
     _chosen.via, _chosen.debug = via, debug
 
 
-def on_grid(**settings: Any) -> Callable[[Work], Work]:
-    """Makes a command of an async function whose first argument is the grid; the others are the command's."""
+async def _joined(looks_only: bool) -> Any:
+    if looks_only:
+        from grid.mesh import Mesh
+
+        return await Mesh.open(_chosen.via)
+    from grid.client import Grid
+
+    return await Grid.open(_chosen.via)
+
+
+def on_grid(*, looks_only: bool = False, **settings: Any) -> Callable[[Work], Work]:
+    """Makes a command of an async function whose first argument is the grid; the others are the command's.
+
+    One that `looks_only` gets a grid.mesh.Mesh, which needs no torch and so is there a second sooner.
+    """
 
     def register(work: Work) -> Work:
         @functools.wraps(work)
         def command(*args: Any, **kwargs: Any) -> None:
-            from grid.client import connect
             from peer.process import run_loop
 
             async def joined() -> None:
-                async with connect(_chosen.via) as g:
+                async with await _joined(looks_only) as g:
                     await work(g, *args, **kwargs)
 
             run_loop(joined())
@@ -240,7 +252,7 @@ def down(
         print("no peer runs on this machine")
 
 
-@on_grid()
+@on_grid(looks_only=True)
 async def peers(g: Any, as_json: Json = False) -> None:
     """Who is there, in which state, holding how much."""
     from grid import show
@@ -252,7 +264,7 @@ async def peers(g: Any, as_json: Json = False) -> None:
         show.out().print(show.peers_table(infos))
 
 
-@on_grid()
+@on_grid(looks_only=True)
 async def status(
     g: Any,
     name: Annotated[
@@ -263,8 +275,8 @@ async def status(
     """What peers say of themselves; of one peer also the tensor bytes it exchanged, and with whom."""
     from grid import show
 
-    asked = [g[name]] if name else [g[info.id] for info in g.peers() if info.state == "alive"]
-    statuses = await asyncio.gather(*(peer.status() for peer in asked))
+    asked = [name] if name else [info.id for info in g.peers() if info.state == "alive"]
+    statuses = await asyncio.gather(*(g.status(g.find_member(peer)) for peer in asked))
     if as_json:
         show.json_out(show.plain(statuses[0] if name else statuses))
         return
@@ -305,7 +317,7 @@ async def put(
         show.json_out(show.plain(records))
 
 
-@on_grid(context_settings={"ignore_unknown_options": True})  # a query may begin with '-'
+@on_grid(looks_only=True, context_settings={"ignore_unknown_options": True})  # a query may begin with '-'
 async def search(
     g: Any,
     query: Annotated[str, typer.Argument(help="docs/queries.md says how; '' finds everything.")],
@@ -318,7 +330,7 @@ async def search(
 
     before = None
     while True:
-        hits = await g.search(query, timeout=timeout)
+        hits = await g.find_records(query, timeout)
         answer = show.hits_json(hits)
         if answer != before and as_json:
             show.json_out(answer)

@@ -8,14 +8,15 @@ Files in import order:
     outbox.py     operations on their way to a peer
     pointer.py    pointers: torch tensors whose data live at a peer
     remote.py     one peer: g["alice"]
+    mesh.py       the grid without tensors: who is there, and what they say they have
     stored.py     what stored models and plans have in common
     modules.py    modules whose parameters are pointers; stored models
-    plan.py       @grid.plan, grid.load: functions that run where the data are
+    plans.py      @grid.plan, grid.load: functions that run where the data are
     placement.py  where a plan runs: decides
     running.py    a plan from its arguments to its result
     hits.py       what a search found
     client.py     the grid: connect, peers, search, run
-    local.py      peers as processes here, for demos and tests
+    local_grid.py peers as processes here, for demos and tests
     readers.py    tensors from files of each kind
     writers.py    tensors into files
     files.py      both, by the file's ending
@@ -25,13 +26,9 @@ Files in import order:
     demo.py       the main job, explained as it goes
 """
 
-from grid.client import Grid, PeerInfo, connect
-from grid.hits import Hits
-from grid.local import local
-from grid.modules import RemoteModel, RemoteModule
-from grid.plan import Plan, RemotePlan, load, plan
-from grid.pointer import Pointer
-from grid.remote import RemotePeer
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from protocol.errors import (
     Ambiguous,
     AmbiguousPeer,
@@ -51,6 +48,16 @@ from protocol.errors import (
     Unreachable,
     WorkerLost,
 )
+
+if TYPE_CHECKING:
+    from grid.client import Grid, connect
+    from grid.hits import Hits
+    from grid.local_grid import local
+    from grid.mesh import PeerInfo
+    from grid.modules import RemoteModel, RemoteModule
+    from grid.plans import Plan, RemotePlan, load, plan
+    from grid.pointer import Pointer
+    from grid.remote import RemotePeer
 
 __version__ = "0.1.0"
 
@@ -86,3 +93,28 @@ __all__ = [
     "local",
     "plan",
 ]
+
+# Importing torch takes more than a second, and commands that only look do without: names are found when first used.
+_HOMES = {
+    "Grid": "grid.client",
+    "connect": "grid.client",
+    "Hits": "grid.hits",
+    "local": "grid.local_grid",
+    "PeerInfo": "grid.mesh",
+    "RemoteModel": "grid.modules",
+    "RemoteModule": "grid.modules",
+    "Plan": "grid.plans",
+    "RemotePlan": "grid.plans",
+    "load": "grid.plans",
+    "plan": "grid.plans",
+    "Pointer": "grid.pointer",
+    "RemotePeer": "grid.remote",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'grid' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value

@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 
 from grid import show
 from grid.client import Grid, connect
-from grid.local import LocalGrid, local
-from grid.plan import plan
+from grid.local_grid import LocalGrid, local
+from grid.plans import plan
 from grid.pointer import Pointer
 from grid.story import Story
 from peer.keys import Identity

@@ -9,7 +9,7 @@ from protocol.errors import Ambiguous, NotFound
 
 if TYPE_CHECKING:
     from grid.modules import RemoteModel
-    from grid.plan import RemotePlan
+    from grid.plans import RemotePlan
     from grid.pointer import Pointer
 
     Hit = Pointer | RemoteModel | RemotePlan

@@ -18,7 +18,7 @@ from grid.handle import Handle
 from grid.ids import fresh_id
 from grid.modules import RemoteModel
 from grid.placement import Input, Placement, place
-from grid.plan import Plan, RemotePlan
+from grid.plans import Plan, RemotePlan
 from grid.pointer import Pointer
 from protocol import limits
 from protocol.errors import BadRequest, CannotCapture, NotFound

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from grid.plan import Plan
+from grid.plans import Plan
 from grid.pointer import Pointer
 from protocol.errors import BadFile, GridError
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -20,8 +19,8 @@ from rich.table import Table
 from protocol.errors import BadRequest
 
 if TYPE_CHECKING:
-    from grid.client import PeerInfo
     from grid.hits import Hits
+    from grid.mesh import PeerInfo, Records
 
 _PIPE_WIDTH = 1_000  # columns where no terminal says how many: a script's table is not cut
 _MAX_PRINTED = 10_000  # elements of a value that are printed as JSON
@@ -169,7 +168,7 @@ def _hit_cells(record: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
-def print_hits(hits: Hits) -> None:
+def print_hits(hits: Hits | Records) -> None:
     """The table of what was found, and below it who did not answer and why."""
     console = out()
     if len(hits):
@@ -182,7 +181,7 @@ def print_hits(hits: Hits) -> None:
         console.print(f"{escape(clean(name))} has more than it shows here: narrow the query")
 
 
-def hits_json(hits: Hits) -> dict[str, Any]:
+def hits_json(hits: Hits | Records) -> dict[str, Any]:
     return {
         "query": hits.query,
         "objects": [plain(record) for record in hits.records],
@@ -264,6 +263,8 @@ def value_json(value: Any) -> Any:
     Raises:
         BadRequest: too large to print.
     """
+    import torch  # here alone: tables of what was found need none
+
     if isinstance(value, torch.Tensor):
         if value.numel() > _MAX_PRINTED:
             raise BadRequest(f"a tensor of {value.numel()} elements is too large to print: write it with -o FILE")
@@ -283,6 +284,8 @@ def value_json(value: Any) -> Any:
 
 def print_value(value: Any) -> None:
     """A result for people: a number as it is, a tensor as torch shows it."""
+    import torch
+
     if isinstance(value, torch.Tensor) and value.dim() == 0:
         value = value.item()
     print(value)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grid.local import Processes
+from grid.local_grid import Processes
 from peer.connection import Connection, open_as_dialer
 from peer.folders import Folders
 from peer.keys import Identity

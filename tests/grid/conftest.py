@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from grid.local import Processes
+from grid.local_grid import Processes
 from peer.folders import Folders
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import grid
-from grid.local import LocalGrid
+from grid.local_grid import LocalGrid
 from grid.pointer import Pointer
 from peer.folders import Folders
 from peer.neighbours import Neighbours

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import grid
-from grid.local import Processes
+from grid.local_grid import Processes
 from peer.folders import Folders
 from peer.keys import Identity
 from protocol.errors import BadRequest, BadTag

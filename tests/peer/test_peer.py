@@ -122,7 +122,7 @@ async def test_temporaries_outlive_their_session_by_a_grace_and_then_go(
             kept = await g["alice"].send(torch.ones(3), tags="kept")
         assert alice._objects.count == 2
         async with asyncio.timeout(10):
-            while alice._objects.count:
+            while alice._objects.count:  # noqa: ASYNC110 - the peer tells nobody of it
                 await asyncio.sleep(0.05)
         async with grid.connect(folders=folders) as g:
             assert (await g.search("#kept")).one().id_at_location == kept.id_at_location

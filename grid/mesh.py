@@ -1,0 +1,268 @@
+"""The grid without tensors: who is there, and what they say they have. No torch is needed for that.
+
+`grid.client.Grid` builds pointers, models and plans on it; commands that only look use it as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from peer.connection import Connection, open_as_dialer
+from peer.folders import Folders
+from peer.keys import Identity
+from peer.links import Links, Traffic
+from peer.membership import Member, Membership, read_members
+from peer.neighbours import Neighbours
+from protocol import limits
+from protocol.errors import GridError, LinkError, NothingRunning
+from protocol.handshake import Introduction
+from protocol.rows import unpack_rows
+from search.plan import Fanout, PeerRef
+
+_REFRESH_SECONDS = 1.0
+
+Record = dict[str, Any]
+_Answer = tuple[list[Record], bool]  # of one peer: what it has, and whether it has more
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """One peer: `state` is "alive" or "unreachable"; objects and bytes count what it has published."""
+
+    name: str
+    id: str
+    urls: tuple[str, ...]
+    state: str
+    objects: int | None
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What a search found, as the peers describe it. `unreachable` names those that did not answer, and why;
+    `truncated` those that had more than limits.MAX_HITS."""
+
+    query: str
+    records: Sequence[Record]
+    unreachable: dict[str, str]
+    truncated: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+class Mesh:
+    """One client's view of a grid. `open` it, and `close` it at the end; or use it as an async context manager."""
+
+    def __init__(self, identity: Identity, name: str = "") -> None:
+        self.identity = identity
+        self._membership = Membership()
+        self._introduction = Introduction("client", name, lease=os.urandom(16))
+        self._links = Links(identity, self._introduction, self._membership)
+        self._counts: dict[str, dict[str, Any]] = {}
+        self._entry = ""  # the id of the peer that is asked who else is there
+        self._refresher: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(member.name for member in self._membership.all())})"
+
+    # --- life ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def open(
+        cls,
+        url: str | None = None,
+        *,
+        identity: Identity | None = None,
+        folders: Folders | None = None,
+        name: str = "",
+    ) -> Self:
+        """Join the grid of the peer at `url`, or of a peer that runs on this machine.
+
+        Raises:
+            NothingRunning: no `url`, and no peer runs here.
+            Unreachable, HandshakeFailed: nobody, or no peer, at `url`.
+        """
+        folders = folders or Folders.default()
+        opened = cls(identity or Identity.load(folders.key_file("client")), name)
+        try:
+            entry = await opened._find_entry(url, Neighbours(folders.peers))
+            opened._membership.learn([entry])
+            opened._entry = entry.id
+            await opened.refresh()
+        except BaseException:
+            await opened.close()
+            raise
+        opened._refresher = asyncio.create_task(opened._keep_fresh())
+        return opened
+
+    async def _find_entry(self, url: str | None, neighbours: Neighbours) -> Member:
+        if url is not None:
+            session = await open_as_dialer(url, self._introduction, self.identity)
+            await session.close()
+            return Member(session.remote.id, session.remote.name, (url,))
+        running = neighbours.list()
+        failures = []
+        for neighbour in running:
+            member = Member(neighbour.id, neighbour.name, (neighbour.url,))
+            self._membership.learn([member])
+            try:
+                await self._links.to(member)
+            except LinkError as error:
+                failures.append(error.message)
+                continue
+            return member
+        if failures:
+            raise NothingRunning(f"no peer of this machine answers: {'; '.join(failures)}")
+        raise NothingRunning(
+            "no peer runs on this machine: start one with 'grid start alice', or give the address "
+            "of one elsewhere, like ws://127.0.0.1:7700"
+        )
+
+    async def close(self) -> None:
+        """Leave. Temporaries of this client live a while longer at their peers, then go."""
+        if self._refresher is not None:
+            self._refresher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._refresher
+        await self._before_leaving()
+        await self._links.close()
+
+    async def _before_leaving(self) -> None:
+        """What is to be done while the connections are still there."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- peers --------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Who you are: the id of your key, the owner of what you publish."""
+        return self.identity.id
+
+    def peers(self) -> list[PeerInfo]:
+        """The peers as last heard of (at most a second ago); `await refresh()` asks at once."""
+        return [
+            PeerInfo(
+                member.name,
+                member.id,
+                member.urls,
+                member.state,
+                self._counts.get(member.id, {}).get("objects"),
+                self._counts.get(member.id, {}).get("bytes"),
+            )
+            for member in self._membership.all()
+        ]
+
+    def __len__(self) -> int:
+        return len(self._membership.all())
+
+    def find_member(self, name_or_id: str) -> Member:
+        """The peer of that name, id or beginning of an id. UnknownPeer, AmbiguousPeer."""
+        return self._membership.find(name_or_id)
+
+    async def status(self, member: Member) -> dict[str, Any]:
+        """What a peer says of itself (SPEC.md, `status`)."""
+        return (await (await self._to(member)).request("status", {})).result
+
+    async def refresh(self) -> list[PeerInfo]:
+        """Ask who is there now, and how much each peer holds."""
+        await self._learn_members()
+        await asyncio.gather(*(self._count(member) for member in self._membership.all()))
+        return self.peers()
+
+    async def _to(self, member: Member) -> Connection:
+        return await self._links.to(member)
+
+    async def _learn_members(self) -> None:
+        """Ask the entry peer for its members; where it is gone, any other."""
+        for candidate in sorted(self._membership.all(), key=lambda member: member.id != self._entry):
+            try:
+                answer = await (await self._to(candidate)).request("peers", {})
+            except LinkError:
+                self._membership.failed(candidate.id)
+                continue
+            members = read_members(unpack_rows(await answer.read(), limits.MAX_PEERS))
+            self._membership.learn(members)
+            self._entry = candidate.id
+            for id in {member.id for member in self._membership.all()} - {member.id for member in members}:
+                self._membership.failed(id)
+            return
+
+    async def _count(self, member: Member) -> None:
+        try:
+            async with asyncio.timeout(limits.SEARCH_TIMEOUT):
+                self._counts[member.id] = await self.status(member)
+            self._membership.reached(member.id)
+        except (GridError, TimeoutError):
+            self._membership.failed(member.id)
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            with contextlib.suppress(GridError):
+                await self._learn_members()
+
+    def traffic(self) -> list[Traffic]:
+        """Tensor bytes between this client and each peer so far."""
+        return self._links.traffic.all()
+
+    # --- search -------------------------------------------------------------------------------------------
+
+    async def find_records(self, query: str, timeout: float = limits.SEARCH_TIMEOUT) -> Records:
+        """Ask all peers at once; what they describe. Raises QueryError for a query that does not parse."""
+        fanout = await self._fan_out(query, timeout)
+        async for _ in self._answers(fanout):
+            pass
+        unreachable = {peer.name: error.message for peer, error in fanout.unreachable.items()}
+        return Records(query, fanout.hits, unreachable, [peer.name for peer in fanout.truncated])
+
+    async def _fan_out(self, query: str, timeout: float) -> Fanout:
+        now = asyncio.get_running_loop().time()
+        Fanout(query, (), now, now)  # a query that does not parse is refused before anyone is asked
+        await self._learn_members()
+        peers = [PeerRef(member.name, member.id) for member in self._membership.all()]
+        return Fanout(query, peers, now, asyncio.get_running_loop().time() + timeout)
+
+    async def _answers(self, fanout: Fanout) -> AsyncIterator[Sequence[Record]]:
+        loop = asyncio.get_running_loop()
+        asked = {loop.create_task(self._search_one(peer.id, fanout.text)): peer.id for peer in fanout.ask}
+        waiting: set[asyncio.Task[_Answer]] = set(asked)
+        try:
+            while waiting and not fanout.is_done:
+                left = max(fanout.deadline - loop.time(), 0)
+                done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield self._answered(fanout, asked[task], task, loop.time())
+                if not done:
+                    fanout.expired(loop.time())
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    def _answered(self, fanout: Fanout, id: str, task: asyncio.Task[_Answer], now: float) -> Sequence[Record]:
+        error = task.exception()
+        if error is None:
+            records, is_truncated = task.result()
+            return fanout.answered(id, records, is_truncated, now)
+        if not isinstance(error, GridError):
+            raise error
+        if isinstance(error, LinkError):
+            self._membership.failed(id)
+        fanout.failed(id, error, now)
+        return ()
+
+    async def _search_one(self, id: str, query: str) -> _Answer:
+        member = self._membership.get(id)
+        assert member is not None
+        answer = await (await self._to(member)).request("search", {"query": query})
+        return unpack_rows(await answer.read(), limits.MAX_HITS), answer.result.get("truncated") is True
