@@ -35,14 +35,14 @@ class Outbox:
         self._is_scheduled = False
         self._is_releasing = False
         self._connection: Connection | None = None
-        self._underway: set[asyncio.Future[Response]] = set()
+        self._underway: set[_Settle] = set()
         self._flushing = asyncio.Lock()
         self._is_closed = False
 
     def post(self, operation: list[Any], made: Sequence[Handle]) -> None:
         """Queue an operation. `made` are the handles of what it makes or changes: they learn of its failure."""
         self._operations.append(operation)
-        self._sizes.append(len(msgpack.packb(operation)))
+        self._sizes.append(_size(operation))
         self._made.append(made)
         self._schedule()
 
@@ -123,7 +123,11 @@ class Outbox:
         if len(self._operations) > limits.MAX_BATCH or sum(self._sizes) > _ROOM:
             return None
         assert self._connection is not None
-        return self._post(self._connection, len(self._operations), fetch=id)
+        is_free = not self._underway
+        future = self._post(self._connection, len(self._operations), fetch=id)
+        if is_free:
+            self._connection.send_now()  # the peer waits for us; what comes while it works goes together
+        return future
 
     @property
     def _is_connected(self) -> bool:
@@ -133,7 +137,7 @@ class Outbox:
         """`flush`, and wait until the peer has done all of it."""
         connection = await self.flush()
         if self._underway:
-            await asyncio.wait(list(self._underway))
+            await asyncio.wait([request.over(self._loop) for request in self._underway])
         return connection
 
     def _send(self, connection: Connection) -> None:
@@ -154,11 +158,9 @@ class Outbox:
             args["release"] = self._take_released()
         if fetch is not None:
             args["fetch"] = fetch
-        future = connection.post("run", args)
-        self._underway.add(future)
-        future.add_done_callback(_Settle(self._underway, self._made[:stop], has_fetch=fetch is not None))
+        settle = _Settle(self._underway, self._made[:stop], has_fetch=fetch is not None)
         del self._operations[:stop], self._sizes[:stop], self._made[:stop]
-        return future
+        return connection.post("run", args, then=settle)
 
     def _take_released(self) -> list[bytes]:
         ids, self._released = self._released[:_RELEASE_BATCH], self._released[_RELEASE_BATCH:]
@@ -181,29 +183,57 @@ class Outbox:
 
 
 class _Settle:
-    """Tells the handles of one request what became of them."""
+    """Tells the handles of one request what became of them; is in `underway` until then."""
 
-    def __init__(
-        self, underway: set[asyncio.Future[Response]], made: list[Sequence[Handle]], *, has_fetch: bool
-    ) -> None:
+    __slots__ = ("_has_fetch", "_made", "_over", "_underway")
+
+    def __init__(self, underway: set[_Settle], made: list[Sequence[Handle]], *, has_fetch: bool) -> None:
         self._underway = underway
         self._made = made
         self._has_fetch = has_fetch
+        self._over: asyncio.Future[None] | None = None
+        underway.add(self)
 
-    def __call__(self, future: asyncio.Future[Response]) -> None:
-        self._underway.discard(future)
-        if future.cancelled():
-            return
-        error = future.exception()
+    def over(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Done when it is known what became of them."""
+        if self._over is None:
+            self._over = loop.create_future()
+        return self._over
+
+    def __call__(self, answer: Response | GridError) -> None:
+        self._underway.discard(self)
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
+        if not isinstance(answer, GridError):
+            results = answer.result.get("results")
+            if results:
+                self._note(results)
         # What a fetch that went along was refused with says nothing of the operations.
-        if isinstance(error, GridError) and (not self._has_fetch or isinstance(error, LinkError)):
+        elif not self._has_fetch or isinstance(answer, LinkError):
             for made in self._made:
                 for handle in made:
-                    handle.fail(error)
-        elif error is None:
-            for made, fault in zip(self._made, future.result().result.get("results") or [], strict=False):
-                for handle in made if fault else ():
-                    handle.fail(GridError.from_fault(fault))
+                    handle.fail(answer)
+
+    def _note(self, results: list[Any]) -> None:
+        for made, fault in zip(self._made, results, strict=False):
+            for handle in made if fault else ():
+                handle.fail(GridError.from_fault(fault))
+
+
+_SMALL = frozenset({bytes, int, float, bool, type(None)})
+_SMALL_BYTES = 20  # one of these, packed: an id is the largest
+
+
+def _size(operation: list[Any]) -> int:
+    """At least the bytes that it takes in a message; exact where it may be large."""
+    name, args, kwargs, outs = operation
+    if not kwargs:
+        for value in args:
+            if type(value) not in _SMALL:
+                break
+        else:
+            return 16 + len(name) + _SMALL_BYTES * (len(args) + len(outs))
+    return len(msgpack.packb(operation))
 
 
 def _forget(future: asyncio.Future[Any]) -> None:

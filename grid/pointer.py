@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from grid.remote import RemotePeer
 
 
+_CPU = torch.device("cpu")
+
+
 class Pointer(torch.Tensor):
     """A tensor at a peer. Made by `send`, by search, and by every operation on pointers.
 
@@ -55,10 +58,10 @@ class Pointer(torch.Tensor):
         """A pointer to the object of a handle. `stride` None: contiguous."""
         made: Pointer = torch.Tensor._make_wrapper_subclass(
             Pointer,
-            torch.Size(shape),
+            shape if type(shape) is torch.Size else torch.Size(shape),
             strides=stride if stride is not None else _contiguous(shape),
             dtype=dtype,
-            device=torch.device("cpu"),
+            device=_CPU,
             requires_grad=requires_grad,
         )
         made._handle = handle
@@ -287,10 +290,15 @@ def dispatch(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     pointers = _pointers(args, kwargs)
     if name in _PLAIN_VALUES:
         pointers[0]._needs_await(_PLAIN_VALUES[name])
-    if any(pointer._handle.target is not None for pointer in pointers):
-        return _through_chain(function, args, kwargs, pointers)
-    home = _home(name, pointers)
-    kwargs = {key: value for key, value in kwargs.items() if key not in _PLACES}
+    home = pointers[0]._handle.home
+    for pointer in pointers:
+        handle = pointer._handle
+        if handle.target is not None:
+            return _through_chain(function, args, kwargs, pointers)
+        if handle.home is not home:
+            home = _home(name, pointers)
+    if kwargs:
+        kwargs = {key: value for key, value in kwargs.items() if key not in _PLACES}
     name, args, kwargs = substitute(name, args, kwargs)
     entry = lookup(name)
     bound, named = entry.bind(args, kwargs)
@@ -306,6 +314,10 @@ def dispatch(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         changed = args[0]
         home.outbox.post([name, wire_args, wire_kwargs, []], (changed._handle,))
         return changed
+    if entry.n_results == 1 and not entry.writes and not entry.gives_list and (result := estimate.results[0]):
+        handle = Handle(home, fresh_id(), owns=True)
+        home.outbox.post([name, wire_args, wire_kwargs, [handle.id]], (handle,))
+        return Pointer.of(handle, result.dtype, result.shape, result.stride)
     made = [_result(home, result) for result in estimate.results]
     handles = [pointer._handle for pointer in made if pointer is not None]
     written = [pointer._handle for pointer in _written(entry, args, kwargs)]

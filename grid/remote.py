@@ -152,7 +152,8 @@ class RemotePeer:
 
     async def fetch(self, handle: Handle, nbytes: int, progress: Progress | None = None) -> torch.Tensor:
         """The value of a tensor object; see Pointer.fetch."""
-        answer = await self.read(handle.id, nbytes)
+        small = self.outbox.run_and_fetch(handle.id) if nbytes <= limits.INLINE_PAYLOAD else None
+        answer = await (self.read(handle.id, nbytes) if small is None else small)
         header = TensorHeader.from_wire(answer.result)
         data = await _into_memory(answer, progress)
         header.check_payload(len(data))
@@ -162,8 +163,6 @@ class RemotePeer:
         """The answer to `fetch`; its payload is still to be read. Large ones come over the connection for bulk."""
         args: dict[str, Any] = {"id": id} if part is None else {"id": id, "part": part}
         if nbytes <= limits.INLINE_PAYLOAD:
-            if part is None and (answer := self.outbox.run_and_fetch(id)) is not None:
-                return await asyncio.shield(answer)  # giving up the value does not give up the operations
             return await (await self.outbox.flush()).request("fetch", args)
         await self.outbox.settle()
         return await (await self._links.to(self.member, bulk=True)).request("fetch", args)

@@ -106,13 +106,48 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a handler returns: a map, and perhaps a payload, which the connection closes."""
+    """What a handler returns: a map, and perhaps a payload: some bytes, or one that the connection closes."""
 
     result: dict[str, Any]
-    payload: Payload | None = None
+    payload: Payload | bytes | None = None
+
+
+class Asked(asyncio.Future[Response]):
+    """The answer to a request of ours. Cancelling gives the request up, unless `then` is to hear of it all the same:
+    at once, when the answer comes or the request fails, before who awaits it."""
+
+    then: Callable[[Response | GridError], None] | None = None
+    on_cancel: Callable[[], None] | None = None
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        is_cancelled = super().cancel(msg)
+        if is_cancelled and self.on_cancel is not None and self.then is None:
+            self.on_cancel()
+        return is_cancelled
+
+    @property
+    def is_given_up(self) -> bool:
+        return self.done() and self.then is None
+
+    def answer(self, response: Response) -> None:
+        if self.then is not None:
+            self.then(response)
+        if not self.done():
+            self.set_result(response)
+        elif response.stream is not None:
+            response.stream.abort()
+
+    def fail(self, error: GridError) -> None:
+        if self.then is not None:
+            self.then(error)
+        if not self.done():
+            self.set_exception(error)
+            self.exception()  # whoever waits gets it; that nobody does is no defect
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
+AtOnce = Callable[[Call, Callable[[Answer | GridError], None]], bool]
+"""Serves a call without a task of its own, if it can: True, and then it calls back once, from the loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +158,7 @@ class _Held:
     args: dict[str, Any]
     body: Buffer
     source: Payload | None
-    future: asyncio.Future[Response]
+    future: Asked
 
 
 class _Sending:
@@ -142,14 +177,18 @@ class Connection:
     if we closed it).
     """
 
-    def __init__(self, socket: Socket, session: Session, remote: Remote, handler: Handler | None) -> None:
+    def __init__(
+        self, socket: Socket, session: Session, remote: Remote, handler: Handler | None, at_once: AtOnce | None = None
+    ) -> None:
         self._socket = socket
         self._session = session
         self.remote = remote
         self.peer_name = remote.name or remote.id[:12]
         self._handler = handler
-        self._waiting: dict[int, asyncio.Future[Response]] = {}
+        self._at_once = at_once
+        self._waiting: dict[int, Asked] = {}
         self._serving: dict[int, asyncio.Task[None]] = {}
+        self._answering: dict[int, _Answering] = {}  # those that are served without a task
         self._incoming: dict[int, IncomingStream] = {}
         self._sending: dict[int, _Sending] = {}
         self._held: deque[_Held] = deque()
@@ -212,41 +251,53 @@ class Connection:
                 raise TimedOut(f"no answer within {timeout:g} s", operation=op, peer=self.peer_name) from None
             raise
 
-    def post(self, op: str, args: dict[str, Any], payload: Buffer | Payload = b"") -> asyncio.Future[Response]:
+    def post(
+        self,
+        op: str,
+        args: dict[str, Any],
+        payload: Buffer | Payload = b"",
+        then: Callable[[Response | GridError], None] | None = None,
+    ) -> asyncio.Future[Response]:
         """Ask without waiting: what is posted in one turn of the loop shares a message. The future has the answer.
 
         Requests leave in the order of the calls. Those for which there is no room yet (limits.MAX_REQUESTS,
         limits.MAX_STREAMS) wait here, however many: who posts without end should wait for answers in between.
         """
-        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        body, source = _split(payload)
-        held = _Held(op, args, body, source, future)
-        if self.is_closed:
+        future = Asked(loop=self._loop)
+        future.then = then
+        body, source = _split(payload) if payload else (b"", None)
+        if self._is_ending:
             _close(source)
-            _reject(future, self._lost(op))
-        elif self._held or not self._may_ask(held):
+            future.fail(self._lost(op))
+        elif self._held or not self._may_ask(source):
             self._held.append(_Held(op, args, bytes(body), source, future))
         else:
-            self._ask(held)
+            self._ask(op, args, body, source, future)
         return future
 
-    def _may_ask(self, held: _Held) -> bool:
-        is_free = self._session.unanswered < limits.MAX_REQUESTS
-        return is_free and (held.source is None or self._session.has_stream_room)
+    def send_now(self) -> None:
+        """Send what was posted now, if that can be done, and not at the end of this turn of the loop."""
+        if self._is_kicked:
+            self._send_small()
 
-    def _ask(self, held: _Held) -> None:
-        source, future = held.source, held.future
+    def _may_ask(self, source: Payload | None) -> bool:
+        is_free = self._session.unanswered < limits.MAX_REQUESTS
+        return is_free and (source is None or self._session.has_stream_room)
+
+    def _ask(self, op: str, args: dict[str, Any], body: Buffer, source: Payload | None, future: Asked) -> None:
         try:
-            made = self._session.request(held.op, held.args, held.body, source.nbytes if source is not None else 0)
+            made = self._session.request(op, args, body, source.nbytes if source is not None else 0)
         except GridError as error:  # arguments that cannot travel: the request never leaves
             _close(source)
-            _reject(future, error)
+            future.fail(error)
             return
-        self._count("payload_sent", held.args, len(held.body))
+        if body:
+            self._count("payload_sent", args, len(body))
         if source is not None and made.stream is not None:
             self._sending[made.stream] = _Sending(made.stream, source)
         self._waiting[made.id] = future
-        future.add_done_callback(lambda done: self._given_up(made) if done.cancelled() else None)
+        if future.then is None:
+            future.on_cancel = lambda: self._given_up(made)
         self._kick()
 
     def _given_up(self, request: Request) -> None:
@@ -261,12 +312,12 @@ class Connection:
         self._kick()
 
     def _release_held(self) -> None:
-        while self._held and (self._held[0].future.done() or self._may_ask(self._held[0])):
+        while self._held and (self._held[0].future.is_given_up or self._may_ask(self._held[0].source)):
             held = self._held.popleft()
-            if held.future.done():
+            if held.future.is_given_up:
                 _close(held.source)
             else:
-                self._ask(held)
+                self._ask(held.op, held.args, held.body, held.source, held.future)
 
     def _lost(self, op: str | None = None) -> PeerLost:
         why = f": {self._reason.message}" if self._reason is not None else ""
@@ -322,7 +373,8 @@ class Connection:
         self._counts["received_messages"] += 1
         for event in events:
             self._on_event(event)
-        self._kick()
+        if self._session.has_data or self._outbox or self._sending:
+            self._kick()
 
     def _end_soon(self, reason: LinkError) -> None:
         if self._ending is None:
@@ -332,21 +384,22 @@ class Connection:
     def _is_full(self) -> bool:
         """Whether so much waits for our handlers that no more is to be taken in. Requests that were given up count
         until their handlers have ended."""
-        return self._unread_bytes > limits.RECEIVE_BUFFER or len(self._serving) > 2 * limits.MAX_REQUESTS
+        return self._unread_bytes > limits.RECEIVE_BUFFER or (
+            len(self._serving) + len(self._answering) > 2 * limits.MAX_REQUESTS
+        )
 
     def _on_event(self, event: Event) -> None:
         match event:
-            case Chunk():
-                self._on_chunk(event)
             case Request():
                 self._on_request(event)
             case Reply():
-                self._count("payload_received", event.result, len(event.payload))
                 self._resolve(event)
+            case Chunk():
+                self._on_chunk(event)
             case Fault():
                 future = self._waiting.pop(event.id or 0, None)
                 if future is not None:
-                    _reject(future, event.error())
+                    future.fail(event.error())
                 self._release_held()
             case Abort():
                 self._on_abort(event)
@@ -369,13 +422,18 @@ class Connection:
             del self._incoming[chunk.stream]
 
     def _resolve(self, reply: Reply) -> None:
+        payload = reply.payload
+        if len(payload):
+            self._count("payload_received", reply.result, len(payload))
+            payload = owned(payload)
         future = self._waiting.pop(reply.id, None)
         stream = self._stream_of(reply.stream, reply.nbytes)
-        if future is not None and not future.done():
-            future.set_result(Response(reply.result, owned(reply.payload), stream))
+        if future is not None:
+            future.answer(Response(reply.result, payload, stream))
         elif stream is not None:
             stream.abort()
-        self._release_held()
+        if self._held:
+            self._release_held()
 
     def _stream_of(self, stream: int | None, nbytes: int) -> IncomingStream | None:
         if stream is None:
@@ -384,15 +442,59 @@ class Connection:
         return made
 
     def _on_request(self, request: Request) -> None:
-        self._count("payload_received", request.args, len(request.payload))
+        if len(request.payload):
+            self._count("payload_received", request.args, len(request.payload))
         stream = self._stream_of(request.stream, request.nbytes)
         if stream is not None:
             self._unread[stream.id] = 0
-        call = Call(self, request.op, request.args, owned(request.payload), stream)
+        payload = owned(request.payload) if len(request.payload) else request.payload
+        call = Call(self, request.op, request.args, payload, stream)
+        # An earlier one that has a task may not have begun: this one has to come after it.
+        if self._at_once is not None and stream is None and not self._serving and self._serve_at_once(request.id, call):
+            return
         task = asyncio.get_running_loop().create_task(self._serve(request.id, call))
         self._serving[request.id] = task
         # Not in the task itself: one that is cancelled before its first step never runs.
         task.add_done_callback(lambda _: self._served(request.id, call))
+
+    def _serve_at_once(self, id: int, call: Call) -> bool:
+        assert self._at_once is not None
+        answering = self._answering[id] = _Answering(self, id, call)
+        try:
+            if self._at_once(call, answering):
+                return True
+        except Exception:
+            _log.exception("defect while serving %r for %s", call.op, self.peer_name)
+            answering(InternalError("a defect at the peer; its log has the traceback"))
+            return True
+        self._answering.pop(id, None)
+        return False
+
+    def _answer_now(self, id: int, call: Call, answer: Answer | GridError) -> None:
+        """What a call that was served without a task came to."""
+        is_wanted = self._answering.pop(id, None) is not None and not self.is_closed
+        if isinstance(answer, GridError):
+            if is_wanted:
+                self._answer_fault(id, call, answer)
+        elif type(answer.payload) is bytes and len(answer.payload) <= limits.INLINE_PAYLOAD:
+            if is_wanted:
+                self._reply(id, call, answer, answer.payload)
+        else:
+            task = self._loop.create_task(self._answer(id, answer))
+            self._serving[id] = task
+            task.add_done_callback(lambda _: self._served(id, call))
+        if not self._answering and self._is_kicked:
+            self._send_small()  # nothing else is on its way that could share its message
+        self._room.set()
+
+    def _reply(self, id: int, call: Call, answer: Answer, data: bytes) -> None:
+        try:
+            self._session.reply(id, answer.result, data)
+        except GridError as error:  # an answer beyond the limits of a header
+            self._answer_fault(id, call, error)
+            return
+        self._count("payload_sent", answer.result, len(data))
+        self._kick()
 
     async def _serve(self, id: int, call: Call) -> None:
         try:
@@ -417,8 +519,9 @@ class Connection:
         self._room.set()
 
     async def _answer(self, id: int, answer: Answer) -> None:
-        source = answer.payload
+        source = MemoryPayload(answer.payload) if isinstance(answer.payload, bytes) else answer.payload
         if not self.is_closed and source is not None and source.nbytes > limits.INLINE_PAYLOAD:
+            answer = Answer(answer.result, source)
             self._held_answers.append((id, answer))
             self._release_answers()
             return
@@ -436,7 +539,7 @@ class Connection:
         while self._held_answers and self._session.has_stream_room:
             id, answer = self._held_answers.popleft()
             source = answer.payload
-            assert source is not None
+            assert source is not None and not isinstance(source, bytes)
             try:
                 stream = None
                 if not self.is_closed:
@@ -466,6 +569,7 @@ class Connection:
             task = self._serving.get(abort.request)
             if task is not None:
                 task.cancel()
+            self._answering.pop(abort.request, None)
             return
         assert abort.stream is not None
         into = self._incoming.pop(abort.stream, None)
@@ -500,22 +604,25 @@ class Connection:
             self._wake.set()
         elif not self._is_kicked:
             self._is_kicked = True
-            self._loop.call_soon(self._send_small)
+            self._loop.call_soon(self._send_kicked)
+
+    def _send_kicked(self) -> None:
+        self._is_kicked = False
+        self._send_small()
 
     def _send_small(self) -> None:
-        self._is_kicked = False
-        if self._is_ending:
+        if self._is_ending or not self._session.has_data:
             return  # `_finish` sends what is left
         if self._outbox or not can_send_now(self._socket):
             self._wake.set()
             return
-        self._outbox.extend(self._session.data_to_send())
-        while self._outbox and can_send_now(self._socket):
-            message = self._outbox.popleft()
-            self._note_sent(message)
-            send_now(self._socket, message)
-        if self._outbox:
-            self._wake.set()
+        for message in self._session.data_to_send():
+            if self._outbox or not can_send_now(self._socket):
+                self._outbox.append(message)
+                self._wake.set()
+            else:
+                self._note_sent(message)
+                send_now(self._socket, message)
 
     def _note_sent(self, message: bytes) -> None:
         self._counts["sent_bytes"] += len(message)
@@ -540,7 +647,10 @@ class Connection:
         while self._outbox:
             message = self._outbox.popleft()
             self._note_sent(message)
-            await self._socket.send(message)
+            if can_send_now(self._socket):
+                send_now(self._socket, message)
+            else:
+                await self._socket.send(message)
 
     async def _send_chunks(self) -> bool:
         """One chunk of each stream that has room; whether there was any."""
@@ -624,7 +734,7 @@ class Connection:
         held, self._held = self._held, deque()
         answers, self._held_answers = self._held_answers, deque()
         for future in [*self._waiting.values(), *(each.future for each in held)]:
-            _reject(future, self._lost())
+            future.fail(self._lost())
         self._waiting.clear()
         for stream in self._incoming.values():
             stream.fail(self._lost())
@@ -634,6 +744,20 @@ class Connection:
             _close(source)
         for sending in list(self._sending.values()):
             self._stop_sending(sending)
+
+
+class _Answering:
+    """Takes the answer to one call that is served without a task."""
+
+    __slots__ = ("_call", "_connection", "_id")
+
+    def __init__(self, connection: Connection, id: int, call: Call) -> None:
+        self._connection = connection
+        self._id = id
+        self._call = call
+
+    def __call__(self, answer: Answer | GridError) -> None:
+        self._connection._answer_now(self._id, self._call, answer)
 
 
 async def open_as_dialer(
@@ -650,14 +774,18 @@ async def open_as_dialer(
 
 
 async def open_as_acceptor(
-    socket: Socket, ours: Introduction, signer: Signer, handler: Handler | None = None
+    socket: Socket,
+    ours: Introduction,
+    signer: Signer,
+    handler: Handler | None = None,
+    at_once: AtOnce | None = None,
 ) -> Connection:
     """Shake hands on a WebSocket that came in. HandshakeFailed, ProtocolError, TimedOut: it is closed then."""
     session = Session(ours, signer, verify, os.urandom(32), dialer=False)
-    return await _open(socket, session, handler)
+    return await _open(socket, session, handler, at_once)
 
 
-async def _open(socket: Socket, session: Session, handler: Handler | None) -> Connection:
+async def _open(socket: Socket, session: Session, handler: Handler | None, at_once: AtOnce | None = None) -> Connection:
     try:
         async with asyncio.timeout(limits.HANDSHAKE_TIMEOUT):
             remote = await _shake_hands(socket, session)
@@ -671,7 +799,7 @@ async def _open(socket: Socket, session: Session, handler: Handler | None) -> Co
         socket.transport.abort()
         raise
     else:
-        return Connection(socket, session, remote, handler)
+        return Connection(socket, session, remote, handler, at_once)
     try:
         await _within_patience(_send_all(socket, session))
         await _within_patience(_hang_up(socket, 4401))
@@ -731,12 +859,6 @@ async def _stop(*tasks: asyncio.Task[None]) -> None:
         await asyncio.wait(others, timeout=_PATIENCE)
 
 
-def _reject(future: asyncio.Future[Response], error: GridError) -> None:
-    if not future.done():
-        future.set_exception(error)
-        future.exception()  # whoever waits gets it; that nobody does is no defect
-
-
 def _drop(future: asyncio.Future[Response]) -> None:
     """Nobody waits for the answer any more, though it may just have come."""
     if future.done() and not future.cancelled() and future.exception() is None:
@@ -767,6 +889,6 @@ def _split(payload: Buffer | Payload) -> tuple[Buffer, Payload | None]:
     return b"", MemoryPayload(payload)
 
 
-def _close(source: Payload | None) -> None:
-    if source is not None:
+def _close(source: Payload | bytes | None) -> None:
+    if source is not None and not isinstance(source, bytes):
         source.close()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
 
 from compute.writes import written_positions
 from peer import permissions
@@ -28,6 +28,7 @@ Operation = list[Any]
 """[name, args, kwargs, outs], checked (SPEC.md, Values in operations)."""
 
 Fault = dict[str, Any]
+_NO_LABELS: Final[frozenset[str]] = frozenset()
 Snapshot = tuple[TensorHeader, bytes | Buffer]
 """A value as it was at one moment: small ones as bytes, others as a buffer that the caller releases."""
 
@@ -64,8 +65,7 @@ class Execution:
         Raises:
             BadRequest, TooLarge: what came are not operations, or too many; then none of them ran.
         """
-        if len(operations) > limits.MAX_BATCH:
-            raise TooLarge(f"{len(operations)} operations in one request", limit="MAX_BATCH", allowed=limits.MAX_BATCH)
+        check_count(operations)
         batch = _Batch([check_operation(operation) for operation in operations])
         async with self.lane(asker):
             for index in range(len(batch.operations)):
@@ -80,6 +80,78 @@ class Execution:
             for index, result in zip(indices, await results, strict=True):
                 batch.faults[index] = self._settle(batch.operations[index][3], result)
         return batch.faults, None if value is None else await value
+
+    def run_at_once(
+        self,
+        asker: str,
+        lease: LeaseKey,
+        operations: Sequence[Any],
+        release: Sequence[bytes],
+        fetch: bytes,
+        then: Callable[[list[Fault | None], Snapshot | GridError], None],
+    ) -> bool:
+        """`run` without a task, for what most requests are: new results, of what one worker has, and one of them
+        is wanted. False where it is not so, or might fail before it runs; then nothing was done.
+
+        Raises:
+            BadRequest: what came are not operations; then none of them ran.
+        """
+        lane = self._lanes.get(asker)
+        if (lane is not None and lane.locked()) or len(operations) > limits.MAX_BATCH:
+            return False
+        made: dict[bytes, None] = {}
+        worker = self._worker_at_hand(asker, operations, made)
+        if worker is None or fetch not in made or not worker.key.labels <= {asker}:
+            return False
+        if any(id in made for id in release):
+            return False
+        try:
+            self._objects.check_new(asker, made)
+        except GridError:
+            return False
+        own = [id for id in release if (held := self._objects.temporary(id)) is not None and held.worker is worker]
+        worker.run_for(_AtOnce(self, operations, then), operations, fetch, own)
+        for id in own:
+            self._objects.remove(id)
+        if len(own) < len(release):
+            self.release_own(asker, release)
+        self._register(asker, lease, made, worker.key.labels, worker)
+        return True
+
+    def _worker_at_hand(self, asker: str, operations: Sequence[Any], made: dict[bytes, None]) -> Worker | None:
+        """The one worker that has all inputs of these operations already; collects the ids of what they make."""
+        worker: Worker | None = None
+        for operation in operations:
+            name, args, kwargs, outs = check_operation(operation)
+            if not outs or written_positions(name):
+                return None
+            labels: frozenset[str] = _NO_LABELS
+            inputs: list[Held] = []
+            for id in _references_of(args, kwargs):
+                if id in made:
+                    assert worker is not None
+                    labels = labels | worker.key.labels
+                    continue
+                held = self._objects.at_hand(asker, id)
+                if held is None:
+                    return None
+                inputs.append(held)
+                if held.labels:
+                    labels = labels | held.labels
+            if worker is None:
+                worker = self._workers.find(asker, labels)
+                if worker is None or not worker.is_ready:
+                    return None
+            elif worker.key.labels != labels:
+                return None
+            for held in inputs:
+                if not worker.holds(held.id) or (type(held) is Temporary and held.worker is not worker):
+                    return None
+            for out in outs:
+                if out in made:
+                    return None
+                made[out] = None
+        return worker
 
     async def _place(self, asker: str, lease: LeaseKey, batch: _Batch, index: int) -> None:
         """Choose the worker of one operation, bring all its inputs there, and register its outs."""
@@ -297,6 +369,41 @@ class Execution:
         self._wrote.discard(worker)
 
 
+class _AtOnce:
+    """Hears from the worker what became of the operations of one request."""
+
+    __slots__ = ("_execution", "_operations", "_then")
+
+    def __init__(
+        self,
+        execution: Execution,
+        operations: Sequence[Operation],
+        then: Callable[[list[Fault | None], Snapshot | GridError], None],
+    ) -> None:
+        self._execution = execution
+        self._operations = operations
+        self._then = then
+
+    def done(self) -> bool:
+        return False
+
+    def exception(self) -> None:
+        return None
+
+    def set_exception(self, error: GridError) -> None:
+        self._then([], error)
+
+    def set_result(self, result: tuple[list[Result], Exported | GridError]) -> None:
+        results, value = result
+        settle = self._execution._settle
+        faults = [settle(operation[3], each) for operation, each in zip(self._operations, results, strict=True)]
+        if isinstance(value, GridError):
+            self._then(faults, value)
+        else:
+            assert value.data is not None
+            self._then(faults, (value.header, value.data))
+
+
 class _Batch:
     """The operations of one request, on their way to workers: neighbours for the same worker go together."""
 
@@ -322,6 +429,11 @@ class _Batch:
             self._open = []
 
 
+def check_count(operations: Sequence[Any]) -> None:
+    if len(operations) > limits.MAX_BATCH:
+        raise TooLarge(f"{len(operations)} operations in one request", limit="MAX_BATCH", allowed=limits.MAX_BATCH)
+
+
 def check_operation(value: object) -> Operation:
     """BadRequest unless it has the form of an operation. Its name and values are the worker's to check."""
     if not isinstance(value, list) or len(value) != 4:
@@ -332,6 +444,20 @@ def check_operation(value: object) -> Operation:
     if not isinstance(outs, list) or len(set(map(check_id, outs))) != len(outs):
         raise BadRequest("the outs of an operation are different object ids")
     return value
+
+
+def _references_of(args: list[Any], kwargs: dict[str, Any]) -> list[bytes]:
+    """`references`, without generators where the arguments are flat, as most are."""
+    found: list[bytes] = []
+    for value in args:
+        kind = type(value)
+        if kind is bytes:
+            found.append(check_id(value))
+        elif kind is list or kind is dict:
+            found.extend(references(value))
+    if kwargs:
+        found.extend(references(kwargs))
+    return found
 
 
 def references(value: Any) -> Iterator[bytes]:

@@ -68,6 +68,43 @@ class Requests:
                 error.peer = self._parts.name
             raise
 
+    def serve_at_once(self, call: Call, answer: Callable[[Answer | GridError], None]) -> bool:
+        """Serve a call without a task: True if `answer` is called, now or later; else nothing was done.
+
+        Only for a call that came when no earlier one of its connection was being served by a task.
+        """
+        if call.op != "run" or "fetch" not in call.args:
+            return False
+        try:
+            return self._run_at_once(call, answer)
+        except GridError:
+            return False  # `serve` says what is wrong
+
+    def _run_at_once(self, call: Call, answer: Callable[[Answer | GridError], None]) -> bool:
+        operations, wanted = call.args.get("operations"), call.args["fetch"]
+        if type(operations) is not list or type(wanted) is not bytes:
+            return False
+        release = call.args.get("release")
+
+        def then(faults: list[Any], value: Any) -> None:
+            if isinstance(value, GridError):
+                if value.peer is None:
+                    value.peer = self._parts.name
+                answer(value)
+                return
+            header, data = value
+            result = {"results": faults if any(faults) else [], "dtype": header.dtype, "shape": header.shape}
+            answer(Answer(result, data if type(data) is bytes else payload_of(data)))
+
+        return self._parts.execution.run_at_once(
+            call.connection.remote.id,
+            self._lease_of(call),
+            operations,
+            _ids(release) if release else [],
+            wanted,
+            then,
+        )
+
     # --- the grid -----------------------------------------------------------------------------------------
 
     def _members(self) -> list[dict[str, Any]]:
@@ -198,7 +235,7 @@ class Requests:
                 if isinstance(one, Published) and one.part is not None:
                     raise BadRequest(f"{one.part} is one tensor of a model: delete the model")
             for one in held:
-                deleted += await parts.transfers.remove(one.id)
+                deleted += await parts.transfers.remove(one)
         return Answer({"deleted": deleted})
 
     async def clear(self, call: Call) -> Answer:
@@ -235,7 +272,7 @@ class Requests:
         if value is None:
             return Answer(result)
         header, data = value
-        return Answer({**result, **header.to_wire()}, payload_of(data))
+        return Answer({**result, **header.to_wire()}, data if isinstance(data, bytes) else payload_of(data))
 
     async def execute(self, call: Call) -> Answer:
         program = call.args.get("program")

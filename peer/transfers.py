@@ -248,14 +248,14 @@ class Transfers:
         ticket = self._tickets.check(_token(token), peer, time.monotonic())
         self._tickets.spend(_token(token))
         if ticket.is_move:
-            await self.remove(ticket.object)
+            await self.remove(await self._objects.find(ticket.asker, ticket.object))
 
-    async def remove(self, id: bytes) -> int:
-        """Delete an object, whatever it is; whether there was one."""
-        if self._execution.release([id]):
-            return 1
-        removed = await self._store.delete(id)
-        self._objects.store_changed(id)
+    async def remove(self, held: Held) -> int:
+        """Delete an object; 1 if it was still there."""
+        if isinstance(held, Temporary):
+            return self._execution.release([held.id])
+        removed = await self._store.delete(held.id)
+        self._objects.store_changed(held.id)
         return int(removed)
 
 

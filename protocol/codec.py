@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -44,8 +43,7 @@ class FrameType(IntEnum):
     ABORT = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One frame as it came: its type (unknown ones too: SPEC.md says to ignore them), header and payload."""
 
     type: int
@@ -93,6 +91,20 @@ def _check_counts(packed: bytes) -> None:
 def _too_large(limit: str, size: int, what: str) -> TooLarge:
     allowed = getattr(limits, limit)
     return TooLarge(f"{what}; at most {allowed}: ask for less at once", limit=limit, size=size, allowed=allowed)
+
+
+def single(message: Buffer) -> Frame | None:
+    """The frame of a message that is one sound frame, as most are; None of any other, which is for `decode`."""
+    if len(message) < PRELUDE_BYTES:
+        return None
+    magic, version, kind, flags, header_bytes, payload_bytes = _PRELUDE.unpack_from(message)
+    end = PRELUDE_BYTES + header_bytes
+    if magic != MAGIC or version != VERSION or flags or header_bytes > limits.MAX_HEADER:
+        return None
+    if payload_bytes > limits.CHUNK or end + payload_bytes != len(message):
+        return None
+    view = memoryview(message)
+    return Frame(kind, unpack_header(view[PRELUDE_BYTES:end]), view[end:] if payload_bytes else _EMPTY)
 
 
 def decode(message: Buffer, max_header: int = limits.MAX_HEADER) -> Iterator[Frame]:
@@ -143,16 +155,16 @@ def unpack_header(data: Buffer) -> dict[str, Any]:
     Where there may be too many containers they are counted while they are built, so that a header of thousands
     of empty lists is refused early. Duplicate keys are refused, so that no two readers can see different messages.
     """
-    budget = _Budget(limits.MAX_CONTAINERS)
     containers = _containers_at_most(data)
+    # Without the hook lists cost half; it is needed only where their number is in doubt.
+    budget = _Budget(limits.MAX_CONTAINERS) if containers > limits.MAX_CONTAINERS else None
     try:
         header = msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=True,
-            object_pairs_hook=budget.of_map,
-            # Without the hook lists cost half; it is needed only where their number is in doubt.
-            list_hook=budget.of_list if containers > limits.MAX_CONTAINERS else None,
+            object_pairs_hook=_map if budget is None else budget.of_map,
+            list_hook=None if budget is None else budget.of_list,
             ext_hook=_refuse_ext,
             max_str_len=limits.MAX_HEADER,
             max_bin_len=limits.MAX_HEADER,
@@ -172,6 +184,8 @@ def unpack_header(data: Buffer) -> dict[str, Any]:
 
 
 def _containers_at_most(data: Buffer) -> int:
+    if len(data) <= limits.MAX_DEPTH:
+        return len(data)  # too few to be more than any limit
     return len(data) - len(bytes(data).translate(None, _CONTAINER_MARKS))
 
 
@@ -185,8 +199,19 @@ def _check_depth(header: dict[str, Any]) -> None:
     raise ProtocolError(f"a header nested more than {limits.MAX_DEPTH} deep")
 
 
+def _map(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """Refuses keys that are not text or stand twice."""
+    made: dict[str, Any] = dict(pairs)
+    if len(made) != len(pairs):
+        raise ProtocolError("a map with the same key twice")
+    for key in made:
+        if type(key) is not str:
+            raise ProtocolError("a map with a key that is not text")
+    return made
+
+
 class _Budget:
-    """Counts the containers of one header, and refuses keys that are not text or stand twice."""
+    """Counts the containers of one header."""
 
     def __init__(self, containers: int) -> None:
         self._left = containers
@@ -202,13 +227,7 @@ class _Budget:
 
     def of_map(self, pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
         self._spend()
-        made: dict[str, Any] = dict(pairs)
-        if len(made) != len(pairs):
-            raise ProtocolError("a map with the same key twice")
-        for key in made:
-            if type(key) is not str:
-                raise ProtocolError("a map with a key that is not text")
-        return made
+        return _map(pairs)
 
 
 def _refuse_ext(code: int, data: bytes) -> Any:

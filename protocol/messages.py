@@ -121,10 +121,14 @@ class Request:
     payload: memoryview = field(default=EMPTY, compare=False)
 
     def __post_init__(self) -> None:
-        _check(_is_id(self.id), "Request: id is a positive integer")
-        _check(isinstance(self.op, str) and 0 < len(self.op) <= limits.MAX_NAME, "Request: op is a name")
-        _check(isinstance(self.args, dict), "Request: args is a map")
-        _check_stream(self.stream, self.nbytes, self.payload, "Request")
+        if not _is_id(self.id):
+            raise ProtocolError("Request: id is a positive integer")
+        if not isinstance(self.op, str) or not 0 < len(self.op) <= limits.MAX_NAME:
+            raise ProtocolError("Request: op is a name")
+        if not isinstance(self.args, dict):
+            raise ProtocolError("Request: args is a map")
+        if self.stream is not None or self.nbytes != 0 or len(self.payload) > limits.INLINE_PAYLOAD:
+            _check_stream(self.stream, self.nbytes, self.payload, "Request")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +143,12 @@ class Reply:
     payload: memoryview = field(default=EMPTY, compare=False)
 
     def __post_init__(self) -> None:
-        _check(_is_id(self.id), "Reply: id is a positive integer")
-        _check(isinstance(self.result, dict), "Reply: result is a map")
-        _check_stream(self.stream, self.nbytes, self.payload, "Reply")
+        if not _is_id(self.id):
+            raise ProtocolError("Reply: id is a positive integer")
+        if not isinstance(self.result, dict):
+            raise ProtocolError("Reply: result is a map")
+        if self.stream is not None or self.nbytes != 0 or len(self.payload) > limits.INLINE_PAYLOAD:
+            _check_stream(self.stream, self.nbytes, self.payload, "Reply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +253,10 @@ def parse(frame: Frame) -> Message | None:
     kind = _KINDS.get(frame.type)
     if kind is None:
         return None
+    if kind is Request or kind is Reply:
+        quick = _parse_quick(frame)
+        if quick is not None:
+            return quick
     known, required = _FIELDS[frame.type], _REQUIRED[frame.type]
     # A field that may be absent may be nil as well.
     values = {
@@ -262,8 +273,25 @@ def parse(frame: Frame) -> Message | None:
         raise ProtocolError(f"{kind.__name__} without {', '.join(missing)}") from None
 
 
+def _parse_quick(frame: Frame) -> Request | Reply | None:
+    """A request or reply without a stream, as most messages are; None of any other."""
+    given = frame.header
+    if given.get("stream") is not None or given.get("nbytes") is not None:
+        return None
+    if frame.type == FrameType.REQUEST:
+        if "id" in given and "op" in given and "args" in given:
+            return Request(given["id"], given["op"], given["args"], None, 0, frame.payload)
+    elif "id" in given and "result" in given:
+        return Reply(given["id"], given["result"], None, 0, frame.payload)
+    return None
+
+
 def header(message: Message) -> dict[str, Any]:
     """The message's header map; fields that are None are left out."""
+    if type(message) is Request and message.stream is None:
+        return {"id": message.id, "op": message.op, "args": message.args}
+    if type(message) is Reply and message.stream is None:
+        return {"id": message.id, "result": message.result}
     values = ((name, getattr(message, name)) for name in _FIELDS[message.type])
     return {name: value for name, value in values if value is not None}
 

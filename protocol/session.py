@@ -7,11 +7,12 @@ ProtocolError or HandshakeFailed the session is dead: send what is left (a Fault
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from protocol import codec, limits, messages
-from protocol.codec import Buffer
+from protocol.codec import Buffer, Frame
 from protocol.errors import GridError, HandshakeFailed, LinkError, ProtocolError
 from protocol.handshake import Handshake, Introduction, Remote
 from protocol.identity import Signer, Verify
@@ -83,7 +84,7 @@ class Session:
         try:
             if self._unsent > limits.MAX_UNSENT:
                 raise ProtocolError(f"more than {limits.MAX_UNSENT} frames wait for an end that goes on sending")
-            for number, frame in enumerate(codec.decode(message, limits.MAX_HELLO if is_new else limits.MAX_HEADER)):
+            for number, frame in enumerate(_frames(message, is_new)):
                 if is_new and number:
                     raise HandshakeFailed("a message of the handshake travels alone")
                 event = self._take(messages.parse(frame))
@@ -101,7 +102,7 @@ class Session:
         self.is_dead = True
 
     def _take(self, message: Message | None) -> Event | None:
-        if isinstance(message, Fault) and message.id is None:
+        if type(message) is Fault and message.id is None:
             self.is_dead = True
             error = message.error()
             raise error if isinstance(error, LinkError) else ProtocolError(f"the other end closed: {error.message}")
@@ -139,7 +140,7 @@ class Session:
                     self._theirs.discard(message.request)
             case _:
                 raise ProtocolError(f"{type(message).__name__} after the handshake")
-        if isinstance(message, Request | Reply) and message.stream is not None:
+        if (type(message) is Request or type(message) is Reply) and message.stream is not None:
             self._streams.announced(message.stream, message.nbytes)
         return message
 
@@ -278,3 +279,10 @@ class Session:
         if self._small:
             self._out.append(b"".join(self._small))
             self._small, self._small_bytes, self._small_frames = [], 0, 0
+
+
+def _frames(message: Buffer, is_new: bool) -> Iterable[Frame]:
+    if is_new:
+        return codec.decode(message, limits.MAX_HELLO)
+    alone = codec.single(message)
+    return codec.decode(message) if alone is None else (alone,)

@@ -62,12 +62,13 @@ class TensorHeader:
             raise BadTensor(f"a shape is a list of integers, not {_shown(self.shape)}")
         if len(self.shape) > limits.MAX_NDIM:
             raise BadTensor(f"{len(self.shape)} dimensions; at most {limits.MAX_NDIM}")
+        extent = ITEMSIZE[self.dtype]
         for dim in self.shape:
             # bool is an int in Python: True would pass as 1.
             if type(dim) is not int or not 0 <= dim < limits.MAX_DIM:
                 raise BadTensor(f"{_shown(dim)} is not a dimension; they run from 0 to {limits.MAX_DIM - 1}")
-        # Zero dimensions do not excuse absurd others: strides are computed from all of them.
-        extent = math.prod(dim for dim in self.shape if dim) * ITEMSIZE[self.dtype]
+            # Zero dimensions do not excuse absurd others: strides are computed from all of them.
+            extent *= dim or 1
         if extent > limits.MAX_TENSOR:
             raise TooLarge(
                 f"a tensor of {extent} bytes; at most {limits.MAX_TENSOR}",

@@ -5,7 +5,7 @@ Each function raises GridError, ValueError or TypeError for an answer that makes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +41,20 @@ class Usage:
 
 
 def results(fields: list[Any], count: int) -> list[Result]:
-    (given,) = fields
+    given = fields[0]
     if len(given) != count:
         raise ValueError(f"{len(given)} results for {count} operations")
-    return [GridError.from_fault(result) if isinstance(result, Mapping) else headers(result) for result in given]
+    return [GridError.from_fault(result) if type(result) is dict else headers(result) for result in given]
+
+
+def value(
+    given: TensorHeader | None, fields: list[Any], descriptors: list[int], buffers: BufferPool
+) -> Exported | GridError:
+    """The value that was wanted with the results, or why it is not to be had; `given` as for `exported`."""
+    wanted = fields[1]
+    if type(wanted) is dict:
+        return GridError.from_fault(wanted)
+    return exported(given, wanted, descriptors, buffers)
 
 
 def headers(given: Iterable[Any]) -> list[TensorHeader]:

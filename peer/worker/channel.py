@@ -231,12 +231,14 @@ class LoopChannel:
         self._drained: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._readable)
+        self._is_scheduled = False  # to be sent at the end of this turn
+        self._is_waiting = False  # for room
         self.unsent_bytes = 0
         self.is_closed = False
 
-    def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
+    def send(self, message: Any, descriptors: Sequence[int] = (), *, now: bool = False) -> None:
         """Sends at the end of this turn of the loop, or as soon as there is room: what is asked in one turn wakes the
-        other end once. The descriptors stay the caller's (copies are queued).
+        other end once. The descriptors stay the caller's (copies are queued). With `now` it goes at once if it can.
 
         Raises:
             BadRequest, TooLarge: it cannot travel; nothing was sent.
@@ -244,11 +246,23 @@ class LoopChannel:
         """
         if self.is_closed:
             return
-        view = memoryview(encode(message, len(descriptors), self._send_limit))
+        data = encode(message, len(descriptors), self._send_limit)
+        if now and not descriptors and not self._unsent:
+            data = data[self._send_some(data) :]
+            if not data:
+                return
+        view = memoryview(data)
         self._unsent.append((view, _copies(descriptors)))
         self.unsent_bytes += len(view)
-        if len(self._unsent) == 1:
+        if not self._is_scheduled and not self._is_waiting:
+            self._is_scheduled = True
             self._loop.call_soon(self._begin)
+
+    def _send_some(self, data: bytes) -> int:
+        try:
+            return self._socket.send(data)
+        except OSError:  # no room, or an end that is gone: `_flush` sees which
+            return 0
 
     @property
     def is_full(self) -> bool:
@@ -274,9 +288,11 @@ class LoopChannel:
         self._forget_unsent()
 
     def _begin(self) -> None:
-        if not self.is_closed:
+        self._is_scheduled = False
+        if self._unsent and not self.is_closed:
             self._flush()
             if self._unsent:
+                self._is_waiting = True
                 self._loop.add_writer(self._socket, self._writable)
 
     def _flush(self) -> None:
@@ -334,6 +350,7 @@ class LoopChannel:
     def _writable(self) -> None:
         self._flush()
         if not self._unsent:
+            self._is_waiting = False
             self._loop.remove_writer(self._socket)
 
     def _readable(self) -> None:

@@ -18,8 +18,11 @@ def unpacked(operation: Any) -> tuple[Any, list[Any], dict[str, Any], list[Any]]
     name, args, kwargs, outs = operation
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise _malformed("the arguments are a list and a map")
-    if not isinstance(outs, list) or not all(out is None or _is_id(out) for out in outs):
-        raise _malformed("a result id is 16 bytes, or nil for a result that is not kept")
+    if not isinstance(outs, list):
+        raise _malformed("the result ids are a list")
+    for out in outs:
+        if out is not None and not _is_id(out):
+            raise _malformed("a result id is 16 bytes, or nil for a result that is not kept")
     return name, args, kwargs, outs
 
 

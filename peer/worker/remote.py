@@ -10,7 +10,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from peer.buffers import Buffer, BufferPool
 from peer.worker import answers
@@ -45,11 +45,20 @@ class WorkerStatistics:
     operations: int
 
 
+class Asker(Protocol):
+    """Who is told, at once, what became of a request: a future is one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+    def exception(self) -> Any: ...
+
+
 @dataclass(slots=True)
 class _Pending:
     """A request under way: `parse` makes the result from the reply's fields and descriptors."""
 
-    future: asyncio.Future[Any]
+    future: Asker
     what: str
     parse: Callable[[list[Any], list[int]], Any]
 
@@ -118,6 +127,35 @@ class Worker:
             BadRequest: an argument that msgpack cannot hold.
         """
         count = len(operations)
+        future: asyncio.Future[list[Result]] = self._loop.create_future()
+        self._run(future, operations, lambda fields, _: answers.results(fields, count))
+        return future
+
+    def run_for(
+        self, asker: Asker, operations: Sequence[Sequence[Any]], wanted: bytes, dropped: Sequence[bytes] = ()
+    ) -> None:
+        """`run`, then `export` of one result (no provided value), then `drop`, as one message.
+
+        `asker` gets the results, and the value or the error that it is not to be had for.
+        """
+        count = len(operations)
+
+        def parse(fields: list[Any], descriptors: list[int]) -> tuple[list[Result], Exported | GridError]:
+            return answers.results(fields, count), answers.value(None, fields, descriptors, self._buffers)
+
+        known = [object_id for object_id in dropped if object_id in self._held]
+        self._run(asker, operations, parse, wanted, known)
+        self._forget_held(known)
+
+    def _run(
+        self,
+        asker: Asker,
+        operations: Sequence[Sequence[Any]],
+        parse: Callable[[list[Any], list[int]], Any],
+        wanted: bytes | None = None,
+        dropped: Sequence[bytes] = (),
+    ) -> None:
+        count = len(operations)
         if count > limits.MAX_BATCH:
             raise TooLarge(
                 f"{count} operations in one request; send them in several",
@@ -126,11 +164,10 @@ class Worker:
                 allowed=limits.MAX_BATCH,
             )
         what = (name_of(operations[0]) if count == 1 else None) or "operations"
-        future = self._ask(what, lambda fields, _: answers.results(fields, count), "run", operations)
+        self._put(asker, what, parse, "run", operations, wanted, dropped)
         for operation in operations:
             self._held.update(result_ids(operation))
         self._operations += count
-        return future
 
     def run_program(
         self, program_id: bytes, program: bytes | None, inputs: Sequence[bytes], outs: Sequence[bytes]
@@ -171,13 +208,17 @@ class Worker:
 
     def drop(self, ids: Iterable[bytes]) -> None:
         """Forgets values; unknown ids are ignored."""
+        known = self._forget_held(ids)
+        for start in range(0, len(known), limits.MAX_ARRAY):
+            self._tell(["drop", known[start : start + limits.MAX_ARRAY]])
+
+    def _forget_held(self, ids: Iterable[bytes]) -> list[bytes]:
         known = [object_id for object_id in ids if object_id in self._held]
         self._held.difference_update(known)
         self._again.difference_update(known)
         for object_id in known:
             self._given.pop(object_id, None)
-        for start in range(0, len(known), limits.MAX_ARRAY):
-            self._tell(["drop", known[start : start + limits.MAX_ARRAY]])
+        return known
 
     def usage(self) -> asyncio.Future[Usage]:
         return self._ask("usage", lambda fields, _: answers.usage(fields), "usage")
@@ -185,6 +226,11 @@ class Worker:
     def holds(self, object_id: bytes) -> bool:
         """Whether it was provided, or promised as a result, and not dropped since."""
         return object_id in self._held
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `ready` would not wait."""
+        return not self._channel.is_full
 
     async def ready(self) -> None:
         """Waits until the unsent requests are few. Cancelling is safe."""
@@ -251,23 +297,29 @@ class Worker:
 
     # --- the channel --------------------------------------------------------------------------------------
 
-    def _tell(self, message: list[Any], descriptors: Sequence[int] = ()) -> None:
+    def _tell(self, message: list[Any], descriptors: Sequence[int] = (), *, now: bool = False) -> None:
         if self.is_lost:
             return
         try:
-            self._channel.send(message, descriptors)
+            self._channel.send(message, descriptors, now=now)
         except OSError as error:
             raise InternalError(f"the peer has no file descriptor left for this ({error.strerror})") from None
 
     def _ask(self, what: str, parse: Callable[[list[Any], list[int]], T], kind: str, *fields: Any) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
-        if self.is_lost:
-            _fail(future, self.lost.result().again())
-            return future
-        self._seq += 1
-        self._tell([kind, self._seq, *fields])
-        self._pending[self._seq] = _Pending(future, what, parse)
+        self._put(future, what, parse, kind, *fields)
         return future
+
+    def _put(
+        self, asker: Asker, what: str, parse: Callable[[list[Any], list[int]], Any], kind: str, *fields: Any
+    ) -> None:
+        if self.is_lost:
+            _fail(asker, self.lost.result().again())
+            return
+        self._seq += 1
+        # One that has nothing to do gets it now; what is asked while it works goes together.
+        self._tell([kind, self._seq, *fields], now=not self._pending)
+        self._pending[self._seq] = _Pending(asker, what, parse)
 
     def _heard(self, message: Any, descriptors: list[int]) -> None:
         match message:
@@ -342,7 +394,7 @@ def _lost(how: str, status: int | None, pid: int | None, pending: list[_Pending]
     )
 
 
-def _fail(future: asyncio.Future[Any], error: GridError) -> None:
+def _fail(future: Asker, error: GridError) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # an answer that nobody awaits is no news for the log

@@ -2,16 +2,17 @@
 
     peer to worker                                                    worker to peer
     ["provide", id, dtype, shape, offset, read_only, bytes|nil] + fd  -
-    ["run", seq, operations]                                          ["done", seq, results]
+    ["run", seq, operations, wanted id|nil, ids to drop]              ["done", seq, results, value|fault|nil] (+ fd)
     ["program", seq, program id, bytes|nil, inputs, outs]             ["done", seq, headers]
     ["forget", program id]                                            -
     ["export", seq, id]                                               ["done", seq, dtype, shape, bytes|nil] (+ fd)
     ["drop", ids]                                                     -
     ["usage", seq]                                                    ["done", seq, objects, bytes, operations, seconds]
 
-`results` has for each operation a list of [dtype, shape], one for each tensor it gave, or a fault. A request that
-fails as a whole is answered by ["fault", seq, fault]. An export without bytes and without a descriptor says that the
-value is what the peer provided. A defect of the loop itself is told by ["defect", text] before the process ends.
+`results` has for each operation a list of [dtype, shape], one for each tensor it gave, or a fault. A `value` is what an
+export gives, [dtype, shape, bytes|nil]; without bytes and without a descriptor it says that the value is what the peer
+provided. A request that fails as a whole is answered by ["fault", seq, fault].
+A defect of the loop itself is told by ["defect", text] before the process ends.
 
 The principal chose names, arguments, ids and programs; whatever is wrong with them comes back as a fault. The peer
 made the messages around them, so that a malformed message is a defect.
@@ -88,7 +89,9 @@ class Runtime:
             self._objects.drop([object_id])
             self._objects.fail(object_id, as_error(problem, "provide"))
 
-    def _run(self, _: list[int], seq: int, operations: list[Any]) -> None:
+    def _run(
+        self, _: list[int], seq: int, operations: list[Any], wanted: bytes | None = None, dropped: Sequence[bytes] = ()
+    ) -> None:
         started = time.perf_counter()
         results: list[Any] = []
         for operation in operations:
@@ -99,7 +102,21 @@ class Runtime:
                 results.append([_header(tensor) for tensor in result])
         self._operations += len(operations)
         self._seconds += time.perf_counter() - started
-        self._done(seq, results)
+        if wanted is None:
+            self._done(seq, results, None)
+        else:
+            self._run_for(seq, results, wanted)
+        if dropped:
+            self._objects.drop(dropped)
+
+    def _run_for(self, seq: int, results: list[Any], wanted: bytes) -> None:
+        """The results, and a value with them."""
+        try:
+            value, fd = self._value(wanted)
+        except Exception as problem:
+            self._done(seq, results, as_error(problem, "export").to_fault())
+        else:
+            self._done_with(fd, seq, results, value)
 
     def _program(
         self, _: list[int], seq: int, program_id: bytes, data: bytes | None, inputs: list[bytes], outs: list[bytes]
@@ -142,26 +159,32 @@ class Runtime:
 
     def _export(self, _: list[int], seq: int, object_id: bytes) -> None:
         try:
-            tensor = self._objects.get(object_id)
-            header = _header(tensor)
-            if self._objects.is_as_provided(object_id):
-                self._done(seq, *header, None)
-                return
-            _check_exportable(tensor)
-            content = memoryview(values.tensor_bytes(tensor)).cast("B")
-            if len(content) <= limits.INLINE_PAYLOAD:
-                self._done(seq, *header, bytes(content))
-            else:
-                self._send_file(seq, header, content)
+            value, fd = self._value(object_id)
         except Exception as problem:
             self._fault(seq, as_error(problem, "export"))
+        else:
+            self._done_with(fd, seq, *value)
 
-    def _send_file(self, seq: int, header: list[Any], content: memoryview) -> None:
-        fd = memory.new_file("grid-export")
+    def _value(self, object_id: bytes) -> tuple[list[Any], int | None]:
+        """[dtype, shape, bytes|nil], and the descriptor of a memory file for what is large: the caller's to close."""
+        tensor = self._objects.get(object_id)
+        value = _header(tensor)
+        if self._objects.is_as_provided(object_id):
+            return [*value, None], None
+        _check_exportable(tensor)
+        content = values.tensor_bytes(tensor)
+        if content.nbytes <= limits.INLINE_PAYLOAD:
+            return [*value, bytes(content)], None
+        return [*value, None], _filed(content.cast("B"))
+
+    def _done_with(self, fd: int | None, seq: int, *fields: Any) -> None:
+        if fd is None:
+            self._done(seq, *fields)
+            return
         try:
-            memory.write_all(fd, content)
-            memory.seal(fd)
-            self._send(["done", seq, *header, None], [fd])
+            self._send(["done", seq, *fields], [fd])
+        except TooLarge as error:
+            self._fault(seq, error)
         finally:
             os.close(fd)
 
@@ -183,6 +206,18 @@ class Runtime:
 
 def _header(tensor: torch.Tensor) -> list[Any]:
     return [NAME_OF[tensor.dtype], tensor.shape]  # a torch.Size is a tuple; the peer checks both
+
+
+def _filed(content: memoryview) -> int:
+    """A sealed memory file with this content; the caller closes the descriptor."""
+    fd = memory.new_file("grid-export")
+    try:
+        memory.write_all(fd, content)
+        memory.seal(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _check_exportable(tensor: torch.Tensor) -> None:
@@ -209,7 +244,7 @@ def warm() -> None:
     runtime = Runtime(lambda message, descriptors: None)
     one, two = bytes(16), bytes(15) + b"\1"
     runtime.handle(["provide", one, "float32", [2, 2], 0, False, bytes(16)], [])
-    runtime.handle(["run", 0, [["aten.mm.default", [one, one], {}, [two]]]], [])
+    runtime.handle(["run", 0, [["aten.mm.default", [one, one], {}, [two]]], two, []], [])
     runtime.handle(["export", 0, two], [])
 
 
