@@ -17,19 +17,17 @@ from grid.outbox import Outbox
 from grid.pointer import Pointer
 from peer.connection import Response
 from peer.links import Links
-from peer.membership import Member, read_members
+from peer.membership import Member
 from peer.payloads import JoinedPayload
 from protocol import limits
 from protocol.codec import Buffer
 from protocol.errors import BadRequest, BadTensor, GridError
-from protocol.rows import unpack_rows
 from protocol.tensors import TensorHeader
 from search.tags import parse_tags
 
 if TYPE_CHECKING:
     from grid.modules import RemoteModule
 
-Found = tuple[list[dict[str, Any]], bool]
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
@@ -177,17 +175,6 @@ class RemotePeer:
     async def request(self, op: str, args: dict[str, Any], payload: bytes = b"") -> dict[str, Any]:
         """Ask it, after everything queued so far; the result map."""
         return (await (await self.outbox.flush()).request(op, args, payload)).result
-
-    async def members(self) -> list[Member]:
-        """The peers that this one knows, itself among them."""
-        answer = await (await self.outbox.flush()).request("peers", {})
-        return read_members(unpack_rows(await answer.read(), limits.MAX_PEERS))
-
-    async def search(self, query: str) -> Found:
-        """What it has that matches, and whether there is more; unchecked (search/plan.py checks it)."""
-        answer = await (await self.outbox.flush()).request("search", {"query": query})
-        records = unpack_rows(await answer.read(), limits.MAX_HITS)
-        return records, answer.result.get("truncated") is True
 
     async def edit(self, id: bytes, **changes: Any) -> dict[str, Any]:
         return dict((await self.request("edit", {"id": id, **changes}))["record"])

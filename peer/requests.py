@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -56,6 +56,7 @@ class Requests:
     def __init__(self, parts: Parts, lease_of: Callable[[Call], LeaseKey]) -> None:
         self._parts = parts
         self._lease_of = lease_of
+        self._neighbours_seen: set[str] = set()  # ids of peers that ran on this machine once
 
     async def serve(self, call: Call) -> Answer:
         handler = _TABLE.get(call.op)
@@ -93,7 +94,7 @@ class Requests:
                 answer(value)
                 return
             header, data = value
-            result = {"results": faults if any(faults) else [], "dtype": header.dtype, "shape": header.shape}
+            result = {"results": _shortened(faults), "dtype": header.dtype, "shape": header.shape}
             answer(Answer(result, data if type(data) is bytes else payload_of(data)))
 
         return self._parts.execution.run_at_once(
@@ -109,11 +110,13 @@ class Requests:
 
     def _members(self) -> list[dict[str, Any]]:
         """Everyone known, with the peers of this machine as they are now."""
-        known = {member.id: member for member in self._parts.membership.all()}
-        here = self._parts.neighbours.list()
-        self._parts.membership.learn(Member(n.id, n.name, (n.url,)) for n in here)
-        known.update((n.id, Member(n.id, n.name, (n.url,))) for n in here)
-        return [member.to_wire() for member in sorted(known.values(), key=lambda member: (member.name, member.id))]
+        membership = self._parts.membership
+        here = {n.id: Member(n.id, n.name, (n.url,)) for n in self._parts.neighbours.list()}
+        membership.learn(here.values())
+        for gone in self._neighbours_seen - here.keys():
+            membership.failed(gone)  # its process has ended: nobody needs to dial it to know
+        self._neighbours_seen |= here.keys()
+        return [member.to_wire() for member in membership.all()]
 
     async def peers(self, call: Call) -> Answer:
         return Answer({}, MemoryPayload(pack_rows(self._members())))
@@ -268,7 +271,7 @@ class Requests:
             release,
             None if wanted is None else check_id(wanted),
         )
-        result: dict[str, Any] = {"results": faults if any(faults) else []}
+        result: dict[str, Any] = {"results": _shortened(faults)}
         if value is None:
             return Answer(result)
         header, data = value
@@ -342,6 +345,20 @@ _TABLE: Final[dict[str, Callable[[Requests, Call], Awaitable[Answer]]]] = {
     "collect": Requests.collect,
     "collected": Requests.collected,
 }
+
+
+def _shortened(faults: Sequence[dict[str, Any] | None]) -> Sequence[dict[str, Any] | None]:
+    """The faults of one request, small enough to share a header; none at all where nothing failed."""
+    if not any(faults):
+        return []
+    room = limits.MAX_HEADER // 2 // len(faults)
+    return [
+        fault and {**fault, "message": fault["message"][:room], "fields": _if_small(fault, room)} for fault in faults
+    ]
+
+
+def _if_small(fault: dict[str, Any], room: int) -> dict[str, Any]:
+    return fault["fields"] if len(repr(fault["fields"])) < room else {}
 
 
 def _ids(value: object) -> list[bytes]:

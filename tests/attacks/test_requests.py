@@ -232,3 +232,10 @@ async def test_a_program_that_is_not_what_its_id_says_is_refused(victim: Folders
         args = {"program": "0" * 64, "inputs": [], "outs": []}
         assert (await _refused(mallory, "execute", args, b"anything")).code == "bad_program"
         assert isinstance(await _refused(mallory, "execute", args), NotFound)
+
+
+async def test_two_hundred_failures_at_once_are_all_told(victim: Folders) -> None:
+    async with attacking(victim) as mallory:
+        operations = [["aten." + "x" * 200, [], {"y" * 50: "z" * 100}, [os.urandom(16)]] for _ in range(120)]
+        answer = await mallory.request("run", {"operations": operations})
+        assert [fault["code"] for fault in answer.result["results"]] == [OperationNotAllowed.code] * 120

@@ -57,6 +57,17 @@ async def test_two_peers_of_one_name_in_a_grid_are_told_apart_by_id(tmp_path: Pa
                 assert g[second.id].id == second.id
 
 
+async def test_a_peer_that_has_ended_is_known_as_unreachable_and_again_alive_when_it_is_back(folders: Folders) -> None:
+    async with running(Settings("alice", port=0, folders=folders)):
+        async with running(Settings("bob", port=0, folders=folders)):
+            async with grid.connect(folders=folders) as g:
+                assert [info.state for info in g.peers()] == ["alive", "alive"]
+        async with grid.connect(folders=folders) as g:
+            assert {info.name: info.state for info in g.peers()} == {"alice": "alive", "bob": "unreachable"}
+            async with running(Settings("bob", port=0, folders=folders)):
+                assert {info.name: info.state for info in await g.refresh()} == {"alice": "alive", "bob": "alive"}
+
+
 async def test_a_name_is_taken_once_on_a_machine(folders: Folders) -> None:
     async with running(Settings("alice", port=0, folders=folders)):
         with pytest.raises(NameTaken, match="grid down alice"):
