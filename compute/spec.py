@@ -39,6 +39,14 @@ def unpack_spec(data: bytes) -> dict[str, Any]:
     return wire
 
 
+def program_of(data: bytes) -> bytes:
+    """The program's bytes in a spec; BadProgram where there are none."""
+    program = unpack_spec(data).get("program")
+    if not isinstance(program, bytes):
+        raise BadProgram("the program of a model is bytes")
+    return program
+
+
 def layout_of(data: bytes) -> Layout:
     """How the tensors behind a spec lie: all slots that are not the same as another."""
     layout = []

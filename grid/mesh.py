@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from peer.connection import Connection, open_as_dialer
+from peer.connection import Connection
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.links import Links, Traffic
 from peer.membership import Member, Membership, read_members
 from peer.neighbours import Neighbours
+from peer.opening import open_as_dialer
 from protocol import limits
 from protocol.errors import GridError, LinkError, NothingRunning
 from protocol.handshake import Introduction

@@ -23,7 +23,7 @@ from grid.ids import fresh_id
 from grid.memory import fresh
 from grid.pointer import Pointer
 from grid.stored import Stored
-from peer.connection import Response
+from peer.calls import Response
 from protocol.codec import Buffer
 from protocol.errors import BadRequest, NeedsAwait
 

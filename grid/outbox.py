@@ -13,7 +13,8 @@ from typing import Any
 import msgpack
 
 from grid.handle import Handle
-from peer.connection import Connection, Response
+from peer.calls import Response
+from peer.connection import Connection
 from protocol import limits
 from protocol.errors import GridError, LinkError
 

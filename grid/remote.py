@@ -15,7 +15,7 @@ from grid.ids import fresh_id
 from grid.memory import fresh
 from grid.outbox import Outbox
 from grid.pointer import Pointer
-from peer.connection import Response
+from peer.calls import Response
 from peer.links import Links
 from peer.membership import Member
 from peer.payloads import JoinedPayload

@@ -12,7 +12,6 @@ from torch import nn
 
 from compute.capture import LOADED, Captured, capture
 from compute.dtypes import DTYPE_OF
-from compute.model import ProgramModule
 from compute.program import Program
 from grid.handle import Handle
 from grid.ids import fresh_id
@@ -20,7 +19,6 @@ from grid.modules import RemoteModel
 from grid.placement import Input, Placement, place
 from grid.plans import Plan, RemotePlan
 from grid.pointer import Pointer
-from protocol import limits
 from protocol.errors import BadRequest, CannotCapture, NotFound
 
 if TYPE_CHECKING:
@@ -39,11 +37,13 @@ class _Job:
 
 
 class Runner:
-    """Runs plans for one grid, and remembers what was captured and which peer knows which program."""
+    """Runs plans for one grid, and remembers which peer knows which program.
+
+    A plan is captured each time: what its function closes over may have changed, and capturing takes milliseconds.
+    """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._captured: dict[tuple[Any, ...], Captured] = {}
         self._known: set[tuple[str, str]] = set()  # (peer id, program id)
 
     async def run(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -51,6 +51,8 @@ class Runner:
         if isinstance(plan, RemotePlan):
             job = await self._stored(plan, args, kwargs)
         else:
+            if not callable(plan):
+                raise BadRequest(f"run takes a plan, a function or a stored plan first, not {type(plan).__name__}")
             made = plan if isinstance(plan, Plan) else Plan(plan)
             job = await self._capture(made, await self._resolve(made.bind(args, kwargs)))
         placement = place(_described(job), self._grid.id)
@@ -81,7 +83,7 @@ class Runner:
         loads: dict[str, Any] = {}
         while True:
             try:
-                captured = self._captured_for(plan, arguments, loads)
+                captured = capture(plan.function, arguments, loads)
             except CannotCapture as error:
                 query = error.fields.get("load")
                 if query is None or query in loads:
@@ -89,19 +91,6 @@ class Runner:
                 loads[query] = await self._resolve_one(query)
             else:
                 return _Job(captured.program, _inputs_of(captured, arguments, loads))
-
-    def _captured_for(self, plan: Plan, arguments: dict[str, Any], loads: dict[str, Any]) -> Captured:
-        try:
-            key = (plan.function, _signature(arguments), _signature(loads))
-            hash(key)
-        except TypeError:  # an argument that cannot be compared: capture anew each time
-            return capture(plan.function, arguments, loads)
-        found = self._captured.get(key)
-        if found is None:
-            if len(self._captured) >= limits.MAX_CAPTURED:
-                self._captured.clear()
-            found = self._captured[key] = capture(plan.function, arguments, loads)
-        return found
 
     async def _stored(self, plan: RemotePlan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Job:
         program = (await plan.load()).program
@@ -186,19 +175,6 @@ def _inputs_of(captured: Captured, arguments: Mapping[str, Any], loads: Mapping[
         found.update(_leaves(value, LOADED + query))
     found.update(captured.constants)
     return [found[path] for path in captured.inputs]
-
-
-def _signature(value: Any) -> Any:
-    """What a capture depends on: shapes and dtypes of tensors, modules by identity, everything else by value."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype, tuple(value.shape)
-    if isinstance(value, nn.Module):
-        return value.spec.program.id if isinstance(value, ProgramModule) else value
-    if isinstance(value, Mapping):
-        return tuple((key, _signature(item)) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return type(value), tuple(_signature(item) for item in value)
-    return type(value), value
 
 
 def _described(job: _Job) -> list[Input]:

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compute.spec import layout_of
-from peer.connection import Call, Response
+from compute.program import Program
+from compute.spec import layout_of, program_of
+from peer.calls import Call, Response
 from peer.objects import Target, check_id
 from peer.store.contents import Contents
 from protocol import limits
@@ -85,8 +86,10 @@ class Arrival:
     def contents(self, spec: bytes) -> Contents:
         """How it is to be stored, now that its spec (a model's or plan's first bytes) is there."""
         if self.kind == "model":
+            Program.from_bytes(program_of(spec))
             return Contents(layout_of(spec), {}, spec)
         if self.kind == "plan":
+            Program.from_bytes(spec)
             return Contents((), {}, spec)
         if self.target is not None:
             metadata = {"peer": self.target.peer, "peer_name": self.target.name, "object": self.target.object.hex()}

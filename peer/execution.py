@@ -1,8 +1,12 @@
 """Operations and programs: who may, on what, in which worker; then the worker does it.
 
 Requests of one principal are submitted to its workers in the order in which they came (its *lane*); the lane is
-free again as soon as they are submitted, and their results are awaited outside it. There is one worker for each
-set of labels, so that data that may not leave share no process with data that may (docs/decisions/0003).
+free again as soon as they are submitted, and their results are awaited outside it.
+
+There is one worker for each set of labels that the principal is not in itself (docs/decisions/0003). A temporary has
+its home in the worker of just its labels. A worker with more labels gets a copy of it for as long as an operation
+needs it, and nothing is ever exported from there as that temporary: what was computed from private data, in whatever
+memory, leaves that process only under those labels.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
+from compute.dependent import may_tell_values
 from compute.writes import written_positions
-from peer import permissions
+from peer import permissions, secrecy
 from peer.buffers import Buffer, BufferPool
 from peer.leases import LeaseKey
 from peer.objects import Held, Objects, Published, Temporary, check_id, show_id
@@ -43,6 +48,8 @@ class Execution:
         self._workers = workers
         self._lanes: dict[str, asyncio.Lock] = {}
         self._wrote: set[Worker] = set()  # workers in which something was changed in place
+        self._alive: set[Worker] = set()
+        self._programs = secrecy.KnownPrograms()
 
     def lane(self, asker: str) -> asyncio.Lock:
         """Held while a request of this principal is put in order behind the earlier ones."""
@@ -76,9 +83,9 @@ class Execution:
             batch.submit()
             value = None if fetch is None else self.take(asker, await self._objects.find(asker, fetch))
             self.release_own(asker, release)
-        for indices, results in batch.submitted:
+        for worker, indices, results in batch.submitted:
             for index, result in zip(indices, await results, strict=True):
-                batch.faults[index] = self._settle(batch.operations[index][3], result)
+                batch.faults[index] = self._settle(batch.operations[index][3], result, worker)
         return batch.faults, None if value is None else await value
 
     def run_at_once(
@@ -101,7 +108,7 @@ class Execution:
             return False
         made: dict[bytes, None] = {}
         worker = self._worker_at_hand(asker, operations, made)
-        if worker is None or fetch not in made or not worker.key.labels <= {asker}:
+        if worker is None or fetch not in made:
             return False
         if any(id in made for id in release):
             return False
@@ -110,42 +117,30 @@ class Execution:
         except GridError:
             return False
         own = [id for id in release if (held := self._objects.temporary(id)) is not None and held.worker is worker]
-        worker.run_for(_AtOnce(self, operations, then), operations, fetch, own)
+        worker.run_for(_AtOnce(self, worker, operations, then), operations, fetch, own)
         for id in own:
             self._objects.remove(id)
         if len(own) < len(release):
             self.release_own(asker, release)
-        self._register(asker, lease, made, worker.key.labels, worker)
+        self._register(asker, lease, made, _NO_LABELS, worker)
         return True
 
     def _worker_at_hand(self, asker: str, operations: Sequence[Any], made: dict[bytes, None]) -> Worker | None:
-        """The one worker that has all inputs of these operations already; collects the ids of what they make."""
-        worker: Worker | None = None
+        """The worker without labels, if it has all inputs of these operations already; collects what they make."""
+        worker = self._workers.find(asker, _NO_LABELS)
+        if worker is None or not worker.is_ready:
+            return None
         for operation in operations:
             name, args, kwargs, outs = check_operation(operation)
             if not outs or written_positions(name):
                 return None
-            labels: frozenset[str] = _NO_LABELS
-            inputs: list[Held] = []
             for id in _references_of(args, kwargs):
                 if id in made:
-                    assert worker is not None
-                    labels = labels | worker.key.labels
                     continue
                 held = self._objects.at_hand(asker, id)
-                if held is None:
+                if held is None or held.labels or not worker.holds(id):
                     return None
-                inputs.append(held)
-                if held.labels:
-                    labels = labels | held.labels
-            if worker is None:
-                worker = self._workers.find(asker, labels)
-                if worker is None or not worker.is_ready:
-                    return None
-            elif worker.key.labels != labels:
-                return None
-            for held in inputs:
-                if not worker.holds(held.id) or (type(held) is Temporary and held.worker is not worker):
+                if type(held) is Temporary and held.worker is not worker:
                     return None
             for out in outs:
                 if out in made:
@@ -158,25 +153,50 @@ class Execution:
         name, args, kwargs, outs = batch.operations[index]
         inputs = await self._inputs(asker, references([args, kwargs]))
         labels = permissions.derived(inputs.values())
+        written = _written(name, args, kwargs, inputs)
         worker = self._worker(asker, labels)
         # What the batch so far makes may be an input here: it has to be under way before it can be exported.
         batch.submit_unless_for(worker)
+        if worker.key.labels and may_tell_values(name):
+            await self._check_shape_is_public(name, args, inputs, batch)
         self._objects.check_new(asker, outs)
-        await self._bring_all(inputs.values(), worker)
-        for position in written_positions(name):
-            self._now_written(args, position, inputs, worker, labels)
+        await self._bring_all(asker, inputs.values(), worker, batch)
+        for held in written:
+            self._now_written(held, worker, labels, batch)
         self._register(asker, lease, outs, labels, worker)
         batch.append(index, worker)
 
-    def _now_written(
-        self, args: list[Any], position: int, inputs: dict[bytes, Held], worker: Worker, labels: frozenset[str]
+    def _now_written(self, held: Temporary, worker: Worker, labels: frozenset[str], batch: _Batch) -> None:
+        """An operation changes this temporary in place: from now on it is derived from the other inputs as well, and
+        its home is where they are."""
+        self._wrote.add(worker)
+        held.labels |= labels
+        if held.worker is worker:
+            return
+        if held.worker is not None:
+            held.worker.drop([held.id])
+        if held.buffer is not None:
+            held.buffer.release()
+            held.buffer = None
+        held.worker = worker
+        batch.lent.discard(held.id)
+
+    async def _check_shape_is_public(
+        self, name: str, args: list[Any], inputs: dict[bytes, Held], batch: _Batch
     ) -> None:
-        """An operation changes this argument in place: it is now derived from the other inputs as well."""
-        held = inputs.get(args[position]) if position < len(args) and isinstance(args[position], bytes) else None
-        if isinstance(held, Temporary):
-            held.labels |= labels
-            held.worker = worker
-            self._wrote.add(worker)
+        """Denied where the shape of the result would tell private values."""
+        indices = args[1] if secrecy.is_indexing(name) and len(args) > 1 and isinstance(args[1], list) else None
+        if indices is None:
+            raise secrecy.tells_values(name)
+        batch.submit()
+        for id in references(indices):
+            if await self._dtype(inputs[id]) not in secrecy.PLAIN_INDICES:
+                raise secrecy.tells_values(name)
+
+    async def _dtype(self, held: Held) -> str:
+        if isinstance(held, Published):
+            return held.tensor.header.dtype
+        return (await self.header(held)).dtype
 
     def _not_placed(self, asker: str, lease: LeaseKey, operation: Operation, error: GridError) -> Fault:
         """Its outs exist all the same, as failures: whoever uses them learns the reason."""
@@ -184,7 +204,8 @@ class Execution:
         if error.operation is None:
             error.operation = name
         for position in written_positions(name):
-            changed = self._objects.temporary(args[position]) if position < len(args) else None
+            given = args[position] if position < len(args) else None
+            changed = self._objects.temporary(given) if isinstance(given, bytes) else None
             if changed is not None and changed.owner == asker:
                 changed.failure = error
         for id in outs:
@@ -201,10 +222,11 @@ class Execution:
             self._objects.add(temporary)
         return made
 
-    def _settle(self, outs: Sequence[bytes], result: Result) -> Fault | None:
+    def _settle(self, outs: Sequence[bytes], result: Result, worker: Worker) -> Fault | None:
         """Note what became of one operation: the headers of its results, or the fault."""
         made = [self._objects.temporary(id) for id in outs]  # None: released meanwhile
         if isinstance(result, GridError):
+            result = secrecy.told(result, worker.key.labels)
             for temporary in made:
                 if temporary is not None:
                     temporary.failure = result
@@ -227,18 +249,25 @@ class Execution:
     ) -> list[dict[str, Any]]:
         """Run a program on these inputs; the headers of its results. NotFound asks for the code."""
         async with self.lane(asker):
+            known = await self._programs.known(program, code)
             held = await self._inputs(asker, inputs)
             labels = permissions.derived(held.values())
             worker = self._worker(asker, labels)
+            if worker.key.labels:
+                known.check_shapes_are_public()
             self._objects.check_new(asker, outs)
-            await self._bring_all(held.values(), worker)
+            batch = _Batch([])
+            await self._bring_all(asker, held.values(), worker, batch)
             running = worker.run_program(bytes.fromhex(program), code, inputs, outs)
+            worker.drop(batch.lent)
+            if known.writes:
+                self._wrote.add(worker)
             made = self._register(asker, lease, outs, labels, worker)
         try:
             headers = await running
-        except GridError:
+        except GridError as error:
             self.release(temporary.id for temporary in made)
-            raise
+            raise secrecy.told(error, worker.key.labels) from None
         for temporary, header in zip(made, headers, strict=True):
             temporary.header = header
         return [header.to_wire() for header in headers]
@@ -252,28 +281,29 @@ class Execution:
                 found[id] = self._objects.at_hand(asker, id) or await self._objects.find(asker, id)
         return found
 
-    async def _bring_all(self, inputs: Iterable[Held], worker: Worker) -> None:
+    async def _bring_all(self, asker: str, inputs: Iterable[Held], worker: Worker, batch: _Batch) -> None:
         for held in inputs:
-            if not worker.holds(held.id) or (isinstance(held, Temporary) and held.worker is not worker):
-                await self._bring(held, worker)
+            if isinstance(held, Published):
+                if not worker.holds(held.id):
+                    await self._bring_published(held, worker)
+            elif held.worker is not worker and held.id not in batch.lent:
+                await self._bring(asker, held, worker, batch)
         await worker.ready()
 
-    async def _bring(self, held: Held, worker: Worker) -> None:
-        """Put an input into a worker that does not have it."""
-        if isinstance(held, Published):
-            await self._bring_published(held, worker)
-            return
+    async def _bring(self, asker: str, held: Temporary, worker: Worker, batch: _Batch) -> None:
+        """Put a temporary into a worker that does not have it: for good where that has just its labels, else lent."""
         if held.target is not None:
             raise BadRequest(
                 f"{show_id(held.id)} points to an object at {held.target.name}: operate on that one, "
                 "or pull it here with remote_get()"
             )
-        if held.worker is worker:
-            return  # an out of an operation under way
-        await self.take_home(held)
-        assert held.buffer is not None and held.header is not None
-        worker.provide(held.id, held.header, held.buffer.share(), 0, read_only=False)
-        held.worker = worker
+        header, value = await self.snapshot(held)
+        worker.provide(held.id, header, value if isinstance(value, bytes) else value.share(), 0, read_only=False)
+        _let_go(value)
+        if held.labels - {asker} == worker.key.labels:
+            held.worker = worker
+        else:
+            batch.lent.add(held.id)
 
     async def _bring_published(self, held: Published, worker: Worker) -> None:
         tensor = held.tensor
@@ -309,26 +339,24 @@ class Execution:
             if held.header is None or held.buffer is None:
                 raise WorkerLost(f"{show_id(held.id)} is gone with the worker that held it: compute it again")
             return held.header, held.buffer.acquire()
-        exported = await exporting
+        labels = held.labels
+        try:
+            exported = await exporting
+        except GridError as error:
+            raise secrecy.told(error, labels - {held.owner}) from None
         held.header = exported.header
         if exported.data is None:  # never changed since it came
             assert held.buffer is not None
             return exported.header, held.buffer.acquire()
         return exported.header, exported.data
 
-    async def take_home(self, held: Temporary) -> None:
-        """Get a temporary's value out of its worker into a buffer of the peer; the worker keeps nothing of it."""
-        header, value = await self.snapshot(held)
-        if isinstance(value, bytes):
-            buffer = self._buffers.take(len(value))
-            buffer.append(value)
-            value = buffer
-        if held.worker is not None:
-            held.worker.drop([held.id])
-            held.worker = None
-        if held.buffer is not None:
-            held.buffer.release()
-        held.header, held.buffer = header, value
+    async def header(self, held: Temporary) -> TensorHeader:
+        """Its dtype and shape; waits for the operation that makes it."""
+        if held.header is None:
+            header, value = await self.snapshot(held)
+            _let_go(value)
+            return header
+        return held.header
 
     def release_own(self, asker: str, ids: Iterable[bytes]) -> None:
         """Let go of those that are temporaries of the asker: nobody's published object goes with its pointers."""
@@ -349,13 +377,21 @@ class Execution:
             worker.drop(gone)
         return count
 
+    def forget(self, ids: Sequence[bytes]) -> None:
+        """A published object was deleted: workers that map it let go; with the last one its space on disk is free."""
+        for worker in self._alive:
+            worker.drop(ids)
+
     # --- workers ------------------------------------------------------------------------------------------
 
     def _worker(self, asker: str, labels: frozenset[str]) -> Worker:
+        """The worker for data with these labels. The asker's own label keeps nothing from the asker."""
+        labels = labels - {asker}
         worker = self._workers.find(asker, labels)
         if worker is None:
             worker = self._workers.worker(asker, labels)
             started = worker
+            self._alive.add(worker)
             worker.on_lost(lambda error: self._worker_lost(started, error))
         return worker
 
@@ -367,20 +403,42 @@ class Execution:
             if temporary.buffer is None or worker in self._wrote:
                 temporary.failure = temporary.failure or error
         self._wrote.discard(worker)
+        self._alive.discard(worker)
+
+
+def _written(name: str, args: list[Any], kwargs: dict[str, Any], inputs: dict[bytes, Held]) -> list[Temporary]:
+    """The temporaries that an operation changes in place.
+
+    Raises:
+        BadRequest: an argument that it may change is not given by position; so there is no second way to name one.
+    """
+    positions = written_positions(name)
+    if positions and len(args) <= max(positions) and any(True for _ in references(kwargs)):
+        raise BadRequest(f"{name}: give the tensors that it changes by position, not by name")
+    given = [args[position] for position in positions if position < len(args)]
+    changed = [inputs.get(value) for value in given if isinstance(value, bytes)]
+    return [held for held in changed if isinstance(held, Temporary)]
+
+
+def _let_go(value: bytes | Buffer) -> None:
+    if isinstance(value, Buffer):
+        value.release()
 
 
 class _AtOnce:
     """Hears from the worker what became of the operations of one request."""
 
-    __slots__ = ("_execution", "_operations", "_then")
+    __slots__ = ("_execution", "_operations", "_then", "_worker")
 
     def __init__(
         self,
         execution: Execution,
+        worker: Worker,
         operations: Sequence[Operation],
         then: Callable[[list[Fault | None], Snapshot | GridError], None],
     ) -> None:
         self._execution = execution
+        self._worker = worker
         self._operations = operations
         self._then = then
 
@@ -396,7 +454,8 @@ class _AtOnce:
     def set_result(self, result: tuple[list[Result], Exported | GridError]) -> None:
         results, value = result
         settle = self._execution._settle
-        faults = [settle(operation[3], each) for operation, each in zip(self._operations, results, strict=True)]
+        pairs = zip(self._operations, results, strict=True)
+        faults = [settle(operation[3], each, self._worker) for operation, each in pairs]
         if isinstance(value, GridError):
             self._then(faults, value)
         else:
@@ -410,7 +469,8 @@ class _Batch:
     def __init__(self, operations: list[Operation]) -> None:
         self.operations = operations
         self.faults: list[Fault | None] = [None] * len(operations)
-        self.submitted: list[tuple[list[int], asyncio.Future[list[Result]]]] = []
+        self.submitted: list[tuple[Worker, list[int], asyncio.Future[list[Result]]]] = []
+        self.lent: set[bytes] = set()  # what the open operations need of temporaries that have their home elsewhere
         self._open: list[int] = []
         self._worker: Worker | None = None
 
@@ -425,8 +485,10 @@ class _Batch:
     def submit(self) -> None:
         if self._worker is not None and self._open:
             future = self._worker.run([self.operations[index] for index in self._open])
-            self.submitted.append((self._open, future))
+            self.submitted.append((self._worker, self._open, future))
             self._open = []
+            self._worker.drop(self.lent)
+            self.lent.clear()
 
 
 def check_count(operations: Sequence[Any]) -> None:

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from peer.connection import Connection, Handler, Statistics, open_as_dialer
+from peer.calls import Handler, Statistics
+from peer.connection import Connection
 from peer.keys import Identity
 from peer.membership import Member, Membership
+from peer.opening import open_as_dialer
 from protocol import limits
 from protocol.errors import HandshakeFailed, LinkError, Unreachable
 from protocol.handshake import Introduction

@@ -71,7 +71,7 @@ class Temporary:
             "dtype": header.dtype if header else None,
             "shape": list(header.shape) if header else None,
             "nbytes": header.nbytes if header else 0,
-            "private": False,
+            "private": bool(self.labels),
             "labels": sorted(self.labels),
             "created": self.created,
             "published": False,
@@ -142,6 +142,12 @@ def check_id(value: object) -> bytes:
 def model_of(part: bytes) -> tuple[bytes, int]:
     """The model that a part's id belongs to, and the part's index (SPEC.md, Objects)."""
     return part[:-_PART_BYTES] + bytes(_PART_BYTES), int.from_bytes(part[-_PART_BYTES:], "big") - 1
+
+
+def part_ids(model: Published) -> list[bytes]:
+    """The ids of a stored model's tensors; none for anything else."""
+    count = len(model.stored.tensors) if model.kind == "model" else 0
+    return [model.id[:-_PART_BYTES] + number.to_bytes(_PART_BYTES, "big") for number in range(1, count + 1)]
 
 
 class Objects:
@@ -215,6 +221,24 @@ class Objects:
             return None
         names = list(model.tensors)
         return Published(id, model, names[index]) if index < len(names) else None
+
+    async def check_publishable(self, id: bytes, kind: str) -> None:
+        """AlreadyExists where the id is in the range of a model's tensors (or of a model to be, of others' objects):
+        who reads a part of a model must never get something else."""
+        model_id, _ = model_of(id)
+        if kind != "model":
+            taken = id != model_id and await self._is_model(model_id)
+        else:
+            others = await self._store.by_prefix(id.hex()[: -2 * _PART_BYTES])
+            taken = id != model_id or any(record["id"] != id for record in others)
+        if taken:
+            raise AlreadyExists(f"the id {show_id(id)} is kept for a model's tensors: choose another at random")
+
+    async def _is_model(self, id: bytes) -> bool:
+        try:
+            return bool((await self._store.get(id)).record["kind"] == "model")
+        except NotFound:
+            return False
 
     # --- changing -----------------------------------------------------------------------------------------
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
+from protocol import limits
 from protocol.codec import Buffer
+from protocol.errors import Corrupt, StorageError
 
 
 class Payload(Protocol):
@@ -75,3 +77,32 @@ class JoinedPayload:
     def close(self) -> None:
         for piece in self._pieces:
             piece.release()
+
+
+def split(payload: Buffer | Payload) -> tuple[Buffer, Payload | None]:
+    """What rides beside the header, and what goes as a stream."""
+    if not isinstance(payload, bytes | bytearray | memoryview):
+        if payload.nbytes:
+            return b"", payload
+        payload.close()
+        return b"", None
+    if len(payload) <= limits.INLINE_PAYLOAD:
+        return payload, None
+    return b"", MemoryPayload(payload)
+
+
+async def read_all(source: Payload) -> Buffer:
+    """A small payload whole. StorageError, Corrupt."""
+    try:
+        data = await source.read(0, source.nbytes) if source.nbytes else b""
+    except OSError as error:
+        raise StorageError(f"the disk refused a read: {error.strerror}") from None
+    if len(data) != source.nbytes:
+        raise Corrupt(f"{len(data)} bytes where there should be {source.nbytes}")
+    return data
+
+
+def close_payload(source: Payload | bytes | None) -> None:
+    """Nobody will read this any more; bytes, or none, need no closing."""
+    if source is not None and not isinstance(source, bytes):
+        source.close()

@@ -15,7 +15,8 @@ from websockets.asyncio.server import Server
 
 from peer import transport
 from peer.buffers import BufferPool
-from peer.connection import Call, Connection, open_as_acceptor, open_as_dialer
+from peer.calls import Call
+from peer.connection import Connection
 from peer.execution import Execution
 from peer.folders import Folders
 from peer.keys import Identity
@@ -24,6 +25,7 @@ from peer.links import Links
 from peer.membership import Member, Membership, check_name, is_loopback, read_members
 from peer.neighbours import Neighbour, Neighbours
 from peer.objects import Objects
+from peer.opening import open_as_acceptor, open_as_dialer
 from peer.requests import Parts, Requests
 from peer.store.store import Store
 from peer.tickets import Tickets

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from peer import permissions
 from peer.arrivals import Arrival
-from peer.connection import Answer, Call
+from peer.calls import Answer, Call
 from peer.execution import Execution
 from peer.leases import LeaseKey
 from peer.links import Links
@@ -25,7 +25,7 @@ from peer.store.store import Store
 from peer.transfers import Transfers, payload_of
 from peer.workers import WorkerPool
 from protocol import limits
-from protocol.errors import BadProgram, BadRequest, GridError
+from protocol.errors import BadProgram, BadRequest, GridError, LinkError
 from protocol.rows import pack_rows
 from search.records import check_description
 from search.tags import parse_tags
@@ -125,8 +125,16 @@ class Requests:
         member = Member.from_wire(call.args.get("peer"))
         if member.id != call.connection.remote.id:
             raise BadRequest("a peer introduces itself; this is another's record")
+        await self._check_answers(member)
         self._parts.membership.learn([member])
         return Answer({}, MemoryPayload(pack_rows(self._members())))
+
+    async def _check_answers(self, member: Member) -> None:
+        """Whoever calls itself a peer must answer as one, at the address that it gives, with the key that it proved."""
+        try:
+            await self._parts.links.to(member)
+        except LinkError as error:
+            raise BadRequest(f"{member.name} does not answer as a peer at {member.urls[0]}: {error.message}") from None
 
     async def status(self, call: Call) -> Answer:
         parts = self._parts
@@ -184,7 +192,7 @@ class Requests:
             raise BadRequest("prefix is 1 to 32 lowercase hex digits")
         if isinstance(held, Temporary) and held.header is None and held.target is None:
             async with self._parts.execution.lane(asker):
-                await self._parts.execution.take_home(held)
+                await self._parts.execution.header(held)
         return Answer({"record": held.record()})
 
     async def edit(self, call: Call) -> Answer:

@@ -7,6 +7,7 @@ A move or copy takes three steps: the asker gets a ticket from the holder (`offe
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 from peer import permissions
 from peer.arrivals import Arrival, Pieces
 from peer.buffers import Buffer, BufferPool
-from peer.connection import Answer, Call, Response
+from peer.calls import Answer, Call, Response
 from peer.execution import Execution
 from peer.leases import LeaseKey
 from peer.links import Links
 from peer.membership import Membership
-from peer.objects import Held, Objects, Published, Temporary, check_id, show_id
+from peer.objects import Held, Objects, Published, Temporary, check_id, part_ids, show_id
 from peer.payloads import MemoryPayload, Payload
 from peer.store.contents import Contents
 from peer.store.store import Store
@@ -90,9 +91,10 @@ class Transfers:
         return buffer
 
     async def _receive_published(self, arrival: Arrival, source: Call | Response, nbytes: int) -> dict[str, Any]:
+        await self._objects.check_publishable(arrival.id, arrival.kind)
         pieces = Pieces(source)
         spec = await pieces.first(arrival.spec_bytes)
-        contents = arrival.contents(spec)
+        contents = await asyncio.to_thread(arrival.contents, spec)  # checking a large program takes a while
         if contents.nbytes + len(spec) != nbytes:
             raise BadRequest(f"{nbytes} bytes came where {contents.nbytes + len(spec)} are described")
         record = arrival.record(time.time(), contents.nbytes)
@@ -109,6 +111,7 @@ class Transfers:
 
     async def publish(self, held: Temporary, tags: tuple[str, ...], description: str | None) -> dict[str, Any]:
         """Make a temporary durable under the same id."""
+        await self._objects.check_publishable(held.id, held.kind)
         arrival = Arrival(
             held.id,
             held.kind,
@@ -256,6 +259,7 @@ class Transfers:
             return self._execution.release([held.id])
         removed = await self._store.delete(held.id)
         self._objects.store_changed(held.id)
+        self._execution.forget([held.id, *part_ids(held)])
         return int(removed)
 
 

@@ -56,7 +56,6 @@ MAX_MERGED_HITS: Final = 100_000  # results of one search over all peers: about 
 
 # --- programs ---------------------------------------------------------------------------------------------
 MAX_NODES: Final = 10_000
-MAX_CAPTURED: Final = 1_000  # captured plans that one client remembers
 MAX_PROGRAM: Final = 8 * MIB  # canonical bytes of one program
 MAX_PROGRAM_CONTAINERS: Final = 250_000  # lists and maps in one program: 60 MB of Python objects at worst
 MAX_CONSTANT: Final = 4 * KIB  # bytes of one tensor written into a message or a program; larger ones are inputs
@@ -76,6 +75,7 @@ PING_TIMEOUT: Final = 20.0
 MAX_UNPROVED: Final = 32  # connections that have not proved a key yet
 MAX_SESSIONS: Final = 1_024
 OBJECTS_AT_HAND: Final = 1_024  # published objects that a peer remembers having read, at most 64 KiB each
+KNOWN_PROGRAMS: Final = 4_096  # programs of which a peer remembers what matters for private data
 MAX_TEMPORARIES: Final = 1_000_000  # of one principal
 MAX_PEERS: Final = 1_000
 MAX_URLS: Final = 8  # addresses of one peer

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from grid.local_grid import Processes
-from peer.connection import Connection, open_as_dialer
+from peer.connection import Connection
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.neighbours import Neighbours
+from peer.opening import open_as_dialer
 from protocol.handshake import Introduction
 
 

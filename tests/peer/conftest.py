@@ -14,8 +14,10 @@ import pytest
 from websockets.asyncio.server import Server, ServerConnection
 
 from peer import transport
-from peer.connection import Answer, Call, Connection, Handler, open_as_acceptor, open_as_dialer
+from peer.calls import Answer, Call, Handler
+from peer.connection import Connection
 from peer.keys import Identity
+from peer.opening import open_as_acceptor, open_as_dialer
 from peer.payloads import MemoryPayload
 from protocol.errors import LinkError
 from protocol.handshake import Introduction

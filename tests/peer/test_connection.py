@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from peer import connection as connections
-from peer import transport
-from peer.connection import Answer, Call, Connection, Statistics, open_as_dialer
+from peer import closing, transport
+from peer.calls import Answer, Call, Statistics
+from peer.connection import Connection
 from peer.keys import Identity
+from peer.opening import open_as_dialer
 from peer.payloads import MemoryPayload
 from protocol import codec, limits
 from protocol.codec import FrameType
@@ -131,7 +132,7 @@ async def test_thousands_of_requests_wait_for_room_and_are_all_answered(connecte
 
     async def handler(call: Call) -> Answer:
         nonlocal most
-        most = max(most, len(call.connection._serving))
+        most = max(most, len(call.connection._serving._tasks))
         await asyncio.sleep(0)
         return Answer(call.args)
 
@@ -300,7 +301,7 @@ async def test_requests_that_were_given_up_leave_room_for_others(connected: Conn
             for future in futures:
                 future.cancel()
             await line.near.request("go on", {})
-        await until(lambda: not line.far._serving)
+        await until(lambda: not line.far._serving._tasks)
         assert not line.far._session._theirs
 
 
@@ -332,8 +333,8 @@ async def test_a_large_request_that_is_given_up_stops_sending(connected: Connect
         await until(lambda: source.closed)
         await line.near.request("go on", {})
         assert source.reads == limits.WINDOW // limits.CHUNK
-        await until(lambda: not line.far._incoming and not line.far._serving)
-        assert line.far._unread_bytes == 0
+        await until(lambda: not line.far._receiving._streams and not line.far._serving._tasks)
+        assert line.far._receiving.unread_bytes == 0
 
 
 async def test_an_answer_that_comes_while_it_is_given_up_leaves_nothing(connected: Connected) -> None:
@@ -349,8 +350,8 @@ async def test_an_answer_that_comes_while_it_is_given_up_leaves_nothing(connecte
                 response = await task
                 response.stream.abort()
         await line.near.request("go on", {})
-        await until(lambda: not line.far._sending and not line.far._serving)
-        assert not line.near._incoming and not line.near._sending
+        await until(lambda: not line.far._sending._streams and not line.far._serving._tasks)
+        assert not line.near._receiving._streams and not line.near._sending._streams
 
 
 async def test_an_answer_in_the_very_turn_of_the_cancellation_is_not_kept(
@@ -359,17 +360,17 @@ async def test_an_answer_in_the_very_turn_of_the_cancellation_is_not_kept(
     source = Source(100 * limits.MIB)
     async with connected(giving(source)) as line:
         task = asyncio.create_task(line.near.request("fetch", {}))
-        resolve = line.near._resolve
+        resolve = line.near._asking.resolve
 
-        def and_cancel(reply: Any) -> None:
-            resolve(reply)
+        def and_cancel(reply: Any, stream: Any) -> None:
+            resolve(reply, stream)
             task.cancel()
 
-        monkeypatch.setattr(line.near, "_resolve", and_cancel)
+        monkeypatch.setattr(line.near._asking, "resolve", and_cancel)
         with pytest.raises(asyncio.CancelledError):
             await task
         await until(lambda: source.closed)
-        assert not line.near._incoming
+        assert not line.near._receiving._streams
 
 
 # --- payloads ---------------------------------------------------------------------------------------------
@@ -385,8 +386,8 @@ async def test_payloads_of_any_size_arrive_as_they_were(connected: Connected, nb
         assert bytes(await response.read()) == data
         assert (response.stream is None) == (nbytes <= limits.INLINE_PAYLOAD)
         for end in (line.near, line.far):
-            await until(lambda end=end: not end._sending and not end._serving)
-            assert not end._incoming and not end._unread and not end._unread_bytes
+            await until(lambda end=end: not end._sending._streams and not end._serving._tasks)
+            assert not end._receiving._streams and not end._receiving._unread and not end._receiving.unread_bytes
 
 
 async def test_large_payloads_go_both_ways_at_once(connected: Connected) -> None:
@@ -464,7 +465,7 @@ async def test_a_handler_that_does_not_read_its_payload_ends_the_stream(connecte
         assert response.result == {"nbytes": 100 * limits.MIB}
         await until(lambda: source.closed)
         assert source.reads <= 2 * limits.WINDOW // limits.CHUNK
-        assert line.far._unread_bytes == 0
+        assert line.far._receiving.unread_bytes == 0
 
 
 @pytest.mark.parametrize("nbytes", [0, 10, limits.INLINE_PAYLOAD, LARGE])
@@ -502,7 +503,7 @@ async def test_a_payload_that_cannot_be_read_ends_its_own_transfer(
             await (await line.near.request("fetch", {})).read()
         assert "defect" not in caught.value.message or "log" in caught.value.message
         await line.near.request("go on", {})
-        assert source.closed == 1 and not line.far._sending
+        assert source.closed == 1 and not line.far._sending._streams
 
 
 async def test_a_request_whose_payload_cannot_be_read_fails(connected: Connected) -> None:
@@ -526,7 +527,7 @@ async def test_a_transfer_without_progress_fails(connected: Connected, monkeypat
         response = await line.near.request("fetch", {})
         with pytest.raises(TimedOut, match=r"no byte came for 0\.1 s"):
             await response.read()
-        assert not line.near._incoming
+        assert not line.near._receiving._streams
 
 
 async def test_an_answer_larger_than_wanted_is_not_read(connected: Connected) -> None:
@@ -582,7 +583,7 @@ async def test_an_aborted_stream_stops_its_sender(connected: Connected) -> None:
         with pytest.raises(PeerLost, match="this end gave"):
             await anext(response.stream)
         await until(lambda: source.closed)
-        assert not line.near._incoming
+        assert not line.near._receiving._streams
 
 
 async def test_many_small_chunks_cost_little_memory(connected: Connected) -> None:
@@ -596,12 +597,12 @@ async def test_many_small_chunks_cost_little_memory(connected: Connected) -> Non
             session.chunk(made.stream, memoryview(b"x"))
             (message,) = session.data_to_send()
             await line.near._socket.send(padding + message)
-        await until(lambda: line.far._unread_bytes == 50)
-        (stream,) = line.far._incoming.values()
+        await until(lambda: line.far._receiving.unread_bytes == 50)
+        (stream,) = line.far._receiving._streams.values()
         assert len(stream._chunks) == 1
         line.near._session.abort_stream(made.stream, "")
         line.near._session.abort_request(made.id)
-        line.near._wake.set()
+        line.near._sending._wake.set()
         await until(lambda: gate.cancelled)
 
 
@@ -614,11 +615,11 @@ async def test_what_handlers_do_not_read_is_bounded(connected: Connected, monkey
         await until(lambda: line.far._is_full)
         for _ in range(20):
             await asyncio.sleep(0.005)
-        assert line.far._unread_bytes <= 2 * limits.MIB
+        assert line.far._receiving.unread_bytes <= 2 * limits.MIB
         assert gate.waiting < 30
         gate.open.set()
         await asyncio.gather(*futures)
-        assert line.far._unread_bytes == 0
+        assert line.far._receiving.unread_bytes == 0
 
 
 # --- the end ----------------------------------------------------------------------------------------------
@@ -719,13 +720,13 @@ async def test_close_may_be_called_by_many_and_from_a_handler(connected: Connect
 async def test_an_end_that_does_not_read_cannot_hold_up_close(
     connected: Connected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_PATIENCE", 0.1)
+    monkeypatch.setattr(closing, "PATIENCE", 0.1)
     async with connected(_many) as line:
         line.near._socket.transport.pause_reading()
         line.near._reader.cancel()
         line.near.post("fetch", {})
         line.near.post("fetch", {})
-        await until(lambda: line.far._sending)
+        await until(lambda: line.far._sending._streams)
         await asyncio.sleep(0.05)
         started = asyncio.get_running_loop().time()
         await line.far.close()
@@ -768,7 +769,7 @@ async def test_a_defect_of_the_writer_closes_the_connection(
     connected: Connected, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connected() as line:
-        line.near._send_chunks = None
+        line.near._sending._send_chunks = None
         with pytest.raises(PeerLost, match="defect at this end"):
             await line.near.request("any", {})
         assert "TypeError" in caplog.text
@@ -913,7 +914,7 @@ async def test_an_end_that_asks_and_never_reads_is_cut_off(
     connected: Connected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answers are not stored without bound: at most limits.MAX_REQUESTS of them, then it is closed."""
-    monkeypatch.setattr(connections, "_PATIENCE", 0.1)
+    monkeypatch.setattr(closing, "PATIENCE", 0.1)
 
     async def handler(call: Call) -> Answer:
         return Answer({}, MemoryPayload(bytes(limits.INLINE_PAYLOAD)))

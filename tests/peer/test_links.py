@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peer.connection import Answer, Call
+from peer.calls import Answer, Call
 from peer.keys import Identity
 from peer.links import Links, Traffic
 from peer.membership import Member, Membership

@@ -1,0 +1,122 @@
+"""What passes over a connection, as those at its ends see it: requests, answers, and the counts of both."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any
+
+from peer.incoming import IncomingStream
+from peer.payloads import Payload
+from protocol import limits
+from protocol.codec import Buffer
+from protocol.errors import GridError, TooLarge
+
+if TYPE_CHECKING:  # it imports this file
+    from peer.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Bytes and messages of one connection so far, WebSocket payloads only; `payload_*` counts tensor bytes."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    sent_messages: int = 0
+    received_messages: int = 0
+    payload_sent: int = 0
+    payload_received: int = 0
+
+    def __add__(self, other: Statistics) -> Statistics:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Statistics(*(ours + theirs for ours, theirs in pairs))
+
+
+class Traffic:
+    """What one connection has sent and received so far, as it grows."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(Statistics.__dataclass_fields__, 0)
+
+    def statistics(self) -> Statistics:
+        return Statistics(**self._counts)
+
+    def message_sent(self, nbytes: int) -> None:
+        self._counts["sent_bytes"] += nbytes
+        self._counts["sent_messages"] += 1
+
+    def message_received(self, nbytes: int) -> None:
+        self._counts["received_bytes"] += nbytes
+        self._counts["received_messages"] += 1
+
+    def chunk_sent(self, nbytes: int) -> None:
+        self._counts["payload_sent"] += nbytes
+
+    def chunk_received(self, nbytes: int) -> None:
+        self._counts["payload_received"] += nbytes
+
+    def value_sent(self, described: dict[str, Any], nbytes: int) -> None:
+        """A payload that rode beside its header: it counts if that describes an object's value; rows are none."""
+        if nbytes and _is_value(described):
+            self._counts["payload_sent"] += nbytes
+
+    def value_received(self, described: dict[str, Any], nbytes: int) -> None:
+        if nbytes and _is_value(described):
+            self._counts["payload_received"] += nbytes
+
+
+def _is_value(described: dict[str, Any]) -> bool:
+    return "dtype" in described or "spec_bytes" in described
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer that came: its map, and its payload beside it or as a stream (never both)."""
+
+    result: dict[str, Any]
+    payload: memoryview
+    stream: IncomingStream | None
+
+    async def read(self, at_most: int = limits.RECEIVE_BUFFER) -> Buffer:
+        """The whole payload in memory, for what is small: TooLarge, and nothing is read, beyond `at_most`."""
+        if self.stream is None:
+            return self.payload
+        if self.stream.nbytes > at_most:
+            self.stream.abort("too large")
+            raise TooLarge(
+                f"an answer of {self.stream.nbytes} bytes, where at most {at_most} are wanted",
+                limit="RECEIVE_BUFFER",
+                size=self.stream.nbytes,
+                allowed=at_most,
+            )
+        data = bytearray(self.stream.nbytes)
+        await self.stream.into(memoryview(data))
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request of the other end, as its handler sees it."""
+
+    connection: Connection
+    op: str
+    args: dict[str, Any]
+    payload: memoryview
+    stream: IncomingStream | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.stream.nbytes if self.stream is not None else len(self.payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a handler returns: a map, and perhaps a payload: some bytes, or one that the connection closes."""
+
+    result: dict[str, Any]
+    payload: Payload | bytes | None = None
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+AtOnce = Callable[[Call, Callable[[Answer | GridError], None]], bool]
+"""Serves a call without a task of its own, if it can: True, and then it calls back once, from the loop."""

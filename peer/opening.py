@@ -1,0 +1,81 @@
+"""How a session begins: dial or accept, shake hands in time, and only then there is a Connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from websockets.exceptions import ConnectionClosed
+
+from peer import closing
+from peer.calls import AtOnce, Handler
+from peer.connection import Connection, receive
+from peer.keys import verify
+from peer.transport import Socket, dial, let_in
+from protocol import limits
+from protocol.errors import HandshakeFailed, LinkError, TimedOut
+from protocol.handshake import Introduction, Remote
+from protocol.identity import Signer
+from protocol.session import Session
+
+
+async def open_as_dialer(
+    url: str, ours: Introduction, signer: Signer, handler: Handler | None = None, timeout: float = limits.DIAL_TIMEOUT
+) -> Connection:
+    """Dial `url`, shake hands, and return the open connection.
+
+    Raises:
+        Unreachable, HandshakeFailed, TimedOut, BadRequest (for the URL).
+    """
+    socket = await dial(url, timeout)
+    session = Session(ours, signer, verify, os.urandom(32), dialer=True)
+    return await _open(socket, session, handler)
+
+
+async def open_as_acceptor(
+    socket: Socket,
+    ours: Introduction,
+    signer: Signer,
+    handler: Handler | None = None,
+    at_once: AtOnce | None = None,
+) -> Connection:
+    """Shake hands on a WebSocket that came in. HandshakeFailed, ProtocolError, TimedOut: it is closed then."""
+    session = Session(ours, signer, verify, os.urandom(32), dialer=False)
+    return await _open(socket, session, handler, at_once)
+
+
+async def _open(socket: Socket, session: Session, handler: Handler | None, at_once: AtOnce | None = None) -> Connection:
+    try:
+        async with asyncio.timeout(limits.HANDSHAKE_TIMEOUT):
+            remote = await _shake_hands(socket, session)
+    except ConnectionClosed:
+        error: LinkError = HandshakeFailed("the other end closed the connection during the handshake")
+    except LinkError as failed:
+        error = failed
+    except TimeoutError:
+        error = TimedOut(f"no handshake within {limits.HANDSHAKE_TIMEOUT:g} s")
+    except BaseException:
+        socket.transport.abort()
+        raise
+    else:
+        return Connection(socket, session, remote, handler, at_once)
+    try:
+        await closing.within_patience(_send_all(socket, session))
+        await closing.within_patience(closing.hang_up(socket, 4401))
+    finally:
+        socket.transport.abort()
+    raise error
+
+
+async def _shake_hands(socket: Socket, session: Session) -> Remote:
+    while session.remote is None:
+        await _send_all(socket, session)
+        await receive(socket, session)
+    let_in(socket)  # before they hear of it, and send more than a stranger may
+    await _send_all(socket, session)
+    return session.remote
+
+
+async def _send_all(socket: Socket, session: Session) -> None:
+    for message in session.data_to_send():
+        await socket.send(message)

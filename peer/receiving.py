@@ -1,0 +1,85 @@
+"""The payloads that come over one session, each to its stream, and how much of them waits to be read."""
+
+from __future__ import annotations
+
+import asyncio
+
+from peer.calls import Traffic
+from peer.incoming import IncomingStream
+from peer.sending import Sending
+from protocol.errors import PeerLost
+from protocol.messages import Chunk
+from protocol.session import Session
+
+
+class Receiving:
+    """The streams of the other end (the `Line` that each of them needs). `room` is set when bytes were read."""
+
+    def __init__(
+        self, session: Session, sending: Sending, traffic: Traffic, room: asyncio.Event, peer_name: str
+    ) -> None:
+        self._session = session
+        self._sending = sending
+        self._traffic = traffic
+        self._room = room
+        self.peer_name = peer_name
+        self._streams: dict[int, IncomingStream] = {}
+        self._unread: dict[int, int] = {}  # by stream: bytes that came with requests and were not read
+        self.unread_bytes = 0
+
+    def open(self, stream: int | None, nbytes: int) -> IncomingStream | None:
+        """The stream of a message's payload, if it has one."""
+        if stream is None:
+            return None
+        made = self._streams[stream] = IncomingStream(self, stream, nbytes)
+        return made
+
+    def watch(self, stream: IncomingStream) -> None:
+        """Count what comes of this one, a request's, and is not read: until `discard`."""
+        self._unread[stream.id] = 0
+
+    def discard(self, stream: IncomingStream) -> None:
+        """The handler has returned: what it did not read of its payload is not wanted."""
+        stream.abort()
+        self.unread_bytes -= self._unread.pop(stream.id, 0)
+
+    def feed(self, chunk: Chunk) -> None:
+        """The next chunk of a stream came."""
+        self._traffic.chunk_received(len(chunk.payload))
+        into = self._streams.get(chunk.stream)
+        if into is None:
+            return
+        if chunk.stream in self._unread:
+            self._unread[chunk.stream] += len(chunk.payload)
+            self.unread_bytes += len(chunk.payload)
+        into.feed(chunk)
+        if into.has_arrived:
+            del self._streams[chunk.stream]
+
+    def break_off(self, stream: int, message: str) -> None:
+        """The other end has given this stream up."""
+        into = self._streams.pop(stream, None)
+        if into is not None:
+            into.fail(PeerLost(f"{self.peer_name} gave the transfer up: {message}", peer=self.peer_name))
+
+    def end(self, lost: PeerLost) -> None:
+        """Nothing more will come."""
+        for stream in self._streams.values():
+            stream.fail(lost)
+        self._streams.clear()
+
+    # --- for IncomingStream -------------------------------------------------------------------------------
+
+    def stream_read(self, stream: int, nbytes: int) -> None:
+        if stream in self._unread:
+            self._unread[stream] -= nbytes
+            self.unread_bytes -= nbytes
+            self._room.set()
+        if not self._sending.is_over:
+            self._session.consumed(stream, nbytes)
+            self._sending.kick()
+
+    def stream_given_up(self, stream: int, message: str) -> None:
+        if self._streams.pop(stream, None) is not None and not self._sending.is_over:
+            self._session.abort_stream(stream, message)
+            self._sending.kick()

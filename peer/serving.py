@@ -1,0 +1,204 @@
+"""Their requests: each handed to a handler, and its answer sent as far as there is room for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from peer.calls import Answer, AtOnce, Call, Handler, Traffic
+from peer.payloads import MemoryPayload, close_payload, read_all
+from peer.receiving import Receiving
+from peer.sending import Sending
+from protocol import limits
+from protocol.errors import BadRequest, GridError, InternalError
+from protocol.session import Session
+
+_log = logging.getLogger("peergrid.connection")
+
+
+class Serving:
+    """The calls of the other end that are being answered: by `at_once` if that can, else by `handler` in a task.
+
+    `room` is set when a call has ended.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        sending: Sending,
+        receiving: Receiving,
+        traffic: Traffic,
+        room: asyncio.Event,
+        handler: Handler | None,
+        at_once: AtOnce | None,
+    ) -> None:
+        self._session = session
+        self._sending = sending
+        self._receiving = receiving
+        self._traffic = traffic
+        self._room = room
+        self._handler = handler
+        self._at_once = at_once
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._answering: dict[int, _Answering] = {}  # those that are served without a task
+        self._held: deque[tuple[int, Answer]] = deque()  # at most limits.MAX_REQUESTS
+        self._peer_name = receiving.peer_name
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def count(self) -> int:
+        """How many calls are served. Those that were given up count until their handlers have ended."""
+        return len(self._tasks) + len(self._answering)
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        return list(self._tasks.values())
+
+    def serve(self, id: int, call: Call) -> None:
+        """Begin to answer this request."""
+        # An earlier one that has a task may not have begun: this one has to come after it.
+        if self._at_once is not None and call.stream is None and not self._tasks and self._serve_at_once(id, call):
+            return
+        self._start(id, call, self._serve(id, call))
+
+    def give_up(self, id: int) -> None:
+        """The other end does not want the answer any more."""
+        task = self._tasks.get(id)
+        if task is not None:
+            task.cancel()
+        self._answering.pop(id, None)
+
+    def end(self) -> None:
+        """No answer can be sent any more; the tasks are for the connection to stop."""
+        held, self._held = self._held, deque()
+        for _, answer in held:
+            close_payload(answer.payload)
+
+    # --- without a task -----------------------------------------------------------------------------------
+
+    def _serve_at_once(self, id: int, call: Call) -> bool:
+        assert self._at_once is not None
+        answering = self._answering[id] = _Answering(self, id, call)
+        try:
+            if self._at_once(call, answering):
+                return True
+        except Exception:
+            _log.exception("defect while serving %r for %s", call.op, self._peer_name)
+            answering(InternalError("a defect at the peer; its log has the traceback"))
+            return True
+        self._answering.pop(id, None)
+        return False
+
+    def _answer_now(self, id: int, call: Call, answer: Answer | GridError) -> None:
+        """What a call that was served without a task came to."""
+        is_wanted = self._answering.pop(id, None) is not None and not self._sending.is_over
+        if isinstance(answer, GridError):
+            if is_wanted:
+                self._answer_fault(id, call, answer)
+        elif type(answer.payload) is bytes and len(answer.payload) <= limits.INLINE_PAYLOAD:
+            if is_wanted:
+                self._reply(id, call, answer, answer.payload)
+        else:
+            self._start(id, call, self._answer(id, answer))
+        if not self._answering:
+            self._sending.hurry()  # nothing else is on its way that could share its message
+        self._room.set()
+
+    def _reply(self, id: int, call: Call, answer: Answer, data: bytes) -> None:
+        try:
+            self._session.reply(id, answer.result, data)
+        except GridError as error:  # an answer beyond the limits of a header
+            self._answer_fault(id, call, error)
+            return
+        self._traffic.value_sent(answer.result, len(data))
+        self._sending.kick()
+
+    # --- in a task ----------------------------------------------------------------------------------------
+
+    def _start(self, id: int, call: Call, steps: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(steps)
+        self._tasks[id] = task
+        # Not in the task itself: one that is cancelled before its first step never runs.
+        task.add_done_callback(lambda _: self._ended(id, call))
+
+    async def _serve(self, id: int, call: Call) -> None:
+        try:
+            if self._handler is None:
+                raise BadRequest(f"this end answers no requests, not {call.op!r} either")
+            await self._answer(id, await self._handler(call))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._answer_fault(id, call, InternalError("the request was dropped at the peer; ask again"))
+        except GridError as error:
+            self._answer_fault(id, call, error)
+        except Exception:
+            _log.exception("defect while serving %r for %s", call.op, self._peer_name)
+            self._answer_fault(id, call, InternalError("a defect at the peer; its log has the traceback"))
+
+    def _ended(self, id: int, call: Call) -> None:
+        self._tasks.pop(id, None)
+        if call.stream is not None:
+            self._receiving.discard(call.stream)
+        self._room.set()
+
+    # --- answers ------------------------------------------------------------------------------------------
+
+    async def _answer(self, id: int, answer: Answer) -> None:
+        source = MemoryPayload(answer.payload) if isinstance(answer.payload, bytes) else answer.payload
+        if not self._sending.is_over and source is not None and source.nbytes > limits.INLINE_PAYLOAD:
+            answer = Answer(answer.result, source)
+            self._held.append((id, answer))
+            self.release()
+            return
+        try:
+            data = await read_all(source) if source is not None and not self._sending.is_over else b""
+            if not self._sending.is_over:
+                self._session.reply(id, answer.result, data)
+                self._traffic.value_sent(answer.result, len(data))
+                self._sending.kick()
+        finally:
+            close_payload(source)
+
+    def release(self) -> None:
+        """Begin the answers whose payloads go as streams, as far as there is room."""
+        while self._held and self._session.has_stream_room:
+            id, answer = self._held.popleft()
+            source = answer.payload
+            assert source is not None and not isinstance(source, bytes)
+            try:
+                stream = None
+                if not self._sending.is_over:
+                    stream = self._session.reply(id, answer.result, stream_bytes=source.nbytes).stream
+            except GridError as error:  # an answer beyond the limits of a header
+                self._session.fault(id, error)
+            if stream is None:
+                source.close()
+            else:
+                self._sending.begin(stream, source)
+            self._sending.kick()
+
+    def _answer_fault(self, id: int, call: Call, error: GridError) -> None:
+        if not self._sending.is_over:
+            if error.operation is None:
+                error.operation = call.op
+            self._session.fault(id, error)
+            self._sending.kick()
+
+
+class _Answering:
+    """Takes the answer to one call that is served without a task."""
+
+    __slots__ = ("_call", "_id", "_serving")
+
+    def __init__(self, serving: Serving, id: int, call: Call) -> None:
+        self._serving = serving
+        self._id = id
+        self._call = call
+
+    def __call__(self, answer: Answer | GridError) -> None:
+        self._serving._answer_now(self._id, self._call, answer)
