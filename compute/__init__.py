@@ -4,6 +4,7 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
 
     operations *   the names of the allowed operations, by category
     writes *       which arguments an operation changes in place
+    dependent *    which operations' shapes tell values
     wire *         what an argument may be on the wire, checked
     program *      Program: single-assignment list of operations; canonical bytes, id (PROGRAM.md is its specification)
     spec *         how the tensors of a stored model lie

@@ -149,7 +149,7 @@ def _on_meta(entry: Entry, args: list[Any], kwargs: dict[str, Any]) -> Estimate:
             raise _too_large(entry.name, "2**63 bytes and more", "MAX_TENSOR", limits.MAX_ID) from None
         raise failed(entry.name, error) from None
     tensors = list(value) if isinstance(value, list | tuple) else [value]
-    results = tuple(_result(entry.name, tensor) for tensor in tensors)
+    results = _asked_for(entry, args, kwargs, tuple(_result(entry.name, tensor) for tensor in tensors))
     fresh = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for tensor in tensors
@@ -157,6 +157,18 @@ def _on_meta(entry: Entry, args: list[Any], kwargs: dict[str, Any]) -> Estimate:
     }
     nbytes = sum(fresh.values())
     return Estimate(results, nbytes, max(watcher.largest, nbytes))
+
+
+def _asked_for(
+    entry: Entry, args: list[Any], kwargs: dict[str, Any], results: tuple[Result | None, ...]
+) -> tuple[Result | None, ...]:
+    """Without the gradients that `output_mask` does not ask for: meta kernels give some of them all the same."""
+    if "output_mask" not in entry._by_name:
+        return results
+    mask = entry.named(args, kwargs)["output_mask"]
+    if not isinstance(mask, list | tuple) or len(mask) != len(results):
+        return results
+    return tuple(result if wanted else None for result, wanted in zip(results, mask, strict=True))
 
 
 def _storages(values: Sequence[Any]) -> set[int]:

@@ -119,6 +119,19 @@ class Pointer(torch.Tensor):
     def __format__(self, spec: str) -> str:
         return repr(self)
 
+    # The base class's own is C, and would change the shape but not the object that is meant.
+    @property
+    def data(self) -> Pointer:
+        """The same object without its history; setting it makes this pointer name another one's object."""
+        return self.detach()  # type: ignore[return-value]
+
+    @data.setter
+    def data(self, other: torch.Tensor) -> None:
+        if not isinstance(other, Pointer):
+            raise NotCollocated(f"the data of a pointer to {self.location.name} are there: send the tensor there first")
+        torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]  # shape, strides and dtype
+        self._handle = other._handle
+
     # --- values, awaited ----------------------------------------------------------------------------------
 
     async def get(self, progress: Callable[[int, int], None] | None = None) -> torch.Tensor:
@@ -312,6 +325,7 @@ def dispatch(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     wire_args, wire_kwargs = encode_call(args, kwargs, _Reference(home))
     if entry.is_inplace:
         changed = args[0]
+        _check_keeps_shape(name, changed, estimate.results[0])
         home.outbox.post([name, wire_args, wire_kwargs, []], (changed._handle,))
         return changed
     if entry.n_results == 1 and not entry.writes and not entry.gives_list and (result := estimate.results[0]):
@@ -325,6 +339,14 @@ def dispatch(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     if entry.gives_list:
         return made
     return made[0] if entry.n_results == 1 else tuple(made)
+
+
+def _check_keeps_shape(name: str, changed: Pointer, result: Result | None) -> None:
+    if result is not None and (result.shape != tuple(changed.shape) or result.dtype != changed.dtype):
+        plain = name.split(".")[1].rstrip("_")
+        raise BadRequest(
+            f"{plain}_() would change the shape of a pointer in place: write x = x.{plain}(...) instead", operation=name
+        )
 
 
 def _result(home: RemotePeer, result: Result | None) -> Pointer | None:

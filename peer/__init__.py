@@ -7,7 +7,14 @@ Files in import order:
     transport.py    WebSockets as the grid uses them
     payloads.py     bytes on their way out
     incoming.py     bytes on their way in
-    connection.py   a session over a WebSocket: requests and answers, streams, deadlines
+    calls.py        requests and answers as both ends see them; what a connection has carried
+    sending.py      all that leaves over a session: frames, and payloads in turn
+    receiving.py    the payloads that come, each to its stream
+    asking.py       our requests: sent, held, answered, given up
+    serving.py      their requests: handled and answered
+    closing.py      each step of an orderly end in its time
+    connection.py   a session over a WebSocket: joins those parts, reads, and ends
+    opening.py      dial or accept, and shake hands
     membership.py   who is in the grid: decides
     neighbours.py   the peers of this machine, found without flags
     links.py        connections to peers, dialled when first needed
@@ -19,6 +26,7 @@ Files in import order:
     worker/         the processes that run operations
     workers.py      starts, finds and ends them
     objects.py      all objects of a peer, found under one rule
+    secrecy.py      what private data must not tell besides their values: decides
     execution.py    operations and programs to workers, in order
     arrivals.py     what is coming in, checked before it is read
     transfers.py    put, fetch, and from peer to peer

@@ -219,3 +219,34 @@ async def test_thousands_of_operations_leave_in_a_few_requests(peers: Folders) -
         for _ in range(3_000):
             x = x + 1
         assert torch.equal(await x.get(), torch.full((8,), 3_000.0))
+
+
+async def test_data_can_be_set_and_a_module_converts_its_dtype(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        x = await g["alice"].send(torch.ones(3))
+        x.data = x.clone() * 2
+        assert torch.equal(await x.fetch(), torch.full((3,), 2.0))
+        with pytest.raises(grid.NotCollocated):
+            x.data = torch.zeros(3)
+        linear = (await g["alice"].send(nn.Linear(3, 2))).double()
+        back = await linear.fetch()
+        assert back.weight.dtype == torch.float64
+
+
+async def test_an_operation_that_would_change_the_shape_in_place_says_what_to_write(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        x = await g["alice"].send(torch.ones(2, 3))
+        for change in (lambda: x.t_(), lambda: x.unsqueeze_(0), lambda: x.transpose_(0, 1)):
+            with pytest.raises(BadRequest, match="instead"):
+                change()
+        assert x.shape == (2, 3) and (await x.fetch()).shape == (2, 3)
+
+
+async def test_gradients_that_nobody_asked_for_are_not_made(peers: Folders) -> None:
+    norm, x = nn.InstanceNorm1d(4, affine=True, track_running_stats=True), torch.randn(2, 4, 5)
+    reference = copy.deepcopy(norm)
+    reference(x).square().sum().backward()
+    async with grid.connect(folders=peers) as g:
+        there = await g["alice"].send(norm)
+        there(await g["alice"].send(x)).square().sum().backward()
+        assert torch.allclose(await there.weight.grad.fetch(), reference.weight.grad, atol=1e-4)
