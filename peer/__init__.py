@@ -27,6 +27,9 @@ Files in import order:
     workers.py      starts, finds and ends them
     objects.py      all objects of a peer, found under one rule
     secrecy.py      what private data must not tell besides their values: decides
+    operations.py   operations as they come: their form, what they name and change
+    batches.py      operations on their way to workers, and what became of them
+    at_once.py      the lean path: operations for which nothing has to be waited
     execution.py    operations and programs to workers, in order
     arrivals.py     what is coming in, checked before it is read
     transfers.py    put, fetch, and from peer to peer

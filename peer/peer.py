@@ -78,7 +78,7 @@ class Peer:
         self._buffers = BufferPool()
         self._workers = WorkerPool(buffers=self._buffers)
         self._objects = Objects(store, self._leases, settings.name)
-        self._execution = Execution(self._objects, store, self._buffers, self._workers)
+        self._execution = Execution(self._objects, store, self._workers)
         self._sessions: set[Connection] = set()
         self._unproved = 0
         self._lease_numbers: dict[Connection, LeaseKey] = {}

@@ -103,18 +103,18 @@ async def test_an_error_that_quotes_values(victim: Folders) -> None:
     async with scene(victim) as s:
         _, x_id = await s.temporary(torch.zeros(2))
         (fault,) = await s.run(["aten.gather.default", [x_id, 0, s.counts._handle.id], {}, [fresh_id()]])
-        assert fault["code"] and "5" not in fault["message"] and not fault["fields"]
+        assert fault["code"] and "index" not in fault["message"] and not fault["fields"]
         far = (await s.temporary(torch.zeros(2)))[0].gather(0, s.counts)
         with pytest.raises(GridError) as caught:
             await far.get()
-        assert "5" not in caught.value.message
+        assert "index" not in caught.value.message
 
         def gathered(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
             return x.gather(0, i)
 
         with pytest.raises(GridError) as caught:
             await s.eve.run(gathered, (await s.temporary(torch.zeros(2)))[0], s.counts)
-        assert "index 5" not in caught.value.message
+        assert "index" not in caught.value.message
 
 
 @pytest.mark.parametrize(
