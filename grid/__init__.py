@@ -4,7 +4,6 @@ Files in import order:
 
     ids.py        fresh object ids
     handle.py     what a pointer points to, and letting it go
-    memory.py     memory for large values
     outbox.py     operations on their way to a peer
     pointer.py    pointers: torch tensors whose data live at a peer
     remote.py     one peer: g["alice"]

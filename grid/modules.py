@@ -20,7 +20,6 @@ from compute.spec import Layout, pack_spec, unpack_spec
 from compute.values import tensor_bytes, tensor_from
 from grid.handle import Handle
 from grid.ids import fresh_id
-from grid.memory import fresh
 from grid.pointer import Pointer
 from grid.stored import Stored
 from peer.calls import Response
@@ -235,7 +234,7 @@ async def _read_weights(answer: Response, layout: Layout, progress: Progress | N
     """The tensors of a model from the answer to `fetch`: its spec comes first, then they, in order."""
     spec_bytes = int(answer.result["spec_bytes"])
     total = answer.stream.nbytes if answer.stream is not None else len(answer.payload)
-    data = fresh(total)
+    data = memoryview(bytearray(total))
     if answer.stream is None:
         data[:] = answer.payload
     else:

@@ -12,7 +12,6 @@ from compute.dtypes import DTYPE_OF, NAME_OF
 from compute.values import header_of, tensor_bytes, tensor_from
 from grid.handle import Handle
 from grid.ids import fresh_id
-from grid.memory import fresh
 from grid.outbox import Outbox
 from grid.pointer import Pointer
 from peer.calls import Response
@@ -254,11 +253,17 @@ class RemotePeer:
 _background: set[asyncio.Task[None]] = set()
 
 
+def _unfilled(nbytes: int) -> memoryview:
+    """Memory for a payload that will fill all of it: clearing it first would cost as much as the copy into it."""
+    array: Any = torch.empty(nbytes, dtype=torch.uint8).numpy()
+    return memoryview(array)
+
+
 async def _into_memory(answer: Response, progress: Progress | None) -> bytearray | memoryview:
     """The payload in memory that the tensor may keep: writable, aligned."""
     if answer.stream is None:
         return bytearray(answer.payload)
-    data = fresh(answer.stream.nbytes)
+    data = _unfilled(answer.stream.nbytes)
     if progress is None:
         await answer.stream.into(data)
         return data
