@@ -53,7 +53,7 @@ def worker_at_hand(
 class Hearing:
     """Hears from the worker (as its `Asker`) what became of the operations of one request."""
 
-    __slots__ = ("_operations", "_results", "_then", "_worker")
+    __slots__ = ("_operations", "_results", "_then", "_worker", "made")
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Hearing:
         self._worker = worker
         self._operations = operations
         self._then = then
+        self.made: dict[bytes, Temporary] = {}  # what is registered for the outs, by id
 
     def done(self) -> bool:
         return False
@@ -80,7 +81,8 @@ class Hearing:
         done, value = result
         settle = self._results.settle
         pairs = zip(self._operations, done, strict=True)
-        faults = [settle(operation[3], each, self._worker) for operation, each in pairs]
+        made = self.made
+        faults = [settle([made[out] for out in operation[3]], each, self._worker) for operation, each in pairs]
         if isinstance(value, GridError):
             self._then(faults, value)
         else:

@@ -29,6 +29,7 @@ class Batch:
         self.operations = operations
         self.faults: list[Fault | None] = [None] * len(operations)
         self.submitted: list[tuple[Worker, list[int], asyncio.Future[list[Result]]]] = []
+        self.made: dict[int, list[Temporary]] = {}  # by operation: what was registered for its outs
         self.lent: set[bytes] = set()  # what the open operations need of temporaries that have their home elsewhere
         self._open: list[int] = []
         self._worker: Worker | None = None
@@ -81,16 +82,17 @@ class Results:
                 self._objects.add(Temporary(id, asker, lease, frozenset(), time.time(), failure=error))
         return error.to_fault()
 
-    def settle(self, outs: Sequence[bytes], result: Result, worker: Worker) -> Fault | None:
-        """Note what became of one operation: the headers of its results, or the fault."""
-        made = [self._objects.temporary(id) for id in outs]  # None: released meanwhile
+    def settle(self, made: Sequence[Temporary], result: Result, worker: Worker) -> Fault | None:
+        """Note what became of one operation: the headers of its results, or the fault.
+
+        `made` are the very temporaries that were registered for it: one of them may have been released meanwhile, and
+        its id be another's by now.
+        """
         if isinstance(result, GridError):
             result = secrecy.told(result, worker.key.labels)
             for temporary in made:
-                if temporary is not None:
-                    temporary.failure = result
+                temporary.failure = result
             return result.to_fault()
         for temporary, header in zip(made, result, strict=False):
-            if temporary is not None:
-                temporary.header = header
+            temporary.header = header
         return None

@@ -157,6 +157,11 @@ class Buffer:
             raise InternalError("a buffer was used after its last reference was given up")
         return self._memory
 
+    def __del__(self) -> None:
+        # Somebody who held it was cancelled before it could say so: the memory goes with the last who knows of it.
+        if self._memory is not None:
+            self._memory.close()
+
     def __len__(self) -> int:
         return self.nbytes
 

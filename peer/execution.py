@@ -82,7 +82,7 @@ class Execution:
             self.release_own(asker, release)
         for worker, indices, results in batch.submitted:
             for index, result in zip(indices, await results, strict=True):
-                batch.faults[index] = self._results.settle(batch.operations[index][3], result, worker)
+                batch.faults[index] = self._results.settle(batch.made[index], result, worker)
         return batch.faults, None if value is None else await value
 
     def run_at_once(
@@ -114,12 +114,14 @@ class Execution:
         except GridError:
             return False
         own = [id for id in release if (held := self._objects.temporary(id)) is not None and held.worker is worker]
-        worker.run_for(Hearing(self._results, worker, operations, then), operations, fetch, own)
+        hearing = Hearing(self._results, worker, operations, then)
+        worker.run_for(hearing, operations, fetch, own)
         for id in own:
             self._objects.remove(id)
         if len(own) < len(release):
             self.release_own(asker, release)
-        self._results.register(asker, lease, made, NO_LABELS, worker)
+        registered = self._results.register(asker, lease, made, NO_LABELS, worker)
+        hearing.made = {temporary.id: temporary for temporary in registered}
         return True
 
     async def _place(self, asker: str, lease: LeaseKey, batch: Batch, index: int) -> None:
@@ -137,7 +139,7 @@ class Execution:
         await self._bring_all(asker, inputs.values(), worker, batch)
         for held in written:
             self._now_written(held, worker, labels, batch)
-        self._results.register(asker, lease, outs, labels, worker)
+        batch.made[index] = self._results.register(asker, lease, outs, labels, worker)
         batch.append(index, worker)
 
     def _now_written(self, held: Temporary, worker: Worker, labels: frozenset[str], batch: Batch) -> None:
@@ -196,11 +198,14 @@ class Execution:
             worker.drop(batch.lent)
             if known.writes:
                 self._wrote.add(worker)
+                for each in held.values():
+                    if isinstance(each, Temporary):
+                        each.labels |= labels  # it may be one that the program writes
             made = self._results.register(asker, lease, outs, labels, worker)
         try:
             headers = await running
         except GridError as error:
-            self.release(temporary.id for temporary in made)
+            self.release([each.id for each in made if self._objects.temporary(each.id) is each])
             raise secrecy.told(error, worker.key.labels) from None
         for temporary, header in zip(made, headers, strict=True):
             temporary.header = header
@@ -264,24 +269,40 @@ class Execution:
         # A buffer is right unless something was written in place in its worker: to it, or through a view of it.
         is_changed = held.worker is not None and (held.buffer is None or held.worker in self._wrote)
         exporting = held.worker.export(held.id) if held.worker is not None and is_changed else None
-        return self._snapshot(held, exporting)
+        return self._snapshot(held, exporting, held.buffer.acquire() if held.buffer is not None else None)
 
-    async def _snapshot(self, held: Temporary, exporting: asyncio.Future[Exported] | None) -> Snapshot:
-        if held.failure is not None:
-            raise held.failure.again()
+    async def _snapshot(
+        self, held: Temporary, exporting: asyncio.Future[Exported] | None, buffer: Buffer | None
+    ) -> Snapshot:
+        """`buffer` is as it came, and ours to give back: the temporary may be released before this runs."""
+        try:
+            if held.failure is not None:
+                raise held.failure.again()
+            header, data = await self._exported(held, exporting)
+            if data is not None:
+                return header, data
+            if buffer is None:
+                raise _gone(held)
+            kept, buffer = buffer, None
+            return header, kept
+        finally:
+            if buffer is not None:
+                buffer.release()
+
+    async def _exported(
+        self, held: Temporary, exporting: asyncio.Future[Exported] | None
+    ) -> tuple[TensorHeader, bytes | Buffer | None]:
+        """What the worker says of a value; without data where that is as it came."""
         if exporting is None:
-            if held.header is None or held.buffer is None:
-                raise WorkerLost(f"{show_id(held.id)} is gone with the worker that held it: compute it again")
-            return held.header, held.buffer.acquire()
+            if held.header is None:
+                raise _gone(held)
+            return held.header, None
         labels = held.labels
         try:
             exported = await exporting
         except GridError as error:
             raise secrecy.told(error, labels - {held.owner}) from None
         held.header = exported.header
-        if exported.data is None:  # never changed since it came
-            assert held.buffer is not None
-            return exported.header, held.buffer.acquire()
         return exported.header, exported.data
 
     async def header(self, held: Temporary) -> TensorHeader:
@@ -338,6 +359,10 @@ class Execution:
                 temporary.failure = temporary.failure or error
         self._wrote.discard(worker)
         self._alive.discard(worker)
+
+
+def _gone(held: Temporary) -> WorkerLost:
+    return WorkerLost(f"{show_id(held.id)} is gone with the worker that held it: compute it again")
 
 
 def _let_go(value: bytes | Buffer) -> None:

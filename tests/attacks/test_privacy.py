@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -227,3 +228,71 @@ async def test_a_client_that_introduces_itself_as_a_peer(victim: Folders) -> Non
             with pytest.raises(BadRequest, match="does not answer"):
                 await s.at.request("introduce", {"peer": record})
         assert [info.name for info in await s.owner.refresh()] == ["victim"]
+
+
+async def test_an_id_that_is_used_again_while_its_first_operation_is_under_way(victim: Folders) -> None:
+    """The first one's header, int64, must not become that of the second, a private mask."""
+    async with scene(victim) as s:
+        p, again = s.counts._handle.id, fresh_id()
+        slow, _ = await s.temporary(torch.rand(1000, 1000))
+        one, mixed = fresh_id(), fresh_id()
+        whole, few = await s.temporary(torch.arange(256))
+        await s.run(["aten.sum.default", [p], {}, [one]], ["aten.add.Tensor", [slow._handle.id, one], {}, [mixed]])
+        busy = [["aten.mm.default", [mixed, mixed], {}, [fresh_id()]] for _ in range(10)]
+        first = asyncio.create_task(
+            s.at.request(
+                "run",
+                {"operations": [*busy, ["aten.mul.Scalar", [p, 0], {}, [again]]], "release": [again]},
+            )
+        )
+        await asyncio.sleep(0)  # each task sends its request before the next is made
+        element = fresh_id()
+        second = asyncio.create_task(
+            s.at.request(
+                "run",
+                {
+                    "operations": [
+                        *[["aten.mm.default", [mixed, mixed], {}, [fresh_id()]] for _ in range(20)],
+                        ["aten.select.int", [p, 0, 0], {}, [element]],
+                        ["aten.lt.Tensor", [few, element], {}, [again]],
+                    ]
+                },
+            )
+        )
+        await asyncio.sleep(0)
+        await first
+        out = fresh_id()
+        (fault,) = await s.run(["aten.index.Tensor", [few, [again]], {}, [out]])
+        assert fault["code"] == Denied.code
+        await second
+        del slow, whole
+
+
+async def test_a_program_that_writes_its_input_gives_that_the_labels(victim: Folders) -> None:
+    from compute.program import Input, Node, Program
+
+    async with scene(victim) as s:
+        mine = (await s.owner.search(f"id:{s.secret.id_at_location}")).one()
+        at = s.owner["victim"]
+        y = await at.send(torch.zeros(3))
+        program = Program(
+            (Input("y"), Input("p")),
+            (Node("aten.copy_.default", [{"node": 0}, {"node": 1}]),),
+            [{"node": 2}],
+        )
+        outs = [fresh_id()]
+        args = {"program": program.id, "inputs": [y._handle.id, mine._handle.id], "outs": outs}
+        await at.request("execute", args, program.to_bytes())
+        tag = f"t{os.urandom(6).hex()}"
+        await y.tag(tag)
+        with pytest.raises(Denied):
+            await (await s.eve.search(f"#{tag}")).one().fetch()
+        await y.delete()
+
+
+async def test_a_value_wanted_and_let_go_in_one_request_is_given(victim: Folders) -> None:
+    async with scene(victim) as s:
+        x, x_id = await s.temporary(torch.arange(3))
+        answer = await (await s.at.outbox.flush()).request("run", {"operations": [], "fetch": x_id, "release": [x_id]})
+        assert bytes(answer.payload) == bytes(memoryview(torch.arange(3).numpy()).cast("B"))
+        x._handle.give_up("released above")
