@@ -239,32 +239,36 @@ async def test_an_id_that_is_used_again_while_its_first_operation_is_under_way(v
         whole, few = await s.temporary(torch.arange(256))
         await s.run(["aten.sum.default", [p], {}, [one]], ["aten.add.Tensor", [slow._handle.id, one], {}, [mixed]])
         busy = [["aten.mm.default", [mixed, mixed], {}, [fresh_id()]] for _ in range(10)]
-        first = asyncio.create_task(
-            s.at.request(
-                "run",
-                {"operations": [*busy, ["aten.mul.Scalar", [p, 0], {}, [again]]], "release": [again]},
+        under_way = [
+            asyncio.create_task(
+                s.at.request(
+                    "run",
+                    {"operations": [*busy, ["aten.mul.Scalar", [p, 0], {}, [again]]], "release": [again]},
+                )
             )
-        )
+        ]
         await asyncio.sleep(0)  # each task sends its request before the next is made
         element = fresh_id()
-        second = asyncio.create_task(
-            s.at.request(
-                "run",
-                {
-                    "operations": [
-                        *[["aten.mm.default", [mixed, mixed], {}, [fresh_id()]] for _ in range(20)],
-                        ["aten.select.int", [p, 0, 0], {}, [element]],
-                        ["aten.lt.Tensor", [few, element], {}, [again]],
-                    ]
-                },
+        under_way.append(
+            asyncio.create_task(
+                s.at.request(
+                    "run",
+                    {
+                        "operations": [
+                            *[["aten.mm.default", [mixed, mixed], {}, [fresh_id()]] for _ in range(20)],
+                            ["aten.select.int", [p, 0, 0], {}, [element]],
+                            ["aten.lt.Tensor", [few, element], {}, [again]],
+                        ]
+                    },
+                )
             )
         )
         await asyncio.sleep(0)
-        await first
+        await under_way[0]
         out = fresh_id()
         (fault,) = await s.run(["aten.index.Tensor", [few, [again]], {}, [out]])
         assert fault["code"] == Denied.code
-        await second
+        await under_way[1]
         del slow, whole
 
 
