@@ -199,8 +199,9 @@ class Execution:
             if known.writes:
                 self._wrote.add(worker)
                 for each in held.values():
-                    if isinstance(each, Temporary):
-                        each.labels |= labels  # it may be one that the program writes
+                    # It may be one that the program writes. Of a lent one only the copy is changed, which is gone.
+                    if isinstance(each, Temporary) and each.worker is worker:
+                        each.labels |= labels
             made = self._results.register(asker, lease, outs, labels, worker)
         try:
             headers = await running

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import grid
+from compute.program import Input, Node, Program
 from grid.ids import fresh_id
 from peer.folders import Folders
 from peer.keys import Identity
@@ -272,21 +273,28 @@ async def test_an_id_that_is_used_again_while_its_first_operation_is_under_way(v
         del slow, whole
 
 
-async def test_a_program_that_writes_its_input_gives_that_the_labels(victim: Folders) -> None:
-    from compute.program import Input, Node, Program
+COPIES = Program((Input("y"), Input("p")), (Node("aten.copy_.default", [{"node": 0}, {"node": 1}]),), [{"node": 2}])
 
+
+async def test_a_program_that_writes_what_it_was_lent_changes_nothing_of_the_askers(victim: Folders) -> None:
+    async with scene(victim) as s:
+        y, y_id = await s.temporary(torch.zeros(3))
+        outs = [fresh_id()]
+        args = {"program": COPIES.id, "inputs": [y_id, s.secret._handle.id], "outs": outs}
+        await s.at.request("execute", args, COPIES.to_bytes())
+        assert torch.equal(await y.fetch(), torch.zeros(3))
+        with pytest.raises(Denied):
+            await s.at.request("fetch", {"id": outs[0]})
+
+
+async def test_a_program_that_writes_its_input_gives_that_the_labels(victim: Folders) -> None:
     async with scene(victim) as s:
         mine = (await s.owner.search(f"id:{s.secret.id_at_location}")).one()
         at = s.owner["victim"]
         y = await at.send(torch.zeros(3))
-        program = Program(
-            (Input("y"), Input("p")),
-            (Node("aten.copy_.default", [{"node": 0}, {"node": 1}]),),
-            [{"node": 2}],
-        )
         outs = [fresh_id()]
-        args = {"program": program.id, "inputs": [y._handle.id, mine._handle.id], "outs": outs}
-        await at.request("execute", args, program.to_bytes())
+        args = {"program": COPIES.id, "inputs": [y._handle.id, mine._handle.id], "outs": outs}
+        await at.request("execute", args, COPIES.to_bytes())
         tag = f"t{os.urandom(6).hex()}"
         await y.tag(tag)
         with pytest.raises(Denied):
