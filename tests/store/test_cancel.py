@@ -133,7 +133,7 @@ def test_cancelled_edits_are_made_whole_or_not_at_all(run_quick, kit):
     chance = random.Random(11)
 
     async def body(store, folder):
-        uid = (await kit.put(store))["id"]
+        uid = (await kit.put(store, tags=["before", "first"]))["id"]
         for number in range(ROUNDS // 2):
             tags = [f"a{number}", f"b{number}"]
             done = await cancelled_somewhere(store.set_tags(uid, tags), chance, 0.002)
