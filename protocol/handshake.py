@@ -41,13 +41,15 @@ EXPECTED: Final[dict[State, type[Message]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Who is at the other end: proved id, claimed name, role ("client" or "peer"), lease, stream window."""
+    """Who is at the other end: proved id, claimed name, role ("client" or "peer"), lease, stream window; and
+    whether the acceptor knew the lease already (see Welcome)."""
 
     id: str
     name: str
     role: str
     lease: bytes | None
     window: int
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +63,37 @@ class Introduction:
     lease: bytes | None = None
 
 
+IsKnown = Callable[[str, bytes | None], bool]
+"""Whether the acceptor still knows this lease of this principal."""
+
+
+def nobody(principal: str, lease: bytes | None) -> bool:
+    """Knows no lease."""
+    return False
+
+
 class Handshake:
     """One end's part in it. `receive` takes the other's message and returns what to answer.
 
-    `is_over` turns true with the last message; `remote` is then set.
+    `is_over` turns true with the last message; `remote` is then set. The acceptor's `is_known` is asked once the
+    dialer has proved its key.
 
     Raises (from receive):
         HandshakeFailed: wrong message, version, key, signature or id.
     """
 
     def __init__(
-        self, ours: Introduction, signer: Signer, verify: Verify, nonce: bytes, *, dialer: bool, window: int
+        self,
+        ours: Introduction,
+        signer: Signer,
+        verify: Verify,
+        nonce: bytes,
+        *,
+        dialer: bool,
+        window: int,
+        is_known: IsKnown = nobody,
     ) -> None:
+        self._is_known = is_known
         self._ours = ours
         self._signer = signer
         self._verify = verify
@@ -138,15 +159,17 @@ class Handshake:
     def _on_proof(self, message: Message) -> Message:
         assert isinstance(message, Proof) and self._hello is not None
         self._check(self._hello.key, message.signature, "dialer")
-        self._open(self._hello.key, self._hello.name, self._hello.role, self._hello.lease, self._window)
-        return Welcome(self._window)
+        hello = self._hello
+        known = self._is_known(identity.peer_id(hello.key), hello.lease)
+        self._open(hello.key, hello.name, hello.role, hello.lease, self._window, known)
+        return Welcome(self._window, known)
 
     def _on_welcome(self, message: Message) -> None:
         assert isinstance(message, Welcome) and self._challenge is not None
-        self._open(self._challenge.key, self._challenge.name, "peer", None, message.window)
+        self._open(self._challenge.key, self._challenge.name, "peer", None, message.window, message.known)
 
-    def _open(self, key: bytes, name: str, role: str, lease: bytes | None, window: int) -> None:
-        self.remote = Remote(identity.peer_id(key), name, role, lease, window)
+    def _open(self, key: bytes, name: str, role: str, lease: bytes | None, window: int, known: bool) -> None:
+        self.remote = Remote(identity.peer_id(key), name, role, lease, window, known)
         self.state = State.OPEN
 
     def _transcript(self, role: str) -> bytes:

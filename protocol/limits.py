@@ -20,6 +20,7 @@ MAX_ARRAY: Final = 4_096  # items in one list of a header
 MAX_MAP: Final = 256  # entries in one map of a header
 CHUNK: Final = MIB  # payload bytes in one frame: the measured knee between throughput and fairness
 MAX_FRAME: Final = CHUNK + MAX_HEADER + 64  # what the WebSocket layer lets through
+BLOCK: Final = CHUNK  # payload bytes behind one hash: what a broken transfer sends again, and a bad one wastes
 MAX_FRAMES: Final = 1_024  # frames in one message: a megabyte of tiny ones would hold the loop for a second
 
 # --- a session --------------------------------------------------------------------------------------------
@@ -68,6 +69,11 @@ SEARCH_TIMEOUT: Final = 3.0  # a peer that has not answered by then is listed as
 STALL_TIMEOUT: Final = 30.0  # a transfer without a single byte of progress for this long has failed
 LEASE_GRACE: Final = 60.0  # temporaries outlive their session this long, so that it can come back
 TICKET_LIFETIME: Final = 60.0  # between the offer of an object and the target's taking it
+RECONNECT_TIMEOUT: Final = 10.0  # a peer that cannot be reached again for so long is lost, and what waited for it
+RECONNECT_FIRST: Final = 0.02  # before the first new try; each further wait is twice the one before
+RECONNECT_MOST: Final = 1.0  # between two tries
+RESUME_TIMEOUT: Final = 60.0  # what a transfer that broke has brought is kept so long for its return
+LEDGER_BYTES: Final = 16 * MIB  # answers kept for one client until it has them; beyond it the oldest go
 PING_INTERVAL: Final = 20.0
 PING_TIMEOUT: Final = 20.0
 

@@ -15,6 +15,7 @@ from protocol.identity import KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES
 
 EMPTY: Final = memoryview(b"")
 LEASE_BYTES: Final = 16
+DIGEST_BYTES: Final = 16
 
 
 def _check(condition: bool, what: str) -> None:
@@ -98,19 +99,26 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The session is open. `window` is how many bytes of a stream may be under way without a credit."""
+    """The session is open. `window` is how many bytes of a stream may be under way without a credit; `known` says
+    that the acceptor still has what it knew of the dialer's lease: its temporaries, and which requests it served."""
 
     type: ClassVar[FrameType] = FrameType.WELCOME
     window: int = limits.WINDOW
+    known: bool = False
 
     def __post_init__(self) -> None:
         # It rules what the dialer takes in, too: an acceptor may not make it buffer without bound.
         _check(type(self.window) is int and limits.CHUNK <= self.window <= limits.WINDOW, "Welcome: window")
+        _check(type(self.known) is bool, "Welcome: known is true or false")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`op` asked with `args`. A payload rides beside it, or comes as stream `stream` of `nbytes` bytes."""
+    """`op` asked with `args`. A payload rides beside it, or comes as stream `stream` of `nbytes` bytes.
+
+    `once` numbers the requests of a lease that must not take effect twice: one that comes again, over whichever
+    session, gets the answer that it got before. All answers to numbers below `seen` have arrived.
+    """
 
     type: ClassVar[FrameType] = FrameType.REQUEST
     id: int
@@ -118,11 +126,15 @@ class Request:
     args: dict[str, Any]
     stream: int | None = None
     nbytes: int = 0
+    once: int | None = None
+    seen: int | None = None
     payload: memoryview = field(default=EMPTY, compare=False)
 
     def __post_init__(self) -> None:
         if not _is_id(self.id):
             raise ProtocolError("Request: id is a positive integer")
+        if self.once is not None and not (_is_id(self.once) and (self.seen is None or _is_id(self.seen))):
+            raise ProtocolError("Request: once and seen are positive integers")
         if not isinstance(self.op, str) or not 0 < len(self.op) <= limits.MAX_NAME:
             raise ProtocolError("Request: op is a name")
         if not isinstance(self.args, dict):
@@ -189,17 +201,24 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The bytes of `stream` from `offset` on: 1 to limits.CHUNK of them."""
+    """The bytes of `stream` from `offset` on: limits.CHUNK of them, fewer only in the last chunk.
+
+    `hash` is their XXH3-64; `digest`, in the last chunk, the XXH3-128 over the hashes of all blocks of the value.
+    """
 
     type: ClassVar[FrameType] = FrameType.CHUNK
     stream: int
     offset: int
     payload: memoryview = field(compare=False)
+    hash: int | None = None
+    digest: bytes | None = None
 
     def __post_init__(self) -> None:
         _check(_is_id(self.stream), "Chunk: stream is a positive integer")
         _check(_is_size(self.offset), "Chunk: offset")
         _check(0 < len(self.payload) <= limits.CHUNK, "Chunk: 1 byte to limits.CHUNK bytes")
+        _check(self.hash is None or (type(self.hash) is int and 0 <= self.hash < 1 << 64), "Chunk: hash is 64 bits")
+        _check(self.digest is None or _is_bytes(self.digest, DIGEST_BYTES), "Chunk: digest is 16 bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +299,8 @@ def _parse_quick(frame: Frame) -> Request | Reply | None:
         return None
     if frame.type == FrameType.REQUEST:
         if "id" in given and "op" in given and "args" in given:
-            return Request(given["id"], given["op"], given["args"], None, 0, frame.payload)
+            once, seen = given.get("once"), given.get("seen")
+            return Request(given["id"], given["op"], given["args"], None, 0, once, seen, frame.payload)
     elif "id" in given and "result" in given:
         return Reply(given["id"], given["result"], None, 0, frame.payload)
     return None
@@ -289,7 +309,11 @@ def _parse_quick(frame: Frame) -> Request | Reply | None:
 def header(message: Message) -> dict[str, Any]:
     """The message's header map; fields that are None are left out."""
     if type(message) is Request and message.stream is None:
-        return {"id": message.id, "op": message.op, "args": message.args}
+        header = {"id": message.id, "op": message.op, "args": message.args}
+        if message.once is not None:
+            header["once"] = message.once
+            header["seen"] = message.seen
+        return header
     if type(message) is Reply and message.stream is None:
         return {"id": message.id, "result": message.result}
     values = ((name, getattr(message, name)) for name in _FIELDS[message.type])

@@ -14,7 +14,7 @@ from typing import Any
 from protocol import codec, limits, messages
 from protocol.codec import Buffer, Frame
 from protocol.errors import GridError, HandshakeFailed, LinkError, ProtocolError
-from protocol.handshake import Handshake, Introduction, Remote
+from protocol.handshake import Handshake, Introduction, IsKnown, Remote, nobody
 from protocol.identity import Signer, Verify
 from protocol.messages import Abort, Chunk, Credit, Fault, Message, Reply, Request
 from protocol.streams import Streams
@@ -31,7 +31,7 @@ Event = Opened | Request | Reply | Fault | Chunk | Credit | Abort
 
 
 class Session:
-    """See the module's docstring. `nonce` is 32 fresh random bytes."""
+    """See the module's docstring. `nonce` is 32 fresh random bytes; for `is_known` see Handshake."""
 
     def __init__(
         self,
@@ -42,8 +42,9 @@ class Session:
         *,
         dialer: bool,
         window: int = limits.WINDOW,
+        is_known: IsKnown = nobody,
     ) -> None:
-        self._handshake = Handshake(ours, signer, verify, nonce, dialer=dialer, window=window)
+        self._handshake = Handshake(ours, signer, verify, nonce, dialer=dialer, window=window, is_known=is_known)
         self._dialer = dialer
         self._window = window
         self._streams = Streams(dialer=dialer, window=window)
@@ -159,16 +160,24 @@ class Session:
 
     # --- what goes out ------------------------------------------------------------------------------------
 
-    def request(self, op: str, args: dict[str, Any], payload: Buffer = b"", stream_bytes: int = 0) -> Request:
+    def request(
+        self,
+        op: str,
+        args: dict[str, Any],
+        payload: Buffer = b"",
+        stream_bytes: int = 0,
+        once: int | None = None,
+        seen: int | None = None,
+    ) -> Request:
         """Ask; at most limits.MAX_REQUESTS unanswered at once. With `stream_bytes` the payload follows as
-        chunks of the returned request's stream: only while `has_stream_room`.
+        chunks of the returned request's stream: only while `has_stream_room`. `once` and `seen`: see Request.
 
         Raises:
             RequestError: arguments that cannot travel. Nothing was sent.
         """
         stream = self._streams.open(stream_bytes) if stream_bytes else None
         try:
-            made = Request(self._next_request, op, args, stream, stream_bytes, memoryview(payload))
+            made = Request(self._next_request, op, args, stream, stream_bytes, once, seen, memoryview(payload))
             self._queue(made)
         except GridError:
             self._streams.withdraw(stream)
