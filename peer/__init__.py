@@ -32,7 +32,8 @@ Files in import order:
     at_once.py      the lean path: operations for which nothing has to be waited
     execution.py    operations and programs to workers, in order
     arrivals.py     what is coming in, checked before it is read
-    transfers.py    put, fetch, and from peer to peer
+    transfers.py    put, fetch, publish, remove
+    moves.py        from peer to peer: offer, pull, collect, collected
     requests.py     what can be asked, one method each
     peer.py         wires the parts together
     process.py      a peer in this process, until it is told to stop

@@ -23,6 +23,7 @@ from peer.keys import Identity
 from peer.leases import LeaseKey, Leases
 from peer.links import Links
 from peer.membership import Member, Membership, check_name, is_loopback, read_members
+from peer.moves import Moves
 from peer.neighbours import Neighbour, Neighbours
 from peer.objects import Objects
 from peer.opening import open_as_acceptor, open_as_dialer
@@ -85,15 +86,9 @@ class Peer:
         introduction = Introduction("peer", settings.name)
         self._introduction = introduction
         self._links = Links(identity, introduction, self._membership)
-        transfers = Transfers(
-            self._objects,
-            store,
-            self._buffers,
-            self._execution,
-            Tickets(lambda: os.urandom(32)),
-            self._links,
-            self._membership,
-        )
+        transfers = Transfers(self._objects, store, self._buffers, self._execution)
+        tickets = Tickets(lambda: os.urandom(32))
+        moves = Moves(self._objects, self._execution, transfers, tickets, self._links, self._membership)
         self._requests = Requests(
             Parts(
                 self.id,
@@ -104,6 +99,7 @@ class Peer:
                 store,
                 self._execution,
                 transfers,
+                moves,
                 self._workers,
                 self._membership,
                 neighbours,

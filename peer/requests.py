@@ -18,6 +18,7 @@ from peer.execution import Execution
 from peer.leases import LeaseKey
 from peer.links import Links
 from peer.membership import Member, Membership
+from peer.moves import Moves
 from peer.neighbours import Neighbours
 from peer.objects import Held, Objects, Published, Temporary, check_id, show_id
 from peer.payloads import MemoryPayload
@@ -43,6 +44,7 @@ class Parts:
     store: Store
     execution: Execution
     transfers: Transfers
+    moves: Moves
     workers: WorkerPool
     membership: Membership
     neighbours: Neighbours
@@ -310,7 +312,7 @@ class Requests:
 
     async def offer(self, call: Call) -> Answer:
         return Answer(
-            await self._parts.transfers.offer(
+            await self._parts.moves.offer(
                 call.connection.remote.id,
                 check_id(call.args.get("id")),
                 str(call.args.get("target")),
@@ -320,14 +322,14 @@ class Requests:
 
     async def pull(self, call: Call) -> Answer:
         self._members()  # the holder may have started on this machine a moment ago
-        record = await self._parts.transfers.pull(call.connection.remote.id, self._lease_of(call), call.args)
+        record = await self._parts.moves.pull(call.connection.remote.id, self._lease_of(call), call.args)
         return Answer({"record": record})
 
     async def collect(self, call: Call) -> Answer:
-        return await self._parts.transfers.collect(call.connection.remote.id, call.args.get("ticket"))
+        return await self._parts.moves.collect(call.connection.remote.id, call.args.get("ticket"))
 
     async def collected(self, call: Call) -> Answer:
-        await self._parts.transfers.collected(call.connection.remote.id, call.args.get("ticket"))
+        await self._parts.moves.collected(call.connection.remote.id, call.args.get("ticket"))
         return Answer({})
 
 
