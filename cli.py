@@ -1,69 +1,22 @@
-"""The command line: parse, call, print. `grid --help`; the manual is docs/cli.md.
+"""The command line: what can be said. `grid --help`; the manual is docs/cli.md. What it does is in grid/commands/.
 
-What is slow to import (torch, and so the package grid) is imported by the commands that need it: help, completion,
-`start`, `up` and `down` answer at once.
+What is slow to import (torch, and so much of the package grid) is imported by the commands that need it: help,
+completion, `start`, `up` and `down` answer at once, and looking, storing files and upkeep need no torch.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from protocol.errors import (
-    Ambiguous,
-    BadProgram,
-    BadRequest,
-    CannotCapture,
-    Denied,
-    GridError,
-    LinkError,
-    NeedsAwait,
-    NotCollocated,
-    NotFound,
-    OperationFailed,
-    OperationNotAllowed,
-    PeerError,
-    ReadOnly,
-    RequestError,
-    SetupError,
-    StorageError,
-    UnknownPeer,
-    WorkerLost,
-)
-
-# The nearest base class counts; docs/cli.md has the same table.
-EXIT_CODES: Final[dict[type[BaseException], int]] = {
-    BaseException: 1,
-    PeerError: 1,
-    BadRequest: 2,
-    NotFound: 3,
-    Ambiguous: 3,
-    Denied: 4,
-    LinkError: 5,
-    StorageError: 6,
-    RequestError: 7,
-    SetupError: 8,
-    BadProgram: 9,
-    CannotCapture: 9,
-    NeedsAwait: 9,
-    NotCollocated: 9,
-    OperationFailed: 9,
-    OperationNotAllowed: 9,
-    ReadOnly: 9,
-    WorkerLost: 9,
-    KeyboardInterrupt: 130,
-}
-
-
-Work = Callable[..., Awaitable[None]]
+Work = Callable[..., Awaitable[Any]]
 
 
 @dataclass(slots=True)
@@ -99,6 +52,13 @@ Ref = Annotated[str, typer.Argument(metavar="REF", help="The beginning of an id,
 Target = Annotated[str, typer.Argument(metavar="PEER", help="A peer's name or id.", autocompletion=_peer_names)]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help=".npy .npz .csv .safetensors .pt")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")]
+OwnPeer = Annotated[
+    str | None,
+    typer.Argument(metavar="[PEER]", help="One of this machine; without it all.", autocompletion=_peer_names),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(metavar="D", help="The folder of a peer that does not run now and was started with it.")
+]
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -132,10 +92,11 @@ async def _joined(looks_only: bool) -> Any:
     return await Grid.open(_chosen.via)
 
 
-def on_grid(*, looks_only: bool = False, **settings: Any) -> Callable[[Work], Work]:
+def on_grid(*, looks_only: bool | Callable[[Any], bool] = False, **settings: Any) -> Callable[[Work], Work]:
     """Makes a command of an async function whose first argument is the grid; the others are the command's.
 
-    One that `looks_only` gets a grid.mesh.Mesh, which needs no torch and so is there a second sooner.
+    One that `looks_only` gets a grid.mesh.Mesh, which needs no torch and so is there a second sooner; a function says
+    so for the options that were given.
     """
 
     def register(work: Work) -> Work:
@@ -144,7 +105,8 @@ def on_grid(*, looks_only: bool = False, **settings: Any) -> Callable[[Work], Wo
             from peer.process import run_loop
 
             async def joined() -> None:
-                async with await _joined(looks_only) as g:
+                is_light = looks_only(kwargs) if callable(looks_only) else looks_only
+                async with await _joined(is_light) as g:
                     await work(g, *args, **kwargs)
 
             run_loop(joined())
@@ -169,20 +131,21 @@ def start(
     port: Annotated[int | None, typer.Option(help="Default: 7700, or a free one where that is taken.")] = None,
     host: Annotated[str, typer.Option(help="The address to listen on; loopback only.")] = "127.0.0.1",
     join: Annotated[list[str] | None, typer.Option(metavar="URL", help="A peer elsewhere to join.")] = None,
+    advertise: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="What others are told instead of its address: a tunnel, a forwarded port."),
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where to keep what is published.")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error, on standard error.")] = "warning",
 ) -> None:
     """Run a peer in this terminal until Ctrl-C. Peers on one machine find each other."""
-    from peer import process
-    from peer.peer import Peer, Settings
-
-    def on_ready(peer: Peer) -> None:
-        print(f"{peer.name} is ready at {peer.url} (id {peer.id[:12]}); Ctrl-C stops it", flush=True)
+    from grid.commands import peers as commands
+    from peer.peer import Settings
 
     if log_level not in ("debug", "info", "warning", "error"):
         raise typer.BadParameter(f"{log_level!r} is none of debug, info, warning, error", param_hint="--log-level")
-    process.log_to_stderr(log_level)
-    process.run(Settings(name, host, port, tuple(join or ()), data_dir), on_ready)
+    settings = Settings(name, host, port, tuple(join or ()), data_dir, advertise=tuple(advertise or ()))
+    commands.start(settings, log_level)
 
 
 @app.command()
@@ -191,32 +154,9 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Run peers in the background. Their logs are in one folder, which is printed."""
-    from peer.folders import Folders
-    from peer.peer import Settings
-    from peer.process import run_loop
-    from peer.processes import PeerProcess
+    from grid.commands import peers as commands
 
-    folders = Folders.default()
-    wanted = [Settings(name, folders=folders) for name in dict.fromkeys(names)]
-
-    async def start_all() -> list[PeerProcess | BaseException]:
-        starting = (
-            PeerProcess.start(settings, folders.logs / f"{settings.name}.log", outlives_us=True) for settings in wanted
-        )
-        return await asyncio.gather(*starting, return_exceptions=True)
-
-    results = run_loop(start_all())
-    started = [result for result in results if isinstance(result, PeerProcess)]
-    for process in started:
-        process.let_go()
-    if as_json:
-        _print_json([{"name": made.name, "id": made.id, "url": made.url, "pid": made.pid} for made in started])
-    else:
-        for made in started:
-            print(f"{made.name} is ready at {made.url} (id {made.id[:12]}, process {made.pid})")
-        if started:
-            print(f"logs are in {folders.logs}; 'grid down' ends them")
-    _raise_failures([result for result in results if isinstance(result, BaseException)])
+    commands.up(names, as_json)
 
 
 @app.command()
@@ -228,40 +168,17 @@ def down(
     as_json: Json = False,
 ) -> None:
     """End peers on this machine, and wait until they are gone. What they have published stays."""
-    from peer.folders import Folders
-    from peer.neighbours import Neighbours
-    from peer.process import run_loop
-    from peer.processes import end
+    from grid.commands import peers as commands
 
-    running = {neighbour.name: neighbour for neighbour in Neighbours(Folders.default().peers).list()}
-    unknown = [name for name in names or () if name not in running]
-    if unknown:
-        raise UnknownPeer(f"no peer named {unknown[0]!r} runs on this machine; running: {', '.join(running) or 'none'}")
-    ended = list(dict.fromkeys(names)) if names else list(running)
-
-    async def end_all() -> list[bool]:
-        return await asyncio.gather(*(end(running[name].pid) for name in ended))
-
-    in_order = run_loop(end_all())
-    if as_json:
-        _print_json([{"name": name, "killed": not orderly} for name, orderly in zip(ended, in_order, strict=True)])
-        return
-    for name, orderly in zip(ended, in_order, strict=True):
-        print(f"{name} is down" + ("" if orderly else " (it had to be killed)"))
-    if not ended:
-        print("no peer runs on this machine")
+    commands.down(names or (), as_json)
 
 
 @on_grid(looks_only=True)
 async def peers(g: Any, as_json: Json = False) -> None:
     """Who is there, in which state, holding how much."""
-    from grid import show
+    from grid.commands import peers as commands
 
-    infos = g.peers()  # asked for when the grid was joined
-    if as_json:
-        show.json_out(show.peers_json(infos))
-    else:
-        show.out().print(show.peers_table(infos))
+    await commands.peers(g, as_json)
 
 
 @on_grid(looks_only=True)
@@ -273,22 +190,33 @@ async def status(
     as_json: Json = False,
 ) -> None:
     """What peers say of themselves; of one peer also the tensor bytes it exchanged, and with whom."""
-    from grid import show
+    from grid.commands import peers as commands
 
-    asked = [name] if name else [info.id for info in g.peers() if info.state == "alive"]
-    statuses = await asyncio.gather(*(g.status(g.find_member(peer)) for peer in asked))
-    if as_json:
-        show.json_out(show.plain(statuses[0] if name else statuses))
-        return
-    show.out().print(show.status_table(statuses))
-    if name:
-        show.out().print(show.traffic_table(statuses[0]["traffic"]))
+    await commands.status(g, name, as_json)
+
+
+@app.command()
+def verify(name: OwnPeer = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Check every hash of what a peer of this machine has stored, and its database. Ends with 1 if it finds damage."""
+    from grid.commands import upkeep as commands
+    from peer.process import run_loop
+
+    raise typer.Exit(run_loop(commands.verify(name, data_dir, as_json)))
+
+
+@app.command()
+def compact(name: OwnPeer = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Free the disk of what a peer of this machine does not need any more."""
+    from grid.commands import upkeep as commands
+    from peer.process import run_loop
+
+    run_loop(commands.compact(name, data_dir, as_json))
 
 
 # --- objects ----------------------------------------------------------------------------------------------
 
 
-@on_grid()
+@on_grid(looks_only=True)
 async def put(
     g: Any,
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files, FILE:NAME inside one, or folders.")],
@@ -299,22 +227,13 @@ async def put(
     name: Annotated[str | None, typer.Option(help="A name; without it, the file's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Publish tensors from files: .npy .npz .csv .parquet .safetensors .pt, IDX (also .gz), folders of them."""
-    from grid import files as tensors
-    from grid import show
+    """Publish tensors from files: .npy .npz .csv .parquet .safetensors .pt, IDX (also .gz), folders of them.
 
-    peer = g[to]
-    found = [one for file in files for one in tensors.read(file)]
-    records = []
-    for one in found:
-        named = one.name if name is None else name if len(found) == 1 else f"{name}/{one.name}"
-        with show.progress(f"{named} to {peer.name}") as progress:
-            sent = await peer.send(one.tensor, " ".join(tag), describe, private, named, progress=progress)
-        records.append(sent.record)
-        if not as_json:
-            print(f"{peer.name} has {named}: {show.named(sent.record)}", flush=True)
-    if as_json:
-        show.json_out(show.plain(records))
+    Files may be larger than memory (but .pt). One that cannot be read does not keep the others.
+    """
+    from grid.commands import files as commands
+
+    await commands.put(g, files, to, tag, describe, private, name, as_json)
 
 
 @on_grid(looks_only=True, context_settings={"ignore_unknown_options": True})  # a query may begin with '-'
@@ -326,73 +245,47 @@ async def search(
     as_json: Json = False,
 ) -> None:
     """Find published objects on all peers, and say which peers did not answer."""
-    from grid import show
+    from grid.commands import objects as commands
 
-    before = None
-    while True:
-        hits = await g.find_records(query, timeout)
-        answer = show.hits_json(hits)
-        if answer != before and as_json:
-            show.json_out(answer)
-        elif answer != before:
-            show.print_hits(hits)
-        if not watch:
-            return
-        before = answer
-        await asyncio.sleep(1.0)
+    await commands.search(g, query, watch, timeout, as_json)
 
 
-@on_grid()
+@on_grid(looks_only=True)
 async def show(g: Any, ref: Ref, as_json: Json = False) -> None:
     """All that is known of one object, but its value."""
-    from grid import show
+    from grid.commands import objects as commands
 
-    record = (await g.find(ref)).record
-    if as_json:
-        show.json_out(show.plain(record))
-    else:
-        show.print_fields(show.record_fields(record))
+    await commands.show_object(g, ref, as_json)
 
 
-@on_grid()
+@on_grid(looks_only=lambda options: options["out"] is not None)
 async def get(g: Any, ref: Ref, out: Out = None, force: Force = False, as_json: Json = False) -> None:
-    """Fetch one object's value into a file, or print it. The peer keeps it."""
-    from grid import files as tensors
-    from grid import show
+    """Fetch one object's value into a file, or print it. The peer keeps it.
+
+    The file may be larger than memory (but .pt), and appears whole or not at all.
+    """
+    from grid.commands import files as commands
 
     if out is not None:
-        tensors.check_target(out, force)
-    hit = await g.find(ref)
-    _check_can(hit, "fetch")
-    with show.progress(f"{hit.record['id'].hex()[:12]} from {hit.location.name}") as progress:
-        value = await hit.fetch(progress)
-    _deliver(value, out, force, as_json)
+        await commands.get(g, ref, out, force, as_json)
+    else:
+        await commands.get_value(g, ref, as_json)
 
 
 @on_grid()
 async def move(g: Any, ref: Ref, peer: Target, as_json: Json = False) -> None:
     """Move an object to a peer; the data go there directly."""
-    await _transfer(g, ref, peer, "move", as_json)
+    from grid.commands import objects as commands
+
+    await commands.transfer(g, ref, peer, "move", as_json)
 
 
 @on_grid()
 async def copy(g: Any, ref: Ref, peer: Target, as_json: Json = False) -> None:
     """Copy an object to a peer; the data go there directly."""
-    await _transfer(g, ref, peer, "copy", as_json)
+    from grid.commands import objects as commands
 
-
-async def _transfer(g: Any, ref: str, peer: str, what: str, as_json: bool) -> None:
-    from grid import show
-
-    target, hit = g[peer], await g.find(ref)
-    _check_can(hit, what)
-    source = hit.location.name
-    with show.waiting(f"{show.named(hit.record)} goes from {source} to {target.name}"):
-        arrived = await getattr(hit, what)(target)
-    if as_json:
-        show.json_out(show.plain(arrived.record))
-    else:
-        print(f"{target.name} has it from {source}: {show.named(arrived.record)}")
+    await commands.transfer(g, ref, peer, "copy", as_json)
 
 
 @on_grid(context_settings={"ignore_unknown_options": True})
@@ -406,25 +299,9 @@ async def tag(
     as_json: Json = False,
 ) -> None:
     """Change the tags or the description of an object of yours."""
-    from grid import show
+    from grid.commands import objects as commands
 
-    wrong = [change for change in changes or () if change[:1] not in "+-" or len(change) < 2]
-    if wrong or not (changes or describe is not None):
-        raise BadRequest(f"{wrong[0] if wrong else 'nothing'!r} is no change: write '+#tag', '-#tag' or --describe T")
-    hit = await g.find(ref)
-    _check_can(hit, "tag")
-    added = [change[1:] for change in changes or () if change[0] == "+"]
-    removed = [change[1:] for change in changes or () if change[0] == "-"]
-    if added:
-        await hit.tag(*added)
-    if removed:
-        await hit.untag(*removed)
-    if describe is not None:
-        await hit.describe(describe)
-    if as_json:
-        show.json_out(show.plain(hit.record))
-    else:
-        show.print_fields(show.record_fields(hit.record))
+    await commands.tag(g, ref, changes or (), describe, as_json)
 
 
 @on_grid()
@@ -434,16 +311,9 @@ async def rm(
     as_json: Json = False,
 ) -> None:
     """Delete objects of yours."""
-    from grid import show
+    from grid.commands import objects as commands
 
-    hits = [await g.find(ref) for ref in refs]  # all are found before any is deleted
-    removed = {hit.record["id"]: hit for hit in hits}
-    for hit in removed.values():
-        await hit.delete()
-        if not as_json:
-            print(f"{hit.location.name} has it no more: {show.named(hit.record)}")
-    if as_json:
-        show.json_out([{"id": id.hex(), "peer": hit.location.name} for id, hit in removed.items()])
+    await commands.rm(g, refs, as_json)
 
 
 # --- computing --------------------------------------------------------------------------------------------
@@ -459,17 +329,9 @@ async def run(
     as_json: Json = False,
 ) -> None:
     """Run a plan where its data are: its arguments are found by query, one object each."""
-    from grid import files as tensors
-    from grid import show
-    from grid.scripts import load_plan, results
+    from grid.commands import computing as commands
 
-    if out is not None:
-        tensors.check_target(out, force)
-    queries = dict(_assignment(argument) for argument in arguments or ())
-    loaded = load_plan(plan)
-    with show.waiting(f"{plan} runs"):
-        value = await results(await g.run(loaded, **queries))
-    _deliver(value, out, force, as_json)
+    await commands.run(g, plan, arguments or (), out, force, as_json)
 
 
 @app.command()
@@ -480,71 +342,13 @@ def demo(as_json: Json = False) -> None:
     raise typer.Exit(run_demo(as_json))
 
 
-# --- parts ------------------------------------------------------------------------------------------------
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    print(json.dumps(value), flush=True)
-
-
-def _raise_failures(failures: Sequence[BaseException]) -> None:
-    for failure in failures[:-1]:
-        _complain(failure)
-    if failures:
-        raise failures[-1]
-
-
-def _check_can(hit: Any, what: str) -> None:
-    if not hasattr(hit, what):
-        raise BadRequest(f"{what} does not work on a {hit.record['kind']}")
-
-
-def _assignment(argument: str) -> tuple[str, str]:
-    name, equals, query = argument.partition("=")
-    if not equals or not name.isidentifier():
-        raise BadRequest(f"{argument!r} is no argument of a plan: write NAME=QUERY, such as images='#digits #test'")
-    return name, query
-
-
-def _deliver(value: Any, out: Path | None, force: bool, as_json: bool) -> None:
-    from grid import files as tensors
-    from grid import show
-
-    if out is not None:
-        written = tensors.write(out, value, force)
-        if as_json:
-            show.json_out({"file": str(written), "bytes": written.stat().st_size})
-        else:
-            print(f"{written}: {show.size(written.stat().st_size)}")
-    elif as_json:
-        show.json_out(show.value_json(value))
-    else:
-        show.print_value(value)
-
-
-# --- errors -----------------------------------------------------------------------------------------------
-
-
-def exit_code(error: BaseException) -> int:
-    """What the process ends with for this error."""
-    return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
-
-
-def _complain(error: BaseException) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    text = str(error) if isinstance(error, GridError) else f"a defect: {type(error).__name__}: {error}"
-    hint = "" if isinstance(error, GridError) else "\n'grid --debug ...' shows where it comes from"
-    # A message may quote strangers: nothing in it moves the cursor.
-    safe = "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text + hint)
-    Console(stderr=True, highlight=False).print(Text("error: ", style="red") + Text(safe), soft_wrap=True)
+# --- the end ----------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `grid` command. Returns the exit code; errors are a line on standard error, never a traceback."""
+    from grid.commands.errors import EXIT_CODES, complain, exit_code
+
     try:
         app(args=None if arguments is None else list(arguments), prog_name="grid")
     except SystemExit as end:
@@ -554,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _chosen.debug:
             raise
-        _complain(error)
+        complain(error)
         return exit_code(error)
     return 0
 

@@ -6,8 +6,13 @@ Files in import order:
     handle.py     what a pointer points to, and letting it go
     outbox.py     operations on their way to a peer
     pointer.py    pointers: torch tensors whose data live at a peer
+    fresh.py      memory for a value that is about to come
     remote.py     one peer: g["alice"]
     mesh.py       the grid without tensors: who is there, and what they say they have
+    files/        tensors in files of each kind, read and written in pieces
+    putting.py    files into peers
+    saving.py     objects into files
+    upkeep.py     the stores of this machine's peers: verify, compact
     stored.py     what stored models and plans have in common
     modules.py    modules whose parameters are pointers; stored models
     plans.py      @grid.plan, grid.load: functions that run where the data are
@@ -16,11 +21,9 @@ Files in import order:
     hits.py       what a search found
     client.py     the grid: connect, peers, search, run
     local_grid.py peers as processes here, for demos and tests
-    readers.py    tensors from files of each kind
-    writers.py    tensors into files
-    files.py      both, by the file's ending
     scripts.py    plans from a user's own Python file
     show.py       tables and progress bars of the command line
+    commands/     what its commands do
     story.py      how the demo tells what it does
     demo.py       the main job, explained as it goes
 """

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from grid.hits import Hits
+from grid.hits import Hits, is_id_prefix
 from grid.mesh import Mesh, PeerInfo
 from grid.modules import RemoteModel
 from grid.plans import RemotePlan
@@ -18,13 +17,13 @@ from grid.running import Runner
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.membership import Member
+from peer.neighbours import Neighbours
 from protocol import limits
 from protocol.errors import GridError, UnknownPeer
 
 __all__ = ["Grid", "PeerInfo", "connect"]
 
 _LOAD_AT_ONCE = 16  # models and plans among the hits whose programs are fetched with them, ready to be called
-_ID_PREFIX = re.compile(r"[0-9a-f]{4,32}")
 _MAX_CHAIN = 16
 
 
@@ -36,8 +35,14 @@ class Grid(Mesh):
     await g.run(plan, name="query")             compute where the data are
     """
 
-    def __init__(self, identity: Identity, name: str = "") -> None:
-        super().__init__(identity, name)
+    def __init__(
+        self,
+        identity: Identity,
+        name: str = "",
+        neighbours: Neighbours | None = None,
+        patience: float = limits.RECONNECT_TIMEOUT,
+    ) -> None:
+        super().__init__(identity, name, neighbours, patience)
         self._remotes: dict[str, RemotePeer] = {}
         self._runner = Runner(self)
 
@@ -150,7 +155,7 @@ class Grid(Mesh):
         Raises:
             NotFound, Ambiguous, QueryError.
         """
-        if _ID_PREFIX.fullmatch(reference):
+        if is_id_prefix(reference):
             hits = await self.search(f"id:{reference}")
             if len(hits):
                 return hits.one()
@@ -174,27 +179,35 @@ class Grid(Mesh):
 
 
 def connect(
-    url: str | None = None, *, identity: Identity | None = None, folders: Folders | None = None, name: str = ""
+    url: str | None = None,
+    *,
+    identity: Identity | None = None,
+    folders: Folders | None = None,
+    name: str = "",
+    patience: float = limits.RECONNECT_TIMEOUT,
 ) -> Connecting:
     """Join a grid: `async with grid.connect() as g`, or `g = await grid.connect()` and `await g.close()` later.
 
     Args:
         url: any one peer, like ws://127.0.0.1:7700; without it, a peer that runs on this machine.
         identity: who you are; without it, the key in your configuration folder, made on first use.
+        patience: when a connection breaks, how many seconds to try for another before what waits for it fails.
     """
-    return Connecting(url, identity, folders, name)
+    return Connecting(url, identity, folders, name, patience)
 
 
 class Connecting:
     """What `connect` returns: awaitable, and an async context manager."""
 
-    def __init__(self, url: str | None, identity: Identity | None, folders: Folders | None, name: str) -> None:
-        self._arguments = (url, identity, folders, name)
+    def __init__(
+        self, url: str | None, identity: Identity | None, folders: Folders | None, name: str, patience: float
+    ) -> None:
+        self._arguments = (url, identity, folders, name, patience)
         self._grid: Grid | None = None
 
     async def _open(self) -> Grid:
-        url, identity, folders, name = self._arguments
-        return await Grid.open(url, identity=identity, folders=folders, name=name)
+        url, identity, folders, name, patience = self._arguments
+        return await Grid.open(url, identity=identity, folders=folders, name=name, patience=patience)
 
     def __await__(self) -> Any:
         return self._open().__await__()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from protocol.errors import BadRequest, GridError
+from protocol.errors import BadRequest, GridError, PeerLost
 
 if TYPE_CHECKING:
     from grid.pointer import Pointer
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 class Handle:
-    """`id` at `home`. `record` is what the peer said of it, as far as it was asked; `target` is set for a chain."""
+    """`id` at `home`. `record` is what the peer said of it, as far as it was asked; `target` is set for a chain.
 
-    __slots__ = ("_failure", "_gone", "home", "id", "owns", "record", "target")
+    A temporary is good for one `era` of its peer: until that forgets what this client had there.
+    """
+
+    __slots__ = ("_failure", "_gone", "era", "home", "id", "owns", "record", "target")
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class Handle:
         self.owns = owns
         self.record = record
         self.target = target
+        self.era = home.outbox.era
         self._failure: GridError | None = None
         self._gone: str | None = None
 
@@ -63,6 +67,12 @@ class Handle:
             raise BadRequest(f"this pointer's object is not at {self.home.name} any more: {self._gone}")
         if self._failure is not None:
             raise self._failure.again()
+        if self.owns and self.era != self.home.outbox.era:
+            raise PeerLost(
+                f"{self.home.name} was restarted, or was out of reach for too long: the temporaries of this client are "
+                f"gone there, {self.id.hex()[:12]} among them. Compute it again; what is published is still there",
+                peer=self.home.name,
+            )
 
     def give_up(self, why: str) -> None:
         """The object is gone from there; `why` says so to whoever uses the pointer still."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from grid.pointer import Pointer
 
     Hit = Pointer | RemoteModel | RemotePlan
+
+_ID_PREFIX = re.compile(r"[0-9a-f]{4,32}")
 
 
 class Hits(Sequence["Hit"]):
@@ -67,15 +70,25 @@ class Hits(Sequence["Hit"]):
             NotFound: there is none; the error says which peers did not answer.
             Ambiguous: there are several; the error lists them.
         """
-        if not self._hits:
-            missing = "".join(f"; {name} did not answer ({reason})" for name, reason in self.unreachable.items())
-            raise NotFound(f"nothing matches {self.query!r}{missing}")
-        if len(self._hits) > 1:
-            listed = ", ".join(_short(hit) for hit in self._hits[:5]) + (", ..." if len(self._hits) > 5 else "")
-            raise Ambiguous(f"{len(self._hits)} objects match {self.query!r}: {listed}. Add a tag, peer:NAME or id:")
+        only(self.query, self.records, self.unreachable)
         return self._hits[0]
 
 
-def _short(hit: Hit) -> str:
-    record = hit.record
-    return f"{hit.location.name}:{record['id'].hex()[:12]} ({' '.join('#' + tag for tag in record.get('tags', ()))})"
+def is_id_prefix(reference: str) -> bool:
+    """Whether a text may be meant as the beginning of an id."""
+    return _ID_PREFIX.fullmatch(reference) is not None
+
+
+def only(query: str, records: Sequence[Mapping[str, Any]], unreachable: Mapping[str, str]) -> dict[str, Any]:
+    """The only record. NotFound, Ambiguous: see Hits.one."""
+    if not records:
+        missing = "".join(f"; {name} did not answer ({reason})" for name, reason in unreachable.items())
+        raise NotFound(f"nothing matches {query!r}{missing}")
+    if len(records) > 1:
+        listed = ", ".join(map(_short, records[:5])) + (", ..." if len(records) > 5 else "")
+        raise Ambiguous(f"{len(records)} objects match {query!r}: {listed}. Add a tag, peer:NAME or id:")
+    return dict(records[0])
+
+
+def _short(record: Mapping[str, Any]) -> str:
+    return f"{record['peer']}:{record['id'].hex()[:12]} ({' '.join('#' + tag for tag in record.get('tags', ()))})"

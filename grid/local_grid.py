@@ -17,6 +17,7 @@ from peer.keys import Identity
 from peer.membership import Member
 from peer.peer import Settings
 from peer.processes import PeerProcess
+from protocol import limits
 from protocol.errors import AlreadyExists, BadRequest, UnknownPeer
 
 
@@ -90,12 +91,16 @@ class LocalGrid(Grid):
 
 @contextlib.asynccontextmanager
 async def local(
-    *names: str, folders: Folders | None = None, identity: Identity | None = None, name: str = ""
+    *names: str,
+    folders: Folders | None = None,
+    identity: Identity | None = None,
+    name: str = "",
+    patience: float = limits.RECONNECT_TIMEOUT,
 ) -> AsyncIterator[LocalGrid]:
     """Start peers of these names as processes here, join them, and end them at the end of the block.
 
     They keep their things in a temporary folder, or in `folders`, which are left as they are at the end. The
-    processes end with this one, however it ends. `identity` and `name` are yours; see `connect`.
+    processes end with this one, however it ends. `identity`, `name` and `patience` are yours; see `connect`.
 
     Raises:
         what PeerProcess.start raises.
@@ -106,7 +111,7 @@ async def local(
         processes = Processes(folders or Folders.under(await _temporary_folder(undo)))
         undo.push_async_callback(processes.close)
         await processes.start(*names)
-        opened: Any = await LocalGrid.open(identity=identity, folders=processes.folders, name=name)
+        opened: Any = await LocalGrid.open(identity=identity, folders=processes.folders, name=name, patience=patience)
         undo.push_async_callback(opened.close)
         opened.processes = processes
         yield opened

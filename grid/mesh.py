@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from grid.hits import is_id_prefix, only
+from peer.calls import Statistics
 from peer.connection import Connection
 from peer.folders import Folders
 from peer.keys import Identity
@@ -20,12 +22,14 @@ from peer.membership import Member, Membership, read_members
 from peer.neighbours import Neighbours
 from peer.opening import open_as_dialer
 from protocol import limits
-from protocol.errors import GridError, LinkError, NothingRunning
+from protocol.codec import Buffer
+from protocol.errors import GridError, LinkError, NothingRunning, PeerLost, Unreachable
 from protocol.handshake import Introduction
 from protocol.rows import unpack_rows
 from search.plan import Fanout, PeerRef
 
 _REFRESH_SECONDS = 1.0
+_FIRST_TRIES = 3
 
 Record = dict[str, Any]
 _Answer = tuple[list[Record], bool]  # of one peer: what it has, and whether it has more
@@ -60,11 +64,17 @@ class Records:
 class Mesh:
     """One client's view of a grid. `open` it, and `close` it at the end; or use it as an async context manager."""
 
-    def __init__(self, identity: Identity, name: str = "") -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        name: str = "",
+        neighbours: Neighbours | None = None,
+        patience: float = limits.RECONNECT_TIMEOUT,
+    ) -> None:
         self.identity = identity
         self._membership = Membership()
         self._introduction = Introduction("client", name, lease=os.urandom(16))
-        self._links = Links(identity, self._introduction, self._membership)
+        self._links = Links(identity, self._introduction, self._membership, neighbours=neighbours, patience=patience)
         self._counts: dict[str, dict[str, Any]] = {}
         self._entry = ""  # the id of the peer that is asked who else is there
         self._refresher: asyncio.Task[None] | None = None
@@ -82,17 +92,21 @@ class Mesh:
         identity: Identity | None = None,
         folders: Folders | None = None,
         name: str = "",
+        patience: float = limits.RECONNECT_TIMEOUT,
     ) -> Self:
         """Join the grid of the peer at `url`, or of a peer that runs on this machine.
+
+        `patience`: when a connection breaks, how many seconds to try for another before what waits for it fails.
 
         Raises:
             NothingRunning: no `url`, and no peer runs here.
             Unreachable, HandshakeFailed: nobody, or no peer, at `url`.
         """
         folders = folders or Folders.default()
-        opened = cls(identity or Identity.load(folders.key_file("client")), name)
+        neighbours = Neighbours(folders.peers)
+        opened = cls(identity or Identity.load(folders.key_file("client")), name, neighbours, patience)
         try:
-            entry = await opened._find_entry(url, Neighbours(folders.peers))
+            entry = await opened._find_entry(url, neighbours)
             opened._membership.learn([entry])
             opened._entry = entry.id
             await opened.refresh()
@@ -104,8 +118,9 @@ class Mesh:
 
     async def _find_entry(self, url: str | None, neighbours: Neighbours) -> Member:
         if url is not None:
-            session = await open_as_dialer(url, self._introduction, self.identity)
+            session = await self._first_session(url)
             await session.close()
+            self._membership.keep_url(session.remote.id, url)
             return Member(session.remote.id, session.remote.name, (url,))
         running = neighbours.list()
         failures = []
@@ -124,6 +139,15 @@ class Mesh:
             "no peer runs on this machine: start one with 'grid start alice', or give the address "
             "of one elsewhere, like ws://127.0.0.1:7700"
         )
+
+    async def _first_session(self, url: str) -> Connection:
+        for _ in range(_FIRST_TRIES - 1):
+            try:
+                return await open_as_dialer(url, self._introduction, self.identity)
+            except Unreachable as error:
+                if error.fields.get("refused") is not False:
+                    raise  # nobody is there; a line that broke may hold the next time
+        return await open_as_dialer(url, self._introduction, self.identity)
 
     async def close(self) -> None:
         """Leave. Temporaries of this client live a while longer at their peers, then go."""
@@ -173,7 +197,7 @@ class Mesh:
 
     async def status(self, member: Member) -> dict[str, Any]:
         """What a peer says of itself (SPEC.md, `status`)."""
-        return (await (await self._to(member)).request("status", {})).result
+        return (await self._read(member, "status", {}))[0]
 
     async def refresh(self) -> list[PeerInfo]:
         """Ask who is there now, and how much each peer holds."""
@@ -181,18 +205,30 @@ class Mesh:
         await asyncio.gather(*(self._count(member) for member in self._membership.all()))
         return self.peers()
 
-    async def _to(self, member: Member) -> Connection:
-        return await self._links.to(member)
+    async def to(self, member: Member, *, bulk: bool = False) -> Connection:
+        """An open connection to that peer: for requests, or the other one, for large payloads. LinkError."""
+        return await self._links.to(member, bulk=bulk)
+
+    async def _read(self, member: Member, op: str, args: dict[str, Any]) -> tuple[dict[str, Any], Buffer]:
+        """Ask for what changes nothing, and its payload. A connection that breaks is replaced once: what cannot be
+        reached then is of no use to somebody who asks many."""
+        for _ in range(2):
+            try:
+                answer = await (await self.to(member)).request(op, args)
+                return answer.result, await answer.read()
+            except PeerLost as error:
+                lost = error
+        raise lost
 
     async def _learn_members(self) -> None:
         """Ask the entry peer for its members; where it is gone, any other."""
         for candidate in sorted(self._membership.all(), key=lambda member: member.id != self._entry):
             try:
-                answer = await (await self._to(candidate)).request("peers", {})
+                _, rows = await self._read(candidate, "peers", {})
             except LinkError:
                 self._membership.failed(candidate.id)
                 continue
-            members = read_members(unpack_rows(await answer.read(), limits.MAX_PEERS))
+            members = read_members(unpack_rows(rows, limits.MAX_PEERS))
             self._membership.learn(members)
             self._entry = candidate.id
             for id in {member.id for member in self._membership.all()} - {member.id for member in members}:
@@ -217,6 +253,10 @@ class Mesh:
         """Tensor bytes between this client and each peer so far."""
         return self._links.traffic.all()
 
+    def statistics(self) -> dict[str, Statistics]:
+        """What the connections of this client carried so far, those that are over included, by peer id."""
+        return self._links.traffic.statistics()
+
     # --- search -------------------------------------------------------------------------------------------
 
     async def find_records(self, query: str, timeout: float = limits.SEARCH_TIMEOUT) -> Records:
@@ -226,6 +266,19 @@ class Mesh:
             pass
         unreachable = {peer.name: error.message for peer, error in fanout.unreachable.items()}
         return Records(query, fanout.hits, unreachable, [peer.name for peer in fanout.truncated])
+
+    async def find_record(self, reference: str) -> Record:
+        """One object, by a query that finds one or by the beginning of its id (4 hex digits or more).
+
+        Raises:
+            NotFound, Ambiguous, QueryError.
+        """
+        if is_id_prefix(reference):
+            found = await self.find_records(f"id:{reference}")
+            if len(found):
+                return only(found.query, found.records, found.unreachable)
+        found = await self.find_records(reference)
+        return only(found.query, found.records, found.unreachable)
 
     async def _fan_out(self, query: str, timeout: float) -> Fanout:
         now = asyncio.get_running_loop().time()
@@ -265,5 +318,5 @@ class Mesh:
     async def _search_one(self, id: str, query: str) -> _Answer:
         member = self._membership.get(id)
         assert member is not None
-        answer = await (await self._to(member)).request("search", {"query": query})
-        return unpack_rows(await answer.read(), limits.MAX_HITS), answer.result.get("truncated") is True
+        result, rows = await self._read(member, "search", {"query": query})
+        return unpack_rows(rows, limits.MAX_HITS), result.get("truncated") is True

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +24,12 @@ from grid.handle import Handle
 from grid.ids import fresh_id
 from grid.pointer import Pointer
 from grid.stored import Stored
-from peer.calls import Response
+from peer.resuming import Download, Progress
 from protocol.codec import Buffer
 from protocol.errors import BadRequest, NeedsAwait
 
 if TYPE_CHECKING:
-    from grid.remote import Progress, RemotePeer
+    from grid.remote import RemotePeer
 
 _AT_ONCE = 8  # tensors of one module under way at the same time
 _PART_BYTES = 2
@@ -40,6 +42,7 @@ class RemoteModule(nn.Module):
     """
 
     _home: RemotePeer
+    _stored: bytes | None = None  # the id of the stored model that its tensors are parts of
 
     @property
     def location(self) -> RemotePeer:
@@ -56,11 +59,22 @@ class RemoteModule(nn.Module):
 
     async def move(self, peer: RemotePeer) -> nn.Module:
         """The module at `peer`, all its tensors moved there directly. This one is beyond use then."""
-        return await self._changed(lambda pointer: pointer.move(peer))
+        stored = self._stored
+        if stored is None:
+            moved = await self._changed(lambda pointer: pointer.move(peer))
+        elif peer.id == self._home.id:
+            return self
+        else:
+            await self._home.hand_over(stored, peer, stored, move=True, publish=True)
+            moved = await self._changed(_moved_along(peer))
+        moved._home = peer  # type: ignore[assignment]
+        return moved
 
     async def copy(self, peer: RemotePeer) -> nn.Module:
         """A copy of the module at `peer`, trainable."""
-        return await self._changed(lambda pointer: pointer._copy_to(peer))
+        copied = await self._changed(lambda pointer: pointer._copy_to(peer))
+        copied._home, copied._stored = peer, None  # type: ignore[assignment]
+        return copied
 
     async def _changed(self, change: Callable[[Pointer], Any]) -> nn.Module:
         return await _replace_tensors(self, change)
@@ -89,8 +103,22 @@ async def send_module(
     parts = _parts(home, record, _layout(spec))
     tensors = {**dict(_named_tensors(module)), **spec.constants}
     sent = await _replace_tensors(module, _looked_up({id(tensors[name]): part for name, part in parts.items()}))
-    sent._home = home  # type: ignore[assignment]
+    sent._home, sent._stored = home, record["id"]  # type: ignore[assignment]
     return sent  # type: ignore[return-value]
+
+
+def _moved_along(peer: RemotePeer) -> Callable[[Any], Any]:
+    """The parts of a stored model that was moved keep their ids."""
+
+    async def moved(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, Pointer):
+            return tensor  # a buffer that the program does not need: it stayed here
+        handle = tensor._handle
+        handle.give_up(f"its model was moved to {peer.name}; use the module that move() returned")
+        there = Handle(peer, handle.id, owns=False, record=handle.record)
+        return Pointer.of(there, tensor.dtype, tensor.shape, requires_grad=tensor.requires_grad and tensor.is_leaf)
+
+    return moved
 
 
 async def _put_model(
@@ -198,9 +226,15 @@ class RemoteModel(Stored, nn.Module):
     async def fetch(self, progress: Progress | None = None) -> nn.Module:
         """The model as a module here, with its weights. Denied where they are private to others."""
         await self.load()
-        nbytes = int(self.record["nbytes"])
-        answer = await self.location.read(self._handle.id, nbytes + 1)
-        return ProgramModule(self.spec, await _read_weights(answer, _layout(self.spec), progress))
+        download = await self.location.download(self._handle.id, progress)
+        return ProgramModule(self.spec, await _read_weights(download, _layout(self.spec)))
+
+    async def save(
+        self, path: str | os.PathLike[str], overwrite: bool = False, progress: Progress | None = None
+    ) -> Path:
+        """Write its state dict to a file, in pieces: .safetensors, .npz or .pt. As Pointer.save."""
+        self._handle.check()
+        return await self.location.save(self._handle.id, "model", path, overwrite, progress)
 
     def _elsewhere(self, peer: RemotePeer, record: dict[str, Any]) -> RemoteModel:
         return RemoteModel(peer, record)
@@ -230,21 +264,14 @@ def _parts(home: RemotePeer, record: Mapping[str, Any], layout: Layout) -> dict[
     return found
 
 
-async def _read_weights(answer: Response, layout: Layout, progress: Progress | None) -> dict[str, torch.Tensor]:
-    """The tensors of a model from the answer to `fetch`: its spec comes first, then they, in order."""
-    spec_bytes = int(answer.result["spec_bytes"])
-    total = answer.stream.nbytes if answer.stream is not None else len(answer.payload)
-    data = memoryview(bytearray(total))
-    if answer.stream is None:
-        data[:] = answer.payload
+async def _read_weights(download: Download, layout: Layout) -> dict[str, torch.Tensor]:
+    """The tensors of a model from what `fetch` brings: its spec comes first, then they, in order."""
+    data = memoryview(bytearray(download.nbytes))
+    if download.stream is None:
+        data[:] = download.payload
     else:
-        at = 0
-        async for chunk in answer.stream:
-            data[at : at + len(chunk)] = chunk
-            at += len(chunk)
-            if progress is not None:
-                progress(at, total)
-    tensors, at = {}, spec_bytes
+        await download.into(data)
+    tensors, at = {}, int(download.result["spec_bytes"])
     for name, header in layout:
         tensors[name] = tensor_from(header, data[at : at + header.nbytes])
         at += header.nbytes

@@ -7,16 +7,17 @@ the handles of its results, and surfaces where one of them is awaited.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
 
 from grid.handle import Handle
+from peer.asking import Asked
 from peer.calls import Response
-from peer.connection import Connection
+from peer.lasting import Lasting
 from protocol import limits
-from protocol.errors import GridError, LinkError
+from protocol.errors import GridError, LinkError, PeerLost
 
 _ROOM = limits.MAX_HEADER - 10 * limits.KIB  # for the operations of one request; the rest of its header is small
 _RELEASE_BATCH = 256  # ids of one request: 5 KiB of its header
@@ -24,20 +25,25 @@ _RELEASE_DELAY = 0.02  # seconds that released ids wait for operations to go alo
 
 
 class Outbox:
-    """The queue to one peer. `connect` gives the connection for requests; it dials if there is none."""
+    """The queue to one peer, over a link that outlives its connections.
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], loop: asyncio.AbstractEventLoop) -> None:
-        self._connect = connect
+    `era` counts how often the peer forgot what this client had there: it was restarted, or the lease was over.
+    """
+
+    def __init__(self, link: Lasting, loop: asyncio.AbstractEventLoop) -> None:
+        self._link = link
         self._loop = loop
+        self.era = link.era
+        link.on_open = self._send_waiting
+        link.on_forgotten = self._begin_era
+        link.on_failure = self._fail_queued
         self._operations: list[list[Any]] = []
         self._sizes: list[int] = []
         self._made: list[Sequence[Handle]] = []
         self._released: list[bytes] = []
         self._is_scheduled = False
         self._is_releasing = False
-        self._connection: Connection | None = None
         self._underway: set[_Settle] = set()
-        self._flushing = asyncio.Lock()
         self._is_closed = False
 
     def post(self, operation: list[Any], made: Sequence[Handle]) -> None:
@@ -86,73 +92,67 @@ class Outbox:
 
     def _send_soon(self) -> None:
         self._is_scheduled = False
-        if self._is_connected and not self._flushing.locked():
-            assert self._connection is not None
-            self._send(self._connection)
+        if self._link.is_open:
+            self._send()
+        elif self._link.is_closed:
+            self._fail_queued(PeerLost(f"the link to {self._link.name} is closed", peer=self._link.name))
         elif self._operations:
-            task = self._loop.create_task(self.flush())
-            task.add_done_callback(_forget)
-        # Releases alone are no reason to dial again: a lease that ended has released them already.
+            self._link.dial()
+        # Releases alone are no reason to dial: a lease that ended has released them already.
 
-    async def flush(self) -> Connection:
-        """Send what is queued, and return the connection, on which later requests come after it.
+    def _send_waiting(self) -> None:
+        if self._operations or self._released:
+            self._send()
 
-        Raises:
-            LinkError: the peer cannot be reached; what was queued has failed with it.
-        """
-        if self._is_connected and not self._flushing.locked():
-            assert self._connection is not None
-            self._send(self._connection)
-            return self._connection
-        async with self._flushing:
-            if self._connection is None or self._connection.is_closed:
-                try:
-                    self._connection = await self._connect()
-                except GridError as error:
-                    self._fail_queued(error)
-                    raise
-        self._send(self._connection)
-        return self._connection
+    def _begin_era(self) -> None:
+        """What was there is gone. What has not been asked for yet will be made now, and so belongs to the new era."""
+        self.era = self._link.era
+        waiting = [settle.made for settle in self._underway if not settle.is_sent]
+        for each in (self._made, *waiting):
+            for made in each:
+                for handle in made:
+                    handle.era = self.era
+
+    async def flush(self) -> Lasting:
+        """Send what is queued, or have it sent when there is a connection again; later requests on the link that is
+        returned come after it."""
+        self._send()
+        return self._link
 
     def run_and_fetch(self, id: bytes) -> asyncio.Future[Response] | None:
         """Send what is queued together with the wish for one value, as one request; the answer is that to `fetch`.
 
         None where that cannot be: nothing is queued, it is too much for one request, or there is no connection yet.
         """
-        if not self._operations or not self._is_connected or self._flushing.locked():
+        if not self._operations or not self._link.is_open:
             return None
         if len(self._operations) > limits.MAX_BATCH or sum(self._sizes) > _ROOM:
             return None
-        assert self._connection is not None
         is_free = not self._underway
-        future = self._post(self._connection, len(self._operations), fetch=id)
+        future = self._post(len(self._operations), fetch=id)
         if is_free:
-            self._connection.send_now()  # the peer waits for us; what comes while it works goes together
+            self._link.send_now()  # the peer waits for us; what comes while it works goes together
         return future
 
-    @property
-    def _is_connected(self) -> bool:
-        return self._connection is not None and not self._connection.is_closed
-
-    async def settle(self) -> Connection:
+    async def settle(self) -> Lasting:
         """`flush`, and wait until the peer has done all of it."""
-        connection = await self.flush()
+        link = await self.flush()
         if self._underway:
             await asyncio.wait([request.over(self._loop) for request in self._underway])
-        return connection
+        return link
 
-    def _send(self, connection: Connection) -> None:
+    def _send(self) -> None:
         had_operations = bool(self._operations)
         while self._operations:
             stop, room = 0, _ROOM
             while stop < min(len(self._operations), limits.MAX_BATCH) and self._sizes[stop] <= room:
                 room -= self._sizes[stop]
                 stop += 1
-            self._post(connection, max(stop, 1))
+            self._post(max(stop, 1))
         while self._released and (not had_operations or len(self._released) >= _RELEASE_BATCH):
-            connection.post("release", {"ids": self._take_released()}).add_done_callback(_forget)
+            self._link.post("release", {"ids": self._take_released()}).add_done_callback(_forget)
 
-    def _post(self, connection: Connection, stop: int, fetch: bytes | None = None) -> asyncio.Future[Response]:
+    def _post(self, stop: int, fetch: bytes | None = None) -> asyncio.Future[Response]:
         """One `run` request with the first operations of the queue."""
         args: dict[str, Any] = {"operations": self._operations[:stop]}
         if stop == len(self._operations) and self._released:
@@ -161,7 +161,8 @@ class Outbox:
             args["fetch"] = fetch
         settle = _Settle(self._underway, self._made[:stop], has_fetch=fetch is not None)
         del self._operations[:stop], self._sizes[:stop], self._made[:stop]
-        return connection.post("run", args, then=settle)
+        settle.asked = self._link.post("run", args, then=settle)
+        return settle.asked
 
     def _take_released(self) -> list[bytes]:
         ids, self._released = self._released[:_RELEASE_BATCH], self._released[_RELEASE_BATCH:]
@@ -176,7 +177,7 @@ class Outbox:
     @property
     def has_work(self) -> bool:
         """Whether something waits to be sent over a connection that is there."""
-        return bool(self._operations) or (self._is_connected and bool(self._released))
+        return bool(self._operations) or (self._link.is_open and bool(self._released))
 
     def close(self) -> None:
         self._is_closed = True
@@ -186,14 +187,19 @@ class Outbox:
 class _Settle:
     """Tells the handles of one request what became of them; is in `underway` until then."""
 
-    __slots__ = ("_has_fetch", "_made", "_over", "_underway")
+    __slots__ = ("_has_fetch", "_over", "_underway", "asked", "made")
 
     def __init__(self, underway: set[_Settle], made: list[Sequence[Handle]], *, has_fetch: bool) -> None:
         self._underway = underway
-        self._made = made
+        self.made = made
+        self.asked: Asked | None = None
         self._has_fetch = has_fetch
         self._over: asyncio.Future[None] | None = None
         underway.add(self)
+
+    @property
+    def is_sent(self) -> bool:
+        return self.asked is not None and self.asked.is_sent
 
     def over(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Done when it is known what became of them."""
@@ -211,12 +217,15 @@ class _Settle:
                 self._note(results)
         # What a fetch that went along was refused with says nothing of the operations.
         elif not self._has_fetch or isinstance(answer, LinkError):
-            for made in self._made:
+            for made in self.made:
                 for handle in made:
                     handle.fail(answer)
+        # Or else the two keep each other, and the handles, until the collector comes.
+        self.asked = None
+        self.made = []
 
     def _note(self, results: list[Any]) -> None:
-        for made, fault in zip(self._made, results, strict=False):
+        for made, fault in zip(self.made, results, strict=False):
             for handle in made if fault else ():
                 handle.fail(GridError.from_fault(fault))
 

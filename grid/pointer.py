@@ -8,7 +8,9 @@ they are. Method: https://pytorch.org/docs/stable/notes/extending.html, "Extendi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -20,7 +22,7 @@ from compute.table import Entry, lookup
 from compute.values import encode_call, inline_tensor
 from grid.handle import Handle
 from grid.ids import fresh_id
-from protocol.errors import BadRequest, NeedsAwait, NotCollocated
+from protocol.errors import BadRequest, NeedsAwait, NotCollocated, NotFound
 from search.tags import parse_tags
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Pointer(torch.Tensor):
 
         get()       the value; the peer gives up a temporary that this pointer owns
         fetch()     the value; nothing changes there
+        save(path)  the value into a file, in pieces
         move(peer)  the data go there directly; returns the pointer at that peer
         copy(peer)  the same, and the original stays
         send(peer)  that peer holds a pointer to this object: a chain
@@ -153,19 +156,42 @@ class Pointer(torch.Tensor):
     async def fetch(self, progress: Callable[[int, int], None] | None = None) -> torch.Tensor:
         """The value, as a tensor of one's own; nothing changes at the peer. A grad that it has comes along."""
         self._handle.check()
-        value = await self.location.fetch(self._handle, self.numel() * self.element_size(), progress)
+        try:
+            value = await self.location.fetch(self._handle, self.numel() * self.element_size(), progress)
+        except NotFound:
+            self._handle.check()  # it may just have become known why
+            raise
         if self.requires_grad and self.is_leaf:
             value.requires_grad_()
             if isinstance(self.grad, Pointer):
                 value.grad = await self.grad.fetch()
         return value
 
+    async def save(
+        self,
+        path: str | os.PathLike[str],
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Write the value to a file: .npy .npz .csv .safetensors .pt. Nothing changes at the peer.
+
+        It may be larger than memory: it is written in pieces as they come (but for .pt). The file appears whole or not
+        at all; a cancelled or broken `save` leaves nothing.
+
+        Raises:
+            BadFile: another ending, a file that is there (without `overwrite`), a dtype that the format cannot hold, or
+                a disk that is full or refuses.
+            Denied: the value is private to others.
+        """
+        self._handle.check()
+        return await self.location.save(self._handle.id, "tensor", path, overwrite, progress)
+
     async def move(self, peer: RemotePeer) -> Pointer:
         """Send the data to `peer` directly; the pointer there. To where it is: does nothing.
 
         The holder gives its copy up only when the target has it safely. Only the owner may move a published object.
         """
-        if peer is self.location:
+        if peer.id == self.location.id:
             self._handle.check()
             return self
         moved = await self.location.transfer(self, peer, move=True)

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
 from compute.dtypes import DTYPE_OF, NAME_OF
 from compute.values import header_of, tensor_bytes, tensor_from
+from grid.fresh import fresh
 from grid.handle import Handle
 from grid.ids import fresh_id
 from grid.outbox import Outbox
 from grid.pointer import Pointer
-from peer.calls import Response
+from grid.saving import Source, save_object
+from peer.calls import Response, Statistics
+from peer.connection import Connection
 from peer.links import Links
 from peer.membership import Member
-from peer.payloads import JoinedPayload
+from peer.payloads import JoinedPayload, Payload, read_all
+from peer.resuming import Download, Progress, upload
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import BadRequest, BadTensor, GridError
+from protocol.errors import BadRequest, BadTensor, GridError, LinkError, NotFound
 from protocol.tensors import TensorHeader
 from search.tags import parse_tags
 
 if TYPE_CHECKING:
     from grid.modules import RemoteModule
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all."""
 
 
 class RemotePeer:
@@ -41,7 +44,7 @@ class RemotePeer:
         self.member = member
         self.asker = asker
         self._links = links
-        self.outbox = Outbox(lambda: links.to(self.member), loop)
+        self.outbox = Outbox(links.lasting(member), loop)
 
     @property
     def name(self) -> str:
@@ -101,7 +104,8 @@ class RemotePeer:
         search, read-only. `private`: others may find it and compute on it, but only you take its value, or that of
         anything derived from it. A module becomes one whose parameters are pointers; a tagged one is stored as a
         program and its weights, and is found and called by others without its class (`example` is an input for it,
-        where none can be worked out).
+        where none can be worked out). A peer keeps equal contents once, however often they are published. When the
+        line breaks, a large value goes on where it was; cancelled, nothing of it stays.
 
         Raises:
             BadTag, BadTensor (a layout that cannot travel), TooLarge, CannotCapture; StorageFull.
@@ -135,39 +139,77 @@ class RemotePeer:
         return made
 
     async def put(
-        self, id: bytes, fields: dict[str, Any], data: Sequence[Buffer], progress: Progress | None = None
+        self, id: bytes, fields: dict[str, Any], data: Sequence[Buffer] | Payload, progress: Progress | None = None
     ) -> dict[str, Any]:
-        """The request `put` of SPEC.md, its payload in pieces; the record of what is there now."""
-        nbytes = sum(len(piece) for piece in data)
-        is_large = nbytes > limits.INLINE_PAYLOAD
-        payload = JoinedPayload(data, progress) if is_large else b"".join(data)
-        connection = await self._links.to(self.member, bulk=is_large)
-        answer = await connection.request("put", {"id": id, **fields}, payload)
-        return _record(answer)
+        """The request `put` of SPEC.md; the record of what is there now.
+
+        The bytes are given in pieces, or as a payload (peer/payloads.py), which may read them from a file and have more
+        of them than memory. When the line breaks a large one goes on over another (peer/resuming.py).
+        """
+        payload: Payload = JoinedPayload(data) if isinstance(data, Sequence) else data
+        args = {"id": id, **fields}
+        if payload.nbytes > limits.INLINE_PAYLOAD:
+            return _record(await upload(self.connect, args, payload, self.name, progress))
+        try:
+            body = bytes(await read_all(payload))
+        finally:
+            payload.close()
+        return _record(await (await self.outbox.flush()).request("put", args, body))
+
+    async def connect(self) -> Connection:
+        """An open connection for large payloads. LinkError."""
+        return await self._links.to(self.member, bulk=True)
 
     # --- values -------------------------------------------------------------------------------------------
 
     async def fetch(self, handle: Handle, nbytes: int, progress: Progress | None = None) -> torch.Tensor:
         """The value of a tensor object; see Pointer.fetch."""
-        small = self.outbox.run_and_fetch(handle.id) if nbytes <= limits.INLINE_PAYLOAD else None
-        answer = await (self.read(handle.id, nbytes) if small is None else small)
-        header = TensorHeader.from_wire(answer.result)
-        data = await _into_memory(answer, progress)
+        if nbytes <= limits.INLINE_PAYLOAD:
+            small = self.outbox.run_and_fetch(handle.id)
+            if small is None:
+                answer = await (await self.outbox.flush()).request("fetch", {"id": handle.id})
+            else:
+                answer = await small
+            header, data = TensorHeader.from_wire(answer.result), await _into_memory(answer)
+        else:
+            header, download = await self.open_download(handle, progress)
+            data = await _into_memory(download)
         header.check_payload(len(data))
         return tensor_from(header, data)
 
-    async def read(self, id: bytes, nbytes: int, part: str | None = None) -> Response:
-        """The answer to `fetch`; its payload is still to be read. Large ones come over the connection for bulk."""
-        args: dict[str, Any] = {"id": id} if part is None else {"id": id, "part": part}
-        if nbytes <= limits.INLINE_PAYLOAD:
-            return await (await self.outbox.flush()).request("fetch", args)
+    async def open_download(self, handle: Handle, progress: Progress | None = None) -> tuple[TensorHeader, Download]:
+        """The value of a tensor object as it comes, never whole in memory: its header, and its bytes, which are to be
+        read to their end or given up with `abort`. When the line breaks they go on over another.
+
+        Raises:
+            Denied, NotFound, LinkError; BadTensor where the peer describes something else.
+        """
+        download = await self.download(handle.id, progress)
+        try:
+            header = TensorHeader.from_wire(download.result)
+            header.check_payload(download.nbytes)
+        except GridError:
+            download.abort()
+            raise
+        return header, download
+
+    async def download(self, id: bytes, progress: Progress | None = None) -> Download:
+        """The answer to `fetch` of any object, when all that was asked before is done; to be read to its end."""
         await self.outbox.settle()
-        return await (await self._links.to(self.member, bulk=True)).request("fetch", args)
+        return await Download.begin(self.connect, "fetch", {"id": id}, self.name, progress)
+
+    async def save(
+        self, id: bytes, kind: str, path: str | os.PathLike[str], overwrite: bool, progress: Progress | None
+    ) -> Path:
+        """An object's value into a file; see Pointer.save."""
+        await self.outbox.settle()
+        return await save_object(Source(self.connect, self.name, id, kind), path, overwrite, progress)
 
     async def read_spec(self, id: bytes) -> bytes:
         """The program of a stored model or plan."""
-        answer = await self.read(id, 0, "spec")
-        return bytes(await answer.read())
+        args = {"id": id, "part": "spec"}
+        spec = await Download.begin(lambda: self._links.to(self.member), "fetch", args, self.name)
+        return bytes(await spec.read(limits.MAX_PROGRAM))
 
     # --- other requests -----------------------------------------------------------------------------------
 
@@ -188,6 +230,10 @@ class RemotePeer:
     async def clear(self) -> int:
         """Delete everything of yours on this peer, published objects too; how many."""
         return int((await self.request("clear", {}))["deleted"])
+
+    def statistics(self) -> Statistics:
+        """What the connections between this client and that peer carried so far."""
+        return self._links.traffic.statistics().get(self.id, Statistics())
 
     async def status(self) -> dict[str, Any]:
         """What it says of itself: objects, bytes, sessions, uptime, traffic (SPEC.md, `status`)."""
@@ -243,35 +289,47 @@ class RemotePeer:
     async def hand_over(
         self, id: bytes, target: RemotePeer, new_id: bytes, *, move: bool, publish: bool
     ) -> dict[str, Any]:
-        """offer here, pull there (SPEC.md, 10); the record of the object at `target`."""
+        """offer here, pull there (SPEC.md, 10); the record of the object at `target`.
+
+        A move that was cut and is asked for again goes on where it was, or finds that it is done.
+        """
         await self.outbox.settle()
-        offer = await self.request("offer", {"id": id, "target": target.id, "move": move})
+        try:
+            offer = await self.request("offer", {"id": id, "target": target.id, "move": move})
+        except NotFound:
+            arrived = await self._arrived(id, target) if move else None
+            if arrived is None:
+                raise
+            return arrived
         args = {"peer": self.id, "ticket": offer["ticket"], "id": new_id, "publish": publish}
-        return dict((await target.request("pull", args))["record"])
+        try:
+            return dict((await target.request("pull", args))["record"])
+        except LinkError as error:
+            if move:
+                error.message += (
+                    f". Whether the object is still at {self.name} or at {target.name} already is not known, and it is "
+                    "at one of them: move it again when both are there"
+                )
+            raise
+
+    async def _arrived(self, id: bytes, target: RemotePeer) -> dict[str, Any] | None:
+        """The object's record at `target`, if it came there by a move of ours whose answer was lost."""
+        try:
+            record = await target.describe_object(id)
+        except GridError:
+            return None
+        return record if record["owner"] == self.asker else None
 
 
 _background: set[asyncio.Task[None]] = set()
 
 
-def _unfilled(nbytes: int) -> memoryview:
-    """Memory for a payload that will fill all of it: clearing it first would cost as much as the copy into it."""
-    array: Any = torch.empty(nbytes, dtype=torch.uint8).numpy()
-    return memoryview(array)
-
-
-async def _into_memory(answer: Response, progress: Progress | None) -> bytearray | memoryview:
+async def _into_memory(answer: Response | Download) -> bytearray | memoryview:
     """The payload in memory that the tensor may keep: writable, aligned."""
     if answer.stream is None:
         return bytearray(answer.payload)
-    data = _unfilled(answer.stream.nbytes)
-    if progress is None:
-        await answer.stream.into(data)
-        return data
-    at = 0
-    async for chunk in answer.stream:
-        data[at : at + len(chunk)] = chunk
-        at += len(chunk)
-        progress(at, len(data))
+    data = fresh(answer.stream.nbytes)
+    await answer.stream.into(data)
     return data
 
 

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from protocol.errors import BadRequest
@@ -39,9 +48,9 @@ def json_out(value: Any) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def progress(title: str, after: str = "") -> Iterator[Callable[[int, int], None]]:
     """A bar with rate and time left on standard error, where that is a terminal: call what it gives with
-    (bytes done, bytes in all)."""
+    (bytes done, bytes in all). `after` says what is waited for when all bytes are done."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -50,15 +59,25 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     screen = Console(stderr=True)
+    title = escape(clean(title))
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-        task = bars.add_task(escape(title), total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        task = bars.add_task(title, total=None)
+
+        def step(done: int, total: int) -> None:
+            now = f"{title}, {after}" if after and done >= total else title
+            bars.update(task, completed=done, total=total, description=now)
+
+        yield step
 
 
 @contextlib.contextmanager
 def waiting(title: str) -> Iterator[None]:
-    """A sign of life on standard error while something goes on elsewhere, where it is a terminal."""
-    with Console(stderr=True).status(escape(title)):
+    """A sign of life and the time so far on standard error, where that is a terminal, while something goes on elsewhere
+    of which nobody says how far it is."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
+        bars.add_task(escape(clean(title)), total=None)
         yield
 
 
@@ -248,6 +267,35 @@ def traffic_table(traffic: Iterable[Mapping[str, Any]]) -> Table:
         "received",
         rows=((end["name"], end["role"], size(end["payload_sent"]), size(end["payload_received"])) for end in traffic),
     )
+
+
+def print_verified(report: Mapping[str, Any]) -> None:
+    """What a check of a peer's store found."""
+    console, peer = out(), clean(report["peer"])
+    damaged, database = report["damaged"], report["database"]
+    found = "all whole" if not damaged and not database else f"{len(damaged)} damaged"
+    counted = f"{_count(report['objects'], 'object')} in {_count(report['blobs'], 'file')}"
+    checked = f"{counted}, {size(report['bytes'])}"
+    console.print(escape(f"{peer}: {checked}: {found}"), soft_wrap=True)
+    if damaged:
+        columns = ("id", "name", "tags", "what is wrong")
+        rows = ((one["id"].hex()[:12], one["name"] or "", " ".join(tags(one)), one["what"]) for one in damaged)
+        console.print(table(*columns, rows=rows))
+        console.print("restore these from another peer that has them, or delete them with 'grid rm'")
+    for text in database:
+        console.print(escape(f"{peer}: the database: {clean(text)}"), soft_wrap=True)
+
+
+def print_compacted(report: Mapping[str, Any]) -> None:
+    """What was freed."""
+    anew = ", written anew" if report["is_rewritten"] else ""
+    files = f"{_count(report['files'], 'file')} that nothing needs, {size(report['file_bytes'])}"
+    line = f"{clean(report['peer'])}: freed {files}; database smaller by {size(report['database_bytes'])}{anew}"
+    out().print(escape(line), soft_wrap=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _or_unknown(value: object) -> object:

@@ -5,9 +5,15 @@ Files in import order:
     folders.py      where things are kept on this machine
     keys.py         Ed25519 keys
     transport.py    WebSockets as the grid uses them
+    liveness.py     whether the other end of a line is still there
+    hashing.py      hashes of blocks, and the digest over them
+    blocks.py       memory for blocks, used again by reference count
+    direct.py       chunks straight from the socket into place
     payloads.py     bytes on their way out
     incoming.py     bytes on their way in
     calls.py        requests and answers as both ends see them; what a connection has carried
+    leases.py       whose temporaries live, and until when: decides
+    ledger.py       requests that take effect once, and what they came to: decides
     sending.py      all that leaves over a session: frames, and payloads in turn
     receiving.py    the payloads that come, each to its stream
     asking.py       our requests: sent, held, answered, given up
@@ -15,11 +21,15 @@ Files in import order:
     closing.py      each step of an orderly end in its time
     connection.py   a session over a WebSocket: joins those parts, reads, and ends
     opening.py      dial or accept, and shake hands
+    patience.py     how long a broken transfer is tried again: decides
+    downloads.py    a value on its way here, over as many connections as it takes
+    uploading.py    and on its way to a peer
+    resuming.py     both of them: transfers that go on after the line broke
     membership.py   who is in the grid: decides
     neighbours.py   the peers of this machine, found without flags
+    lasting.py      a link for requests that outlives its connections
     links.py        connections to peers, dialled when first needed
     permissions.py  who may do what with an object: decides
-    leases.py       whose temporaries live, and until when: decides
     tickets.py      the leave to collect an object: decides
     buffers.py      shared memory for values
     store/          published objects: SQLite and safetensors files
@@ -32,8 +42,15 @@ Files in import order:
     at_once.py      the lean path: operations for which nothing has to be waited
     execution.py    operations and programs to workers, in order
     arrivals.py     what is coming in, checked before it is read
+    intake.py       one value on its way in: into memory, or into the store
+    uploads.py      values on their way in that survive the line over which they come
+    exports.py      values on their way out that may be asked for again from the middle
     transfers.py    put, fetch, publish, remove
-    moves.py        from peer to peer: offer, pull, collect, collected
+    failpoints.py   where a test can end this process
+    taken.py        a temporary as it was when its move began
+    moves.py        from peer to peer, at the holder: offer, collect, collected
+    notes.py        what came by a move and is not confirmed
+    pulls.py        from peer to peer, at the target: pull
     requests.py     what can be asked, one method each
     peer.py         wires the parts together
     process.py      a peer in this process, until it is told to stop

@@ -1,18 +1,16 @@
-"""What is coming in: described and checked before a byte of it is read, then read in pieces."""
+"""What is coming in: described and checked before a byte of it is read."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from compute.program import Program
 from compute.spec import layout_of, program_of
-from peer.calls import Call, Response
 from peer.objects import Target, check_id
 from peer.store.contents import Contents
 from protocol import limits
-from protocol.codec import Buffer
 from protocol.errors import BadRequest, TooLarge
 from protocol.identity import is_peer_id
 from protocol.tensors import TensorHeader
@@ -83,6 +81,17 @@ class Arrival:
             "published": True,
         }
 
+    def describes(self, record: Mapping[str, Any]) -> bool:
+        """Whether an object that is here is, by all that is said of it, the one that this announces."""
+        header = self.header
+        return (
+            (record["id"], record["kind"], record["owner"]) == (self.id, self.kind, self.owner)
+            and (record["description"], record["name"]) == (self.description, self.name)
+            and set(record["tags"]) == set(self.tags)
+            and frozenset(record["labels"]) == self.labels
+            and (header is None or (record["dtype"], tuple(record["shape"])) == (header.dtype, header.shape))
+        )
+
     def contents(self, spec: bytes) -> Contents:
         """How it is to be stored, now that its spec (a model's or plan's first bytes) is there."""
         if self.kind == "model":
@@ -96,37 +105,6 @@ class Arrival:
             return Contents((), metadata, b"")
         assert self.header is not None
         return Contents.one(self.header)
-
-
-class Pieces:
-    """The bytes of a request or answer: some of them first, then the rest, each read once."""
-
-    def __init__(self, source: Call | Response) -> None:
-        self._source = source
-        self._left: Buffer = source.payload
-
-    async def first(self, size: int) -> bytes:
-        """Exactly the next `size` bytes; BadRequest if there are fewer."""
-        got = bytearray()
-        while len(got) < size:
-            if not self._left:
-                if self._source.stream is None:
-                    raise BadRequest(f"{size} bytes of program are announced, {len(got)} came")
-                try:
-                    self._left = await anext(self._source.stream)
-                except StopAsyncIteration:
-                    raise BadRequest(f"{size} bytes of program are announced, {len(got)} came") from None
-            take = memoryview(self._left)[: size - len(got)]
-            got += take
-            self._left = memoryview(self._left)[len(take) :]
-        return bytes(got)
-
-    async def rest(self) -> AsyncIterator[Buffer]:
-        if self._left:
-            yield self._left
-        if self._source.stream is not None:
-            async for chunk in self._source.stream:
-                yield chunk
 
 
 def _spec_size(value: object) -> int:

@@ -14,7 +14,7 @@ from peer.payloads import Payload, close_payload, split
 from peer.sending import Sending
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import GridError, PeerLost
+from protocol.errors import GridError, PeerLost, TimedOut
 from protocol.messages import Fault, Reply, Request
 from protocol.session import Session
 
@@ -35,6 +35,12 @@ class Asked(asyncio.Future[Response]):
     @property
     def is_given_up(self) -> bool:
         return self.done() and self.then is None
+
+    is_sent = False  # whether the other end may have it
+
+    def lost(self, error: GridError) -> None:
+        """The connection ended before the answer came."""
+        self.fail(error)
 
     def answer(self, response: Response) -> None:
         if self.then is not None:
@@ -61,6 +67,8 @@ class _Held:
     body: Buffer
     source: Payload | None
     future: Asked
+    once: int | None = None
+    seen: int | None = None
 
 
 class Asking:
@@ -97,13 +105,33 @@ class Asking:
             self._ask(op, args, body, source, future)
         return future
 
+    def ask(self, future: Asked, op: str, args: dict[str, Any], payload: bytes, once: int | None, seen: int) -> None:
+        """`post` of what has a future already; for `once` and `seen` see Request. If the connection ends before the
+        answer came, `future.lost` is called."""
+        body, source = split(payload) if payload else (b"", None)
+        if self._sending.is_over:
+            future.lost(self._lost(op))
+        elif self._held or not self._may_ask(source):
+            self._held.append(_Held(op, args, bytes(body), source, future, once, seen))
+        else:
+            self._ask(op, args, body, source, future, once, seen)
+
     def _may_ask(self, source: Payload | None) -> bool:
         is_free = self._session.unanswered < limits.MAX_REQUESTS
         return is_free and (source is None or self._session.has_stream_room)
 
-    def _ask(self, op: str, args: dict[str, Any], body: Buffer, source: Payload | None, future: Asked) -> None:
+    def _ask(
+        self,
+        op: str,
+        args: dict[str, Any],
+        body: Buffer,
+        source: Payload | None,
+        future: Asked,
+        once: int | None = None,
+        seen: int | None = None,
+    ) -> None:
         try:
-            made = self._session.request(op, args, body, source.nbytes if source is not None else 0)
+            made = self._session.request(op, args, body, source.nbytes if source is not None else 0, once, seen)
         except GridError as error:  # arguments that cannot travel: the request never leaves
             close_payload(source)
             future.fail(error)
@@ -113,6 +141,7 @@ class Asking:
         if source is not None and made.stream is not None:
             self._sending.begin(made.stream, source)
         self._waiting[made.id] = future
+        future.is_sent = True
         if future.then is None:
             future.on_cancel = lambda: self._given_up(made)
         self._sending.kick()
@@ -154,16 +183,34 @@ class Asking:
             if held.future.is_given_up:
                 close_payload(held.source)
             else:
-                self._ask(held.op, held.args, held.body, held.source, held.future)
+                self._ask(held.op, held.args, held.body, held.source, held.future, held.once, held.seen)
 
     def end(self) -> None:
         """No answers will come."""
         held, self._held = self._held, deque()
-        for future in [*self._waiting.values(), *(each.future for each in held)]:
-            future.fail(self._lost(None))
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, {}
+        for future in [*waiting.values(), *(each.future for each in held)]:
+            future.lost(self._lost(None))
         for each in held:
             close_payload(each.source)
+
+
+async def wait_for(future: Asked, timeout: float | None, op: str, peer_name: str) -> Response:
+    """The answer; TimedOut if it is not there in time. Cancelling gives the request up."""
+    if timeout is None:
+        try:
+            return await future
+        except BaseException:
+            drop(future)
+            raise
+    try:
+        async with asyncio.timeout(timeout) as deadline:
+            return await future
+    except BaseException as error:
+        drop(future)
+        if isinstance(error, TimeoutError) and deadline.expired():
+            raise TimedOut(f"no answer within {timeout:g} s", operation=op, peer=peer_name) from None
+        raise
 
 
 def drop(future: asyncio.Future[Response]) -> None:

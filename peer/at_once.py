@@ -12,7 +12,7 @@ from compute.writes import written_positions
 from peer.batches import Fault, Results, Snapshot
 from peer.objects import Objects, Temporary
 from peer.operations import Operation, check_operation, flat_references
-from peer.worker.remote import Exported, Result, Worker
+from peer.worker.remote import Exported, Result, Span, Worker
 from peer.workers import WorkerPool
 from protocol.errors import GridError
 
@@ -53,7 +53,7 @@ def worker_at_hand(
 class Hearing:
     """Hears from the worker (as its `Asker`) what became of the operations of one request."""
 
-    __slots__ = ("_operations", "_results", "_then", "_worker", "made")
+    __slots__ = ("_open", "_operations", "_results", "_then", "_worker", "made")
 
     def __init__(
         self,
@@ -61,7 +61,9 @@ class Hearing:
         worker: Worker,
         operations: Sequence[Operation],
         then: Then,
+        open_value: Callable[[Exported, Callable[[Snapshot | GridError], None]], None],
     ) -> None:
+        self._open = open_value  # what is no memory, but part of a file
         self._results = results
         self._worker = worker
         self._operations = operations
@@ -85,6 +87,8 @@ class Hearing:
         faults = [settle([made[out] for out in operation[3]], each, self._worker) for operation, each in pairs]
         if isinstance(value, GridError):
             self._then(faults, value)
+        elif isinstance(value.data, Span):
+            self._open(value, lambda opened: self._then(faults, opened))
         else:
             assert value.data is not None
             self._then(faults, (value.header, value.data))

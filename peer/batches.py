@@ -9,17 +9,17 @@ from typing import Any
 
 from compute.writes import written_positions
 from peer import secrecy
-from peer.buffers import Buffer
 from peer.leases import LeaseKey
 from peer.objects import Objects, Temporary
 from peer.operations import Operation
+from peer.spans import Value
 from peer.worker.remote import Result, Worker
 from protocol.errors import GridError
 from protocol.tensors import TensorHeader
 
 Fault = dict[str, Any]
-Snapshot = tuple[TensorHeader, bytes | Buffer]
-"""A value as it was at one moment: small ones as bytes, others as a buffer that the caller releases."""
+Snapshot = tuple[TensorHeader, Value]
+"""A value as it was at one moment: small ones as bytes; others are the caller's to release (peer/spans.py)."""
 
 
 class Batch:

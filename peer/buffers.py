@@ -88,7 +88,7 @@ class _Memory:
 class Buffer:
     """`nbytes` of memory, filled from the front once, then fixed. Made by a BufferPool, with one reference."""
 
-    __slots__ = ("_holders", "_memory", "_pool", "_shared", "filled", "nbytes")
+    __slots__ = ("_holders", "_memory", "_pool", "_shared", "filled", "hashes", "nbytes")
 
     def __init__(self, pool: BufferPool, store: _Memory, nbytes: int, *, is_sealed: bool) -> None:
         self._pool = pool
@@ -97,6 +97,7 @@ class Buffer:
         self._shared = is_sealed
         self.nbytes = nbytes
         self.filled = nbytes if is_sealed else 0
+        self.hashes: list[int] | None = None  # of its blocks, where they came with it and were checked
 
     @property
     def is_complete(self) -> bool:
@@ -116,6 +117,20 @@ class Buffer:
             memory.write_all(held.fd, view[warm:], self.filled + warm)
             held.warm = end
         self.filled = end
+
+    def place(self) -> memoryview | None:
+        """Where the bytes still to come belong, to be put there and then counted with `advance`. None where the pages
+        are not there yet: `append` makes them for less."""
+        held = self._held()
+        if self._shared or held.warm < self.nbytes or self.filled == self.nbytes:
+            return None
+        return memoryview(held.map(writable=True))[self.filled : self.nbytes]
+
+    def advance(self, nbytes: int) -> None:
+        """So many bytes were put where `place` said."""
+        if self.filled + nbytes > self.nbytes:
+            raise InternalError(f"{nbytes} bytes more in a buffer that has {self.filled} of its {self.nbytes}")
+        self.filled += nbytes
 
     def view(self, start: int = 0, stop: int | None = None) -> memoryview:
         """The bytes from `start` to `stop` (all that are there), read-only. Hold a reference as long as the view."""

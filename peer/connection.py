@@ -15,9 +15,12 @@ from typing import Any, Final
 from websockets.exceptions import ConnectionClosed
 
 from peer import closing
-from peer.asking import Asking, drop
+from peer.asking import Asked, Asking, wait_for
 from peer.calls import AtOnce, Call, Handler, Response, Statistics, Traffic
+from peer.direct import Direct
 from peer.incoming import owned
+from peer.ledger import Ledger
+from peer.liveness import Liveness
 from peer.payloads import Payload
 from peer.receiving import Receiving
 from peer.sending import Sending
@@ -25,7 +28,7 @@ from peer.serving import Serving
 from peer.transport import Socket
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import GridError, LinkError, PeerLost, ProtocolError, TimedOut
+from protocol.errors import GridError, LinkError, PeerLost, ProtocolError
 from protocol.handshake import Remote
 from protocol.messages import Abort, Chunk, Fault, Reply, Request
 from protocol.session import Event, Session
@@ -43,7 +46,13 @@ class Connection:
     """
 
     def __init__(
-        self, socket: Socket, session: Session, remote: Remote, handler: Handler | None, at_once: AtOnce | None = None
+        self,
+        socket: Socket,
+        session: Session,
+        remote: Remote,
+        handler: Handler | None,
+        at_once: AtOnce | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._socket = socket
         self._session = session
@@ -52,12 +61,16 @@ class Connection:
         self._room = room = asyncio.Event()  # for the reader: it may take more in
         self._traffic = traffic = Traffic()
         self._sending = sending = Sending(socket, session, traffic, name)
-        self._receiving = receiving = Receiving(session, sending, traffic, room, name)
+        self._liveness = Liveness(socket, self.give_up)
+        self._direct = direct = Direct(socket, self, self._liveness.heard)
+        self._receiving = receiving = Receiving(session, sending, traffic, room, name, direct.forget, direct.in_part)
         self._asking = Asking(session, sending, traffic, self._lost)
-        self._serving = Serving(session, sending, receiving, traffic, room, handler, at_once)
+        self._serving = Serving(session, sending, receiving, traffic, room, handler, at_once, ledger)
+        self.ask = self._asking.ask  # for what asks again where this connection ends; `post` is for all others
         sending.on_room = self._begin_held
         self._queued = 0  # messages that came and wait in the socket's queue for the reader
         self._ending: asyncio.Task[None] | None = None
+        self.on_over: Callable[[LinkError | None], None] | None = None  # told at once when it is over, and why
         self._reason: LinkError | None = None
         self._loop = loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[LinkError | None] = loop.create_future()
@@ -89,21 +102,7 @@ class Connection:
         Raises:
             GridError: what the other end answered with; PeerLost if the connection broke; TimedOut.
         """
-        future = self.post(op, args, payload)
-        if timeout is None:
-            try:
-                return await future
-            except BaseException:
-                drop(future)
-                raise
-        try:
-            async with asyncio.timeout(timeout) as deadline:
-                return await future
-        except BaseException as error:
-            drop(future)
-            if isinstance(error, TimeoutError) and deadline.expired():
-                raise TimedOut(f"no answer within {timeout:g} s", operation=op, peer=self.peer_name) from None
-            raise
+        return await wait_for(self.post(op, args, payload), timeout, op, self.peer_name)
 
     def post(
         self,
@@ -111,7 +110,7 @@ class Connection:
         args: dict[str, Any],
         payload: Buffer | Payload = b"",
         then: Callable[[Response | GridError], None] | None = None,
-    ) -> asyncio.Future[Response]:
+    ) -> Asked:
         """Ask without waiting: what is posted in one turn of the loop shares a message. The future has the answer.
 
         Requests leave in the order of the calls. Those for which there is no room yet (limits.MAX_REQUESTS,
@@ -122,6 +121,10 @@ class Connection:
     def send_now(self) -> None:
         """Send what was posted now, if that can be done, and not at the end of this turn of the loop."""
         self._sending.hurry()
+
+    def give_up(self, why: str) -> None:
+        """The line is dead, though it is open: end it at once. What waits for it fails with PeerLost."""
+        self._end_soon(PeerLost(why, peer=self.peer_name))
 
     def _lost(self, op: str | None = None) -> PeerLost:
         why = f": {self._reason.message}" if self._reason is not None else ""
@@ -179,6 +182,26 @@ class Connection:
         if self._sending.has_data:
             self._sending.kick()
 
+    # What Direct asks for (Places): chunks that go straight to where they belong.
+
+    def place(self, stream: int, offset: int, nbytes: int) -> memoryview | None:
+        if self._queued or self._socket.sink is None or self.is_closed or self._is_full:
+            return None  # it has to keep its order, and may have to wait
+        return self._receiving.place(stream, offset, nbytes) if self._session.expects(stream, offset, nbytes) else None
+
+    def placed(self, size: int, chunk: Chunk) -> None:
+        try:
+            self._traffic.message_received(size)
+            if self._session.arrived(chunk):
+                self._receiving.feed(chunk, is_placed=True)
+            if self._sending.has_data:
+                self._sending.kick()
+        except LinkError as error:
+            self._end_soon(error)
+        except Exception:
+            _log.exception("defect while reading from %s", self.peer_name)
+            self._end_soon(PeerLost(_DEFECT, peer=self.peer_name))
+
     def _end_soon(self, reason: LinkError) -> None:
         if self._ending is None:
             self._ending = self._loop.create_task(self._finish(reason))
@@ -210,7 +233,8 @@ class Connection:
         stream = self._receiving.open(request.stream, request.nbytes)
         if stream is not None:
             self._receiving.watch(stream)
-        self._serving.serve(request.id, Call(self, request.op, request.args, payload, stream))
+        call = Call(self, request.op, request.args, payload, stream)
+        self._serving.serve(request.id, call, request.once, request.seen)
 
     def _on_abort(self, abort: Abort) -> None:
         if abort.request is not None:
@@ -248,6 +272,7 @@ class Connection:
         if self.is_closed:
             return
         self._sending.is_over = True
+        self._liveness.stop()
         self._reason = reason
         if isinstance(reason, ProtocolError):
             _log.warning("closing %s: %.200r", self.peer_name, reason.message)
@@ -271,6 +296,8 @@ class Connection:
         self._receiving.end(self._lost())
         self._serving.end()
         self._sending.stop_all()
+        if self.on_over is not None:
+            self.on_over(self._reason)
 
 
 async def receive(socket: Socket, session: Session) -> tuple[int, list[Event]]:

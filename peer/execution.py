@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -24,12 +25,15 @@ from peer.buffers import Buffer
 from peer.leases import LeaseKey
 from peer.objects import Held, Objects, Published, Temporary, show_id
 from peer.operations import check_count, check_operation, references, written_by
+from peer.spans import Spans, StoredSpan, Value, release
 from peer.store.store import Store
-from peer.worker.remote import Exported, Worker
+from peer.worker.remote import BlockHashes, Exported, Span, Worker
 from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import BadRequest, GridError, WorkerLost
 from protocol.tensors import TensorHeader
+
+Exporting = tuple[Worker, asyncio.Future[Exported]]
 
 
 class Execution:
@@ -40,8 +44,9 @@ class Execution:
         self._store = store
         self._workers = workers
         self._results = Results(objects)
+        self._spans = Spans(store)
         self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # each as long as it is held
-        self._wrote: set[Worker] = set()  # workers in which something was changed in place
+        self._wrote: dict[Worker, int] = {}  # workers in which something was changed in place, and how often
         self._alive: set[Worker] = set()
         self._programs = secrecy.KnownPrograms()
 
@@ -114,7 +119,7 @@ class Execution:
         except GridError:
             return False
         own = [id for id in release if (held := self._objects.temporary(id)) is not None and held.worker is worker]
-        hearing = Hearing(self._results, worker, operations, then)
+        hearing = Hearing(self._results, worker, operations, then, partial(self._spans.open_soon, worker, fetch))
         worker.run_for(hearing, operations, fetch, own)
         for id in own:
             self._objects.remove(id)
@@ -145,7 +150,7 @@ class Execution:
     def _now_written(self, held: Temporary, worker: Worker, labels: frozenset[str], batch: Batch) -> None:
         """An operation changes this temporary in place: from now on it is derived from the other inputs as well, and
         its home is where they are."""
-        self._wrote.add(worker)
+        self._note_writing(worker)
         held.labels |= labels
         if held.worker is worker:
             return
@@ -197,7 +202,7 @@ class Execution:
             running = worker.run_program(bytes.fromhex(program), code, inputs, outs)
             worker.drop(batch.lent)
             if known.writes:
-                self._wrote.add(worker)
+                self._note_writing(worker)
                 for each in held.values():
                     # It may be one that the program writes. Of a lent one only the copy is changed, which is gone.
                     if isinstance(each, Temporary) and each.worker is worker:
@@ -237,20 +242,24 @@ class Execution:
                 f"{show_id(held.id)} points to an object at {held.target.name}: operate on that one, "
                 "or pull it here with remote_get()"
             )
-        header, value = await self.snapshot(held)
+        header, value = await self.snapshot(held, in_memory=True)
+        assert not isinstance(value, StoredSpan)
         worker.provide(held.id, header, value if isinstance(value, bytes) else value.share(), 0, read_only=False)
-        _let_go(value)
+        release(value)
         if held.labels - {asker} == worker.key.labels:
             held.worker = worker
         else:
             batch.lent.add(held.id)
 
     async def _bring_published(self, held: Published, worker: Worker) -> None:
-        tensor = held.tensor
-        async with self._store.reading(held.stored) as source:
+        tensor, stored = held.tensor, held.stored
+        async with self._store.reading(stored) as source:
+            if isinstance(source, bytes):
+                worker.provide(held.id, tensor.header, source, read_only=True)
+                return
             # The worker maps the file; a deleted object's bytes live on in it until it lets go.
-            offset = 0 if isinstance(source, bytes) else tensor.offset
-            worker.provide(held.id, tensor.header, source, offset, read_only=True)
+            hashes = BlockHashes(stored.start, stored.contents.nbytes, stored.blocks) if stored.blocks else None
+            worker.provide(held.id, tensor.header, source, tensor.offset, read_only=True, hashes=hashes, origin=held)
 
     # --- values -------------------------------------------------------------------------------------------
 
@@ -261,20 +270,27 @@ class Execution:
             raise BadRequest(f"{show_id(held.id)} is no temporary tensor: fetch it in a request of its own")
         return self.snapshot(held)
 
-    def snapshot(self, held: Temporary) -> Awaitable[Snapshot]:
+    def snapshot(self, held: Temporary, *, in_memory: bool = False) -> Awaitable[Snapshot]:
         """The value as it is after everything asked so far; what is asked later does not change it.
 
         Put in order by the call itself; await it outside the lane. Raises what its operation failed with, or
-        WorkerLost.
+        WorkerLost. A large view of a published object is a span of that one's file, unless it is wanted `in_memory`.
         """
         # A buffer is right unless something was written in place in its worker: to it, or through a view of it.
         is_changed = held.worker is not None and (held.buffer is None or held.worker in self._wrote)
-        exporting = held.worker.export(held.id) if held.worker is not None and is_changed else None
+        exporting = None
+        if held.worker is not None and is_changed:
+            exporting = (held.worker, held.worker.export(held.id, in_memory=in_memory))
         return self._snapshot(held, exporting, held.buffer.acquire() if held.buffer is not None else None)
 
-    async def _snapshot(
-        self, held: Temporary, exporting: asyncio.Future[Exported] | None, buffer: Buffer | None
-    ) -> Snapshot:
+    def writes(self, held: Temporary) -> object:
+        """Equal at two moments in its lane: nothing was written in place in between that could have changed it."""
+        return None if held.worker is None else (held.worker, self._wrote.get(held.worker, 0))
+
+    def _note_writing(self, worker: Worker) -> None:
+        self._wrote[worker] = self._wrote.get(worker, 0) + 1
+
+    async def _snapshot(self, held: Temporary, exporting: Exporting | None, buffer: Buffer | None) -> Snapshot:
         """`buffer` is as it came, and ours to give back: the temporary may be released before this runs."""
         try:
             if held.failure is not None:
@@ -290,27 +306,30 @@ class Execution:
             if buffer is not None:
                 buffer.release()
 
-    async def _exported(
-        self, held: Temporary, exporting: asyncio.Future[Exported] | None
-    ) -> tuple[TensorHeader, bytes | Buffer | None]:
+    async def _exported(self, held: Temporary, exporting: Exporting | None) -> tuple[TensorHeader, Value | None]:
         """What the worker says of a value; without data where that is as it came."""
         if exporting is None:
             if held.header is None:
                 raise _gone(held)
             return held.header, None
-        labels = held.labels
+        labels, (worker, future) = held.labels, exporting
         try:
-            exported = await exporting
+            exported = await future
+            data: Value | None
+            if isinstance(exported.data, Span):
+                data = await self._spans.opened(worker, held.id, exported.data)
+            else:
+                data = exported.data
         except GridError as error:
             raise secrecy.told(error, labels - {held.owner}) from None
         held.header = exported.header
-        return exported.header, exported.data
+        return exported.header, data
 
     async def header(self, held: Temporary) -> TensorHeader:
         """Its dtype and shape; waits for the operation that makes it."""
         if held.header is None:
             header, value = await self.snapshot(held)
-            _let_go(value)
+            release(value)
             return header
         return held.header
 
@@ -358,14 +377,9 @@ class Execution:
             # A buffer is right unless something was written in place there: to it, or through a view of it.
             if temporary.buffer is None or worker in self._wrote:
                 temporary.failure = temporary.failure or error
-        self._wrote.discard(worker)
+        self._wrote.pop(worker, None)
         self._alive.discard(worker)
 
 
 def _gone(held: Temporary) -> WorkerLost:
     return WorkerLost(f"{show_id(held.id)} is gone with the worker that held it: compute it again")
-
-
-def _let_go(value: bytes | Buffer) -> None:
-    if isinstance(value, Buffer):
-        value.release()

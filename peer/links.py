@@ -1,15 +1,20 @@
-"""Connections to peers, dialled when they are first needed and kept: one for requests, one for large payloads."""
+"""Connections to peers, dialled when they are first needed and kept: one for requests, one for large payloads.
+
+`to` gives a connection as it is now. `lasting` gives a client's link for requests, which outlives its connections.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from peer.calls import Handler, Statistics
 from peer.connection import Connection
 from peer.keys import Identity
+from peer.lasting import Lasting
 from peer.membership import Member, Membership
+from peer.neighbours import Neighbours
 from peer.opening import open_as_dialer
 from protocol import limits
 from protocol.errors import HandshakeFailed, LinkError, Unreachable
@@ -33,14 +38,25 @@ class TrafficLog:
     def __init__(self) -> None:
         self._open: list[Connection] = []
         self._past: dict[str, Traffic] = {}
+        self._past_statistics: dict[str, Statistics] = {}
 
     def follow(self, connection: Connection) -> None:
         self._open.append(connection)
         connection.closed.add_done_callback(lambda _: self._settle(connection))
 
+    def statistics(self) -> dict[str, Statistics]:
+        """All that connections carried so far, by the other end's id."""
+        total = dict(self._past_statistics)
+        for connection in self._open:
+            _count(total, connection)
+        return total
+
     def _settle(self, connection: Connection) -> None:
         self._open.remove(connection)
         _add(self._past, connection)
+        _count(self._past_statistics, connection)
+        while len(self._past_statistics) > limits.MAX_TRAFFIC:
+            del self._past_statistics[next(iter(self._past_statistics))]
         while len(self._past) > limits.MAX_TRAFFIC:  # whoever makes keys without end is not remembered for each
             del self._past[next(iter(self._past))]
 
@@ -65,14 +81,20 @@ def _add(total: dict[str, Traffic], connection: Connection) -> None:
     )
 
 
+def _count(total: dict[str, Statistics], connection: Connection) -> None:
+    total[connection.remote.id] = total.pop(connection.remote.id, Statistics()) + connection.statistics()
+
+
 class Links:
     """One end's connections to the members of a grid.
 
     Args:
         identity: the key that this end proves.
-        role: "peer" or "client"; `name` and `lease` go with it into the handshake.
+        introduction: its role, "peer" or "client", name and lease, for the handshake.
         membership: where addresses are looked up, and states are noted.
         handler: answers what the other ends ask over these connections.
+        neighbours: the peers of this machine: one that was started again may have another address.
+        patience: how long a lasting link tries to come back before what waits for it fails.
     """
 
     def __init__(
@@ -82,14 +104,30 @@ class Links:
         membership: Membership,
         handler: Handler | None = None,
         on_open: Callable[[Connection], None] | None = None,
+        neighbours: Neighbours | None = None,
+        patience: float = limits.RECONNECT_TIMEOUT,
     ) -> None:
         self._identity = identity
         self._introduction = introduction
         self._membership = membership
         self._handler = handler
         self._on_open = on_open
+        self._neighbours = neighbours
+        self._seen_here: set[str] = set()  # ids of peers that ran on this machine
+        self._patience = patience
         self._links: dict[tuple[str, bool], asyncio.Task[Connection]] = {}
+        self._lasting: dict[str, Lasting] = {}
+        self._is_closed = False
         self.traffic = TrafficLog()
+
+    def lasting(self, member: Member) -> Lasting:
+        """The link for requests to that peer, which outlives its connections. It dials when it is first used."""
+        link = self._lasting.get(member.id)
+        if link is None:
+            link = self._lasting[member.id] = Lasting(
+                member.name, lambda: self.to(member), lambda: self._has_ended(member.id), self._patience
+            )
+        return link
 
     async def to(self, member: Member, *, bulk: bool = False) -> Connection:
         """An open connection to that peer; concurrent callers share one.
@@ -98,6 +136,10 @@ class Links:
             Unreachable: no address of it answers.
             HandshakeFailed: who answers there is another peer.
         """
+        if self._is_closed:
+            raise Unreachable(
+                f"{member.name} is not reached any more: this end is closed", peer=member.name, closed=True
+            )
         key = (member.id, bulk)
         task = self._links.get(key)
         if task is None or (task.done() and not _is_usable(task)):
@@ -116,30 +158,66 @@ class Links:
         return task.result() if task is not None and task.done() and _is_usable(task) else None
 
     async def _dial(self, member: Member) -> Connection:
-        ours = Introduction(self._introduction.role, self._introduction.name, member.id, self._introduction.lease)
-        failures: list[str] = []
-        for url in member.urls:
+        failures: list[LinkError] = []
+        for url in self._addresses(member):
             try:
-                connection = await open_as_dialer(url, ours, self._identity, self._handler)
-            except HandshakeFailed:
-                raise
+                connection = await self._open(url, member.id)
             except LinkError as error:
-                failures.append(error.message)
+                failures.append(error)
                 continue
             self._membership.reached(member.id)
-            self.traffic.follow(connection)
-            if self._on_open is not None:
-                self._on_open(connection)
+            self._running_at(member.id)
             return connection
         self._membership.failed(member.id)
-        raise Unreachable(f"{member.name} cannot be reached: {'; '.join(failures)}", peer=member.name)
+        for failure in failures:
+            if isinstance(failure, HandshakeFailed):
+                raise failure
+        raise Unreachable(
+            f"{member.name} cannot be reached: {'; '.join(failure.message for failure in failures)}",
+            peer=member.name,
+            refused=all(failure.fields.get("refused") is True for failure in failures),
+        )
+
+    async def _open(self, url: str, id: str) -> Connection:
+        ours = Introduction(self._introduction.role, self._introduction.name, id, self._introduction.lease)
+        connection = await open_as_dialer(url, ours, self._identity, self._handler)
+        self.traffic.follow(connection)
+        if id in self._lasting:
+            self._lasting[id].met(connection.remote.memory)
+        if self._on_open is not None:
+            self._on_open(connection)
+        return connection
+
+    def _addresses(self, member: Member) -> Iterable[str]:
+        """Where it may be: as the table has it, then as the caller does, then as it says of itself on this machine."""
+        known = self._membership.get(member.id)
+        urls = dict.fromkeys((*(known.urls if known is not None else ()), *member.urls))
+        yield from urls
+        here = self._running_at(member.id)
+        if here is not None and here not in urls:
+            yield here
+
+    def _running_at(self, id: str) -> str | None:
+        """The address of a peer that runs on this machine."""
+        running = {} if self._neighbours is None else {each.id: each.url for each in self._neighbours.list()}
+        self._seen_here |= running.keys()
+        return running.get(id)
+
+    def _has_ended(self, id: str) -> bool:
+        """Whether it is known that the peer's process is gone: it ran on this machine, and does not any more."""
+        return self._running_at(id) is None and id in self._seen_here
 
     async def close(self) -> None:
+        """Requests that were sent may still take effect; what waits for answers fails."""
+        self._is_closed = True
+        for link in self._lasting.values():
+            link.stop()
         tasks, self._links = list(self._links.values()), {}
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(result.close() for result in results if isinstance(result, Connection)))
+        await asyncio.gather(*(link.close() for link in self._lasting.values()))
 
     def statistics(self) -> dict[str, Statistics]:
         """Counters of the open connections, by peer id: of both, where there are two."""

@@ -85,6 +85,7 @@ class Membership:
 
     def __init__(self, ours: Member | None = None) -> None:
         self._members: dict[str, Member] = {}
+        self._given: dict[str, str] = {}
         self._ours: str | None = None
         if ours is not None:
             self.set_ours(ours)
@@ -94,12 +95,28 @@ class Membership:
         self._ours = ours.id
         self._members[ours.id] = ours
 
+    def keep_url(self, id: str, url: str) -> None:
+        """The address at which somebody here found this peer: it stays the first to be tried, whatever the peer says of
+        itself. A tunnel or a forwarded port is known to nobody else."""
+        self._given[id] = url
+        if id in self._members and id != self._ours:
+            self._members[id] = self._with_given(self._members[id])
+
+    def _with_given(self, member: Member) -> Member:
+        url = self._given.get(member.id)
+        if url is None or member.urls[0] == url:
+            return member
+        others = tuple(other for other in member.urls if other != url)
+        return replace(member, urls=(url, *others)[: limits.MAX_URLS])
+
     def learn(self, members: Iterable[Member]) -> list[Member]:
         """Take in what was heard; returns those that are new. A table that is full takes no more."""
         new = []
         for member in members:
             if member.id == self._ours:
                 continue
+            if self._given:
+                member = self._with_given(member)
             known = self._members.get(member.id)
             if known is None:
                 if len(self._members) >= limits.MAX_PEERS:

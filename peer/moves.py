@@ -1,124 +1,305 @@
-"""The direct way from one peer to another: move and copy.
+"""From peer to peer, at the holder: `offer`, `collect`, `collected` (SPEC.md, section 10). The target: pulls.py.
 
-It takes three steps: the asker gets a ticket from the holder (`offer`), gives it to the target (`pull`), and the
-target collects the value over a connection of its own (`collect`), says when it is safe (`collected`), and only
-then does the holder give up its copy. Cut anywhere, at least one of them has the object.
+The asker gets a ticket from the holder, gives it to the target, and the target collects the value over a connection of
+its own, as often as it takes. When it is safe there it says `collected`, with the version that it got; the holder then
+gives its own copy up, if that is still this version, or else says `changed`, and the target drops what it took.
+
+The ticket of a published object is in the store before the asker has it, and is marked as done in the transaction
+that deletes the object: cut or killed anywhere, after recovery one of the two has it. Steps and failures, one by one:
+docs/decisions/0007-moves.md.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import hashlib
+import os
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
 
-from peer import permissions
-from peer.arrivals import Arrival
-from peer.calls import Answer, Response
+import msgpack
+
+from peer import failpoints, permissions
+from peer.calls import Answer
 from peer.execution import Execution
-from peer.leases import LeaseKey
-from peer.links import Links
-from peer.membership import Membership
-from peer.objects import Objects, Published, Temporary, check_id, show_id
-from peer.tickets import Tickets
-from peer.transfers import Transfers, payload_of
-from protocol.errors import BadRequest, Denied, NotFound
+from peer.exports import Exports, Position
+from peer.objects import Held, Objects, Published, Temporary, show_id
+from peer.payloads import AtHand, Payload
+from peer.spans import payload_of
+from peer.store.store import Store
+from peer.taken import Taken, is_as_taken, let_go, take
+from peer.tickets import Ticket, Tickets
+from peer.transfers import Transfers
+from protocol import limits
+from protocol.errors import BadRequest, Changed, GridError, NotFound, StorageError
 from protocol.identity import is_peer_id
+
+TICKET_BYTES: Final = 32
+MAX_VERSION: Final = 32  # bytes
+_SWEEP: Final = 3_600.0  # seconds between two looks for offers in the store that are weeks old
 
 
 class Moves:
-    """Gets its parts from the peer that wires it."""
+    """Gets its parts from the peer that wires it. `settled` waits until nothing is open about how an object came here.
+
+    Call `sweep` now and then, and `close` at the end.
+    """
 
     def __init__(
         self,
+        own: str,
         objects: Objects,
         execution: Execution,
         transfers: Transfers,
-        tickets: Tickets,
-        links: Links,
-        membership: Membership,
+        exports: Exports,
+        store: Store,
+        settled: Callable[[bytes], Awaitable[None]],
     ) -> None:
+        self._own = own  # our peer id
         self._objects = objects
         self._execution = execution
         self._transfers = transfers
-        self._tickets = tickets
-        self._links = links
-        self._membership = membership
+        self._exports = exports
+        self._store = store
+        self._settled = settled
+        self._tickets = Tickets(lambda: os.urandom(TICKET_BYTES), self._let_go)
+        self._lapsed: list[bytes] = []  # tickets that are in the store and were never used
+        self._next_sweep = time.monotonic() + _SWEEP
+
+    # --- offer --------------------------------------------------------------------------------------------
 
     async def offer(self, asker: str, id: bytes, target: str, is_move: bool) -> dict[str, Any]:
-        """Let `target` collect the object; the ticket that it needs."""
+        """Let `target` collect the object; the ticket that it needs, durable where the object is."""
         if not is_peer_id(target):
             raise BadRequest("target is the id of a peer")
         held = await self._objects.find(asker, id)
-        what = f"object {show_id(id)}"
+        self._check_may(asker, held, is_move)
+        if is_move and target == self._own:
+            raise BadRequest(f"object {show_id(id)} is here: there is nothing to move")
+        is_durable = is_move and isinstance(held, Published)
+        if is_durable:
+            # Else the peer that it came from, asked later on to let go of it, might by then be the only one to have it.
+            await self._settled(id)
+        ticket = self._tickets.issue(id, asker, target, is_move, time.monotonic(), is_durable=is_durable)
+        if is_durable:
+            try:
+                await self._store.moves.offer(ticket.token, id, asker, target, time.time() + limits.MOVE_KEPT)
+            except BaseException:
+                self._tickets.spend(ticket.token)
+                raise
+            failpoints.hit("offer:kept")
+        return {"ticket": ticket.token, "record": held.record()}
+
+    def _check_may(self, asker: str, held: Held, is_move: bool) -> None:
+        what = f"object {show_id(held.id)}"
         permissions.check_take(asker, held, what)
-        if isinstance(held, Published) and held.part is not None and is_move:
-            raise BadRequest(f"{what} is one tensor of a model: move the model, or copy the tensor")
         if is_move:
             permissions.check_edit(asker, held, what)
-        ticket = self._tickets.issue(id, asker, target, is_move, time.monotonic())
-        return {"ticket": ticket, "record": held.record()}
+            if isinstance(held, Published) and held.part is not None:
+                raise BadRequest(f"{what} is one tensor of a model: move the model, or copy the tensor")
 
-    async def pull(self, asker: str, lease: LeaseKey, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Collect an object from the peer that offered it to us; its record here."""
-        member = self._membership.get(str(args.get("peer")))
-        if member is None:
-            raise NotFound(f"peer {str(args.get('peer'))[:12]} is not known here: it must join this grid first")
-        id, publish = check_id(args.get("id")), bool(args.get("publish"))
-        holder = await self._links.to(member, bulk=True)
-        answer = await holder.request("collect", {"ticket": args.get("ticket")})
+    # --- collect ------------------------------------------------------------------------------------------
+
+    async def collect(self, peer: str, args: Mapping[str, Any]) -> Answer:
+        """The target comes for what it was offered: with `offset` for the bytes from there on, without it for what
+        there is to come, and for a value that rides beside its answer."""
+        ticket = await self._presented(args.get("ticket"), peer)
+        if ticket.is_refused:
+            raise _changed(ticket.object)
+        if ticket.is_given_up:
+            raise NotFound("this transfer is over: its object was given up to the target", gone=True)
+        failpoints.hit("collect:asked")
         try:
-            if answer.result.get("asker") != asker:
-                raise Denied("that transfer was asked for by somebody else")
-            record = await self._take_in(answer, id, asker, lease, publish)
-        finally:
-            if answer.stream is not None:
-                answer.stream.abort()
-        await holder.request("collected", {"ticket": args.get("ticket")})
-        return record
-
-    async def _take_in(self, answer: Response, id: bytes, asker: str, lease: LeaseKey, publish: bool) -> dict[str, Any]:
-        theirs = answer.result.get("record")
-        if not isinstance(theirs, dict):
-            raise BadRequest("the holder did not describe the object")
-        keeps = publish and id == theirs.get("id")  # the same object in a new place keeps its owner
-        owner = theirs.get("owner") if keeps else asker
-        labels = theirs.get("labels")
-        if not isinstance(labels, list) or not all(map(is_peer_id, labels)) or not is_peer_id(owner):
-            raise BadRequest("the holder's description lacks owner or labels")
-        fields = {**theirs, **answer.result, "id": id, "publish": publish}
-        if not publish:
-            fields["tags"] = []
-        nbytes = answer.stream.nbytes if answer.stream is not None else len(answer.payload)
-        arrival = Arrival.of(fields, str(owner), frozenset(labels))
-        return await self._transfers.receive(arrival, lease, answer, nbytes)
-
-    async def collect(self, peer: str, token: object) -> Answer:
-        """The target comes for what it was offered."""
-        ticket = self._tickets.check(_token(token), peer, time.monotonic())
-        answer_to = {"asker": ticket.asker}
-        async with self._execution.lane(ticket.asker):
             held = await self._objects.find(ticket.asker, ticket.object)
-            permissions.check_take(ticket.asker, held, f"object {show_id(held.id)}")
-            if isinstance(held, Temporary) and held.target is None:
-                value = self._execution.snapshot(held)
+        except NotFound as error:
+            error.fields["gone"] = True  # perhaps to this very target, by another ticket
+            raise
+        self._check_may(ticket.asker, held, ticket.is_move)
+        at = Position.of(args)
+        coming = self._published(ticket, held, at) if isinstance(held, Published) else self._temporary(ticket, held, at)
+        answer, version = await coming
+        ticket.was_collected = True
+        told = {**answer.result, "asker": ticket.asker, "move": ticket.is_move, "version": version}
+        payload = answer.payload
+        if payload is None or isinstance(payload, bytes):
+            return Answer(told, payload)
+        if at.offset is None and payload.nbytes > limits.INLINE_PAYLOAD:
+            told["nbytes"] = payload.nbytes
+            payload.close()
+            return Answer(told)
+        return Answer(told, _InUse(payload, self._used(ticket)))
+
+    def _used(self, ticket: Ticket) -> Callable[[], None]:
+        """Keeps the ticket from lapsing until what is returned is called."""
+        ticket.takers += 1
+
+        def over() -> None:
+            ticket.takers -= 1
+            self._tickets.used(ticket, time.monotonic())
+
+        return over
+
+    async def _published(self, ticket: Ticket, held: Published, at: Position) -> tuple[Answer, bytes]:
         record = held.record()
+        version = version_of(record) if ticket.is_move else b""
         if held.kind == "pointer":
-            return Answer({**answer_to, "record": record})
-        if isinstance(held, Published):
-            answer = await self._transfers.stored_value(held)
-            return Answer({**answer_to, **answer.result, "record": record}, answer.payload)
-        header, data = await value
-        return Answer({**answer_to, **header.to_wire(), "record": {**record, **header.to_wire()}}, payload_of(data))
+            return Answer({"record": record}), version
+        answer = await self._transfers.stored_value(held, at)
+        about: dict[str, Any] = {"record": record}
+        if held.part is None and held.stored.blob is not None:
+            about["content"] = held.stored.blob
+        return Answer({**answer.result, **about}, answer.payload), version
 
-    async def collected(self, peer: str, token: object) -> None:
-        """The target has it safely: after a move, ours goes."""
-        ticket = self._tickets.check(_token(token), peer, time.monotonic())
-        self._tickets.spend(_token(token))
-        if ticket.is_move:
-            await self._transfers.remove(await self._objects.find(ticket.asker, ticket.object))
+    async def _temporary(self, ticket: Ticket, held: Temporary, at: Position) -> tuple[Answer, bytes]:
+        taken = await self._taken(ticket, held)
+        if taken.header is None:
+            return Answer({"record": held.record()}), taken.version
+        if at.token not in (None, taken.version):
+            raise _changed(held.id)
+        value, told = taken.value, taken.header.to_wire()
+        whole = payload_of(value if isinstance(value, bytes) else value.acquire())
+        payload = await self._exports.resumed(whole, Position(at.offset, taken.version))
+        record = {**held.record(), **told, "nbytes": taken.header.nbytes}
+        return Answer({**told, "record": record, "token": taken.version}, payload), taken.version
+
+    async def _taken(self, ticket: Ticket, held: Temporary) -> Taken:
+        """The value that this ticket is for, as it was when it was first asked for."""
+        if ticket.value is None:
+            ticket.value = asyncio.ensure_future(take(self._execution, ticket.asker, held))
+        taking: asyncio.Future[Taken] = ticket.value
+        try:
+            taken = await asyncio.shield(taking)
+        except GridError:
+            if ticket.value is taking:
+                ticket.value = None
+            raise
+        if taken.held is not held:
+            raise _changed(held.id)
+        return taken
+
+    # --- collected ----------------------------------------------------------------------------------------
+
+    async def collected(self, peer: str, args: Mapping[str, Any]) -> None:
+        """The target has it safely: after a move, ours goes. Changed where ours is not what it got; then it stays.
+
+        Said again, it is acknowledged again.
+        """
+        ticket = await self._presented(args.get("ticket"), peer)
+        failpoints.hit("collected:asked")
+        if not ticket.is_move:
+            self._tickets.spend(ticket.token)
+        elif not ticket.is_given_up:
+            version = args.get("version")
+            if not isinstance(version, bytes):
+                raise BadRequest("version is what collect answered")
+            if ticket.is_refused:
+                raise _changed(ticket.object)
+            try:
+                await (self._give_up_published if ticket.is_durable else self._give_up_temporary)(ticket, version)
+            except Changed:
+                ticket.is_refused = True  # for good: the target drops what it has
+                raise
+            self._tickets.given_up(ticket, time.monotonic())
+            failpoints.hit("collected:given-up")
+
+    async def _give_up_published(self, ticket: Ticket, version: bytes) -> None:
+        held = await self._objects.published(ticket.object)
+        is_given_up = await self._store.moves.give_up(
+            ticket.token, ticket.object, lambda record: version_of(record) == version
+        )
+        if not is_given_up:
+            raise _changed(ticket.object) if held is not None else _gone(ticket.object)
+        self._transfers.forget(held, ticket.object)
+
+    async def _give_up_temporary(self, ticket: Ticket, version: bytes) -> None:
+        taken = ticket.value.result() if ticket.value is not None and ticket.value.done() else None
+        if taken is None or taken.version != version:
+            raise _changed(ticket.object)
+        async with self._execution.lane(ticket.asker):
+            held = self._objects.temporary(ticket.object)
+            if held is None:
+                raise _gone(ticket.object)
+            if held is not taken.held or not await is_as_taken(self._execution, taken):
+                raise _changed(ticket.object)
+            self._execution.release([ticket.object])
+
+    # --- tickets ------------------------------------------------------------------------------------------
+
+    async def _presented(self, token: object, peer: str) -> Ticket:
+        """The ticket that the other end shows. NotFound, Denied."""
+        if not isinstance(token, bytes) or len(token) != TICKET_BYTES:
+            raise BadRequest(f"a ticket is {TICKET_BYTES} bytes")
+        ticket = self._tickets.find(token) or await self._restored(token)
+        return self._tickets.check(ticket, peer, time.monotonic())
+
+    async def _restored(self, token: bytes) -> Ticket | None:
+        """From the store: one that this process has not seen yet, or has forgotten."""
+        offered = await self._store.moves.find(token)
+        if offered is None:
+            return None
+        known = self._tickets.find(token)  # another call may have been faster
+        return known or self._tickets.restore(token, offered, time.monotonic())
+
+    def _let_go(self, ticket: Ticket) -> None:
+        """Nobody will come with it: what was kept for that goes."""
+        taking, ticket.value = ticket.value, None
+        if taking is not None:
+            taking.add_done_callback(let_go)
+        if ticket.is_durable and not ticket.was_collected:
+            self._lapsed.append(ticket.token)
+
+    async def sweep(self) -> None:
+        """Forget what is stale, with the memory that it holds."""
+        self._tickets.sweep(time.monotonic())
+        with contextlib.suppress(StorageError):  # the next start sweeps the store as well
+            while self._lapsed:
+                await self._store.moves.withdraw(self._lapsed.pop())
+            if time.monotonic() > self._next_sweep:
+                self._next_sweep = time.monotonic() + _SWEEP
+                await self._store.moves.sweep()
+
+    def close(self) -> None:
+        self._tickets.close()
 
 
-def _token(value: object) -> bytes:
-    if not isinstance(value, bytes):
-        raise BadRequest("a ticket is bytes")
-    return value
+def version_of(record: Mapping[str, Any]) -> bytes:
+    """What tells one state of a published object from another: its contents cannot change, its record can, and one
+    that was deleted and made again has another time of making."""
+    told = [record["id"], record["created"], *(record[name] for name in _TOLD)]
+    return hashlib.blake2b(msgpack.packb(told), digest_size=16).digest()
+
+
+_TOLD: Final = ("kind", "owner", "name", "description", "tags", "dtype", "shape", "nbytes", "labels")
+
+
+class _InUse:
+    """A payload, and what is to be called when it is closed."""
+
+    def __init__(self, payload: Payload, on_close: Callable[[], None]) -> None:
+        self._payload = payload
+        self._on_close = on_close
+        self.nbytes = payload.nbytes
+        self.read = payload.read
+        self.preceding: Sequence[int] = getattr(payload, "preceding", ())  # as of Resumed
+        if isinstance(payload, AtHand):
+            self.now = payload.now  # and so this is at hand, too
+            self.hashes: Sequence[int] | None = getattr(payload, "hashes", None)  # as of MemoryPayload
+
+    def close(self) -> None:
+        self._payload.close()
+        self._on_close()
+
+
+def _changed(id: bytes) -> Changed:
+    return Changed(
+        f"object {show_id(id)} was changed while it was being moved: it stays where it is, as it is now; move it again"
+    )
+
+
+def _gone(id: bytes) -> Changed:
+    return Changed(
+        f"object {show_id(id)} was deleted, or moved to another peer, while it was being moved to this one: "
+        "search for it to see where it is"
+    )

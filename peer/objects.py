@@ -160,6 +160,7 @@ class Objects:
         self._temporaries: dict[bytes, Temporary] = {}
         self._counts: dict[str, int] = {}
         self._published: OrderedDict[bytes, Published] = OrderedDict()  # read lately; what changes is taken out
+        self._changes = 0  # of published objects
 
     @property
     def count(self) -> int:
@@ -198,7 +199,12 @@ class Objects:
             raise Ambiguous(f"{len(found)} objects have ids that begin with {prefix!r}: give more digits")
         return await self.find(asker, found[0])
 
+    async def published(self, id: bytes) -> Published | None:
+        """The published object of that id, whatever temporary has it too."""
+        return self._published.get(id) or await self._read(id)
+
     async def _read(self, id: bytes) -> Published | None:
+        changes = self._changes
         try:
             published = Published(id, await self._store.get(id))
         except NotFound:
@@ -206,6 +212,8 @@ class Objects:
             if part is None:
                 return None
             published = part
+        if changes != self._changes:
+            return published  # it may have changed while it was read: not to be remembered
         self._published[id] = published
         if len(self._published) > limits.OBJECTS_AT_HAND:
             self._published.popitem(last=False)
@@ -280,6 +288,7 @@ class Objects:
 
     def store_changed(self, id: bytes) -> None:
         """A published object was edited, deleted or made: what was read of it before is stale."""
+        self._changes += 1
         self._published.pop(id, None)
         model_id = id[:-_PART_BYTES] + bytes(_PART_BYTES)
         if id == model_id:
@@ -289,6 +298,7 @@ class Objects:
 
     def store_cleared(self) -> None:
         """Many published objects went at once."""
+        self._changes += 1
         self._published.clear()
 
 

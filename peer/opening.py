@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 from websockets.exceptions import ConnectionClosed
 
@@ -11,12 +12,15 @@ from peer import closing
 from peer.calls import AtOnce, Handler
 from peer.connection import Connection, receive
 from peer.keys import verify
+from peer.ledger import Ledger
 from peer.transport import Socket, dial, let_in
 from protocol import limits
-from protocol.errors import HandshakeFailed, LinkError, TimedOut
-from protocol.handshake import Introduction, Remote
+from protocol.errors import LinkError, TimedOut, Unreachable
+from protocol.handshake import Introduction, MemoryOf, Remote, forgetful
 from protocol.identity import Signer
 from protocol.session import Session
+
+LedgerOf = Callable[[Remote], Ledger | None]
 
 
 async def open_as_dialer(
@@ -38,18 +42,29 @@ async def open_as_acceptor(
     signer: Signer,
     handler: Handler | None = None,
     at_once: AtOnce | None = None,
+    memory_of: MemoryOf = forgetful,
+    ledger_of: LedgerOf = lambda _: None,
 ) -> Connection:
-    """Shake hands on a WebSocket that came in. HandshakeFailed, ProtocolError, TimedOut: it is closed then."""
-    session = Session(ours, signer, verify, os.urandom(32), dialer=False)
-    return await _open(socket, session, handler, at_once)
+    """Shake hands on a WebSocket that came in. HandshakeFailed, ProtocolError, TimedOut: it is closed then.
+
+    `memory_of` says what is remembered of a lease, `ledger_of` has the requests of it that take effect once.
+    """
+    session = Session(ours, signer, verify, os.urandom(32), dialer=False, memory_of=memory_of)
+    return await _open(socket, session, handler, at_once, ledger_of)
 
 
-async def _open(socket: Socket, session: Session, handler: Handler | None, at_once: AtOnce | None = None) -> Connection:
+async def _open(
+    socket: Socket,
+    session: Session,
+    handler: Handler | None,
+    at_once: AtOnce | None = None,
+    ledger_of: LedgerOf = lambda _: None,
+) -> Connection:
     try:
         async with asyncio.timeout(limits.HANDSHAKE_TIMEOUT):
             remote = await _shake_hands(socket, session)
     except ConnectionClosed:
-        error: LinkError = HandshakeFailed("the other end closed the connection during the handshake")
+        error: LinkError = Unreachable("the other end closed the connection during the handshake")
     except LinkError as failed:
         error = failed
     except TimeoutError:
@@ -58,7 +73,7 @@ async def _open(socket: Socket, session: Session, handler: Handler | None, at_on
         socket.transport.abort()
         raise
     else:
-        return Connection(socket, session, remote, handler, at_once)
+        return Connection(socket, session, remote, handler, at_once, ledger_of(remote))
     try:
         await closing.within_patience(_send_all(socket, session))
         await closing.within_patience(closing.hang_up(socket, 4401))

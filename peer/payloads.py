@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from protocol import limits
 from protocol.codec import Buffer
@@ -25,18 +25,37 @@ class Payload(Protocol):
     def close(self) -> None: ...
 
 
-class MemoryPayload:
-    """Bytes that are in memory already. They must not change until `close`."""
+@runtime_checkable
+class AtHand(Protocol):
+    """A payload that can be read without waiting."""
 
-    def __init__(self, data: Buffer, on_close: Callable[[], None] | None = None) -> None:
+    def now(self, offset: int, size: int) -> Buffer:
+        """As `read`."""
+        ...
+
+
+class MemoryPayload:
+    """Bytes that are in memory already. They must not change until `close`.
+
+    `hashes` are those of its blocks, where they are known: they are then sent as they are, so that the receiver checks
+    what it gets against what once came here.
+    """
+
+    def __init__(
+        self, data: Buffer, on_close: Callable[[], None] | None = None, hashes: Sequence[int] | None = None
+    ) -> None:
         self._view = memoryview(data).cast("B")
         self._on_close = on_close
+        self.hashes = hashes if hashes is not None and len(hashes) == -(-len(self._view) // limits.BLOCK) else None
 
     @property
     def nbytes(self) -> int:
         return len(self._view)
 
     async def read(self, offset: int, size: int) -> Buffer:
+        return self.now(offset, size)
+
+    def now(self, offset: int, size: int) -> Buffer:
         return self._view[offset : offset + size]
 
     def close(self) -> None:
@@ -62,6 +81,9 @@ class JoinedPayload:
         return self._ends[-1] if self._ends else 0
 
     async def read(self, offset: int, size: int) -> Buffer:
+        return self.now(offset, size)
+
+    def now(self, offset: int, size: int) -> Buffer:
         if self._progress is not None:
             self._progress(offset + size, self.nbytes)
         at = bisect_right(self._ends, offset)
@@ -77,6 +99,30 @@ class JoinedPayload:
     def close(self) -> None:
         for piece in self._pieces:
             piece.release()
+
+
+class Resumed:
+    """The bytes of `payload` from `offset` on (a multiple of limits.BLOCK), which it closes.
+
+    `preceding` are the hashes of the blocks before: the digest at the end is that of the whole value.
+    """
+
+    def __init__(self, payload: Payload, offset: int, preceding: Sequence[int]) -> None:
+        if offset % limits.BLOCK or len(preceding) != offset // limits.BLOCK or offset >= payload.nbytes:
+            raise ValueError(f"{len(preceding)} blocks before byte {offset} of {payload.nbytes}")
+        self._payload = payload
+        self._offset = offset
+        self.preceding = preceding
+
+    @property
+    def nbytes(self) -> int:
+        return self._payload.nbytes - self._offset
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        return await self._payload.read(self._offset + offset, size)
+
+    def close(self) -> None:
+        self._payload.close()
 
 
 def split(payload: Buffer | Payload) -> tuple[Buffer, Payload | None]:

@@ -10,31 +10,37 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from websockets.asyncio.server import Server
 
-from peer import transport
+from peer import closing, transport
 from peer.buffers import BufferPool
 from peer.calls import Call
 from peer.connection import Connection
 from peer.execution import Execution
+from peer.exports import Exports
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.leases import LeaseKey, Leases
+from peer.ledger import Ledger, Ledgers
 from peer.links import Links
 from peer.membership import Member, Membership, check_name, is_loopback, read_members
 from peer.moves import Moves
 from peer.neighbours import Neighbour, Neighbours
+from peer.notes import Notes
 from peer.objects import Objects
 from peer.opening import open_as_acceptor, open_as_dialer
+from peer.pulls import Pulls
 from peer.requests import Parts, Requests
 from peer.store.store import Store
-from peer.tickets import Tickets
 from peer.transfers import Transfers
+from peer.upkeep import Upkeep
+from peer.uploads import Uploads
 from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import GridError, LinkError, PortInUse, SetupError
-from protocol.handshake import Introduction
+from protocol.handshake import Introduction, Remote
 from protocol.rows import unpack_rows
 
 DEFAULT_PORT = 7700
@@ -45,7 +51,11 @@ _log = logging.getLogger("peergrid.peer")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a peer is to run. `port` None: 7700, or any free one where that is taken; 0: any free one."""
+    """How a peer is to run. `port` None: 7700, or any free one where that is taken; 0: any free one.
+
+    `advertise`: the addresses that it tells others instead of its own, where a tunnel or a forwarded port leads to
+    it. `lease_grace`: how long a client's temporaries outlive its last session.
+    """
 
     name: str
     host: str = "127.0.0.1"
@@ -53,6 +63,8 @@ class Settings:
     join: tuple[str, ...] = ()
     data_dir: Path | None = None
     folders: Folders = field(default_factory=Folders.default)
+    advertise: tuple[str, ...] = ()
+    lease_grace: float = limits.LEASE_GRACE
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -61,6 +73,12 @@ class Settings:
                 f"{self.host} is not this machine: a peer listens on loopback only, until grids have admission rules. "
                 "Use --host 127.0.0.1"
             )
+        for url in self.advertise:
+            if not is_loopback(url):
+                raise SetupError(
+                    f"{url} does not lead to this machine: peers are loopback only, until grids have admission rules. "
+                    "Advertise an address like ws://127.0.0.1:7700"
+                )
 
 
 class Peer:
@@ -74,7 +92,8 @@ class Peer:
         self.url = ""
         self._store = store
         self._neighbours = neighbours
-        self._leases = Leases()
+        self._ledgers = Ledgers()
+        self._leases = Leases(settings.lease_grace, self._ledgers.forget)
         self._membership = Membership()
         self._buffers = BufferPool()
         self._workers = WorkerPool(buffers=self._buffers)
@@ -82,13 +101,18 @@ class Peer:
         self._execution = Execution(self._objects, store, self._workers)
         self._sessions: set[Connection] = set()
         self._unproved = 0
-        self._lease_numbers: dict[Connection, LeaseKey] = {}
+        # By session, for as long as something is under way for it: that may be longer than it is open.
+        self._lease_keys: WeakKeyDictionary[Connection, LeaseKey] = WeakKeyDictionary()
         introduction = Introduction("peer", settings.name)
         self._introduction = introduction
         self._links = Links(identity, introduction, self._membership)
-        transfers = Transfers(self._objects, store, self._buffers, self._execution)
-        tickets = Tickets(lambda: os.urandom(32))
-        moves = Moves(self._objects, self._execution, transfers, tickets, self._links, self._membership)
+        self._exports, self._uploads = Exports(), Uploads()
+        transfers = Transfers(self._objects, store, self._buffers, self._execution, self._exports, self._uploads)
+        self._notes = Notes(self._objects, self._execution, transfers, store, self._links, self._member)
+        self._moves = Moves(
+            self.id, self._objects, self._execution, transfers, self._exports, store, self._notes.settled
+        )
+        self._pulls = Pulls(self._objects, transfers, store, self._notes, self._links, self._member)
         self._requests = Requests(
             Parts(
                 self.id,
@@ -99,12 +123,14 @@ class Peer:
                 store,
                 self._execution,
                 transfers,
-                moves,
+                self._moves,
+                self._pulls,
                 self._workers,
                 self._membership,
                 neighbours,
                 self._links,
                 lambda: len(self._sessions),
+                Upkeep(store, settings.folders),
             ),
             self._lease_of,
         )
@@ -140,14 +166,15 @@ class Peer:
 
     async def _open(self) -> None:
         await self._workers.start()
+        await self._notes.start()
         self._server = await self._listen()
         host, port = self._server.sockets[0].getsockname()[:2]
         self.url = f"ws://{_bracketed(host)}:{port}"
-        own = Member(self.id, self.name, (self.url,))
+        own = Member(self.id, self.name, self.settings.advertise or (self.url,))
         self._membership.set_ours(own)
         for url in self.settings.join:
             await self._join(url, own)
-        self._neighbours.announce(Neighbour(self.name, self.id, self.url, os.getpid()))
+        self._neighbours.announce(Neighbour(self.name, self.id, own.urls[0], os.getpid()))
         self._housekeeper = asyncio.create_task(self._keep_house())
 
     async def _listen(self) -> Server:
@@ -173,11 +200,17 @@ class Peer:
         if self._server is not None:
             self._server.close(close_connections=False)
         await asyncio.gather(*(session.close() for session in list(self._sessions)), return_exceptions=True)
+        await closing.stop(*self._ledgers.tasks)
+        await self._pulls.close()
+        await self._notes.close()
         await self._links.close()
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
         await self._workers.close()
+        await self._uploads.close()
+        self._moves.close()
+        self._exports.close()
         self._buffers.close()
         await self._store.close()
 
@@ -194,7 +227,13 @@ class Peer:
         try:
             requests = self._requests
             session = await open_as_acceptor(
-                socket, self._introduction, self.identity, requests.serve, requests.serve_at_once
+                socket,
+                self._introduction,
+                self.identity,
+                requests.serve,
+                requests.serve_at_once,
+                self._memory_of,
+                self._ledger_of,
             )
         except LinkError as error:
             _log.info("a connection from %s came to nothing: %s", socket.remote_address, error.message)
@@ -207,25 +246,28 @@ class Peer:
         remote = session.remote
         key = (remote.id, remote.lease or os.urandom(16))
         self._sessions.add(session)
-        self._lease_numbers[session] = key
+        self._lease_keys[session] = key
         self._leases.connected(key)
         self._links.traffic.follow(session)
         try:
             await asyncio.shield(session.closed)
         finally:
             self._sessions.discard(session)
-            del self._lease_numbers[session]
             self._leases.disconnected(key, time.monotonic())
 
     def _lease_of(self, call: Call) -> LeaseKey:
-        key = self._lease_numbers.get(call.connection)
-        if key is None:  # the session closed while its request was under way
-            raise LinkError("the session that asked is over")
-        return key
+        return self._lease_keys[call.connection]
+
+    def _memory_of(self, principal: str, lease: bytes | None) -> int | None:
+        return None if lease is None else self._leases.memory((principal, lease), time.monotonic())
+
+    def _ledger_of(self, remote: Remote) -> Ledger | None:
+        return None if remote.lease is None else self._ledgers.of((remote.id, remote.lease))
 
     async def _join(self, url: str, own: Member) -> None:
         """Introduce ourselves to the peer at `url`, and to all that it knows."""
         session = await open_as_dialer(url, self._introduction, self.identity)
+        self._membership.keep_url(session.remote.id, url)
         try:
             await self._introduce(session, own)
         finally:
@@ -238,12 +280,21 @@ class Peer:
             with contextlib.suppress(GridError):  # one that is gone does not keep us from the others
                 await self._introduce(await self._links.to(member), own)
 
+    def _member(self, id: str) -> Member | None:
+        """That peer, at the address that it has now, if it runs on this machine."""
+        here = (Member(n.id, n.name, (n.url,)) for n in self._neighbours.list() if n.id == id)
+        self._membership.learn(here)
+        return self._membership.get(id)
+
     # --- housekeeping -------------------------------------------------------------------------------------
 
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             self._execution.release(self._leases.expire(time.monotonic()))
+            self._exports.sweep()
+            await self._moves.sweep()
+            await self._uploads.sweep()
             self._buffers.sweep()
 
 

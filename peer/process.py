@@ -19,8 +19,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from peer import failpoints
 from peer.folders import Folders
 from peer.peer import Peer, Settings
+from protocol import limits
 from protocol.errors import GridError, InternalError
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -116,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a peer as the command line says; 0 after an orderly stop, 1 if it could not start."""
     options = _parser().parse_args(arguments)
     log_to_stderr(options.log_level)
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     parent = None
     if options.ready_fd is not None:
         parent = socket.socket(fileno=options.ready_fd)
@@ -148,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int)
     parser.add_argument("--join", action="append", default=[], metavar="URL")
+    parser.add_argument("--advertise", action="append", default=[], metavar="URL")
+    parser.add_argument("--lease-grace", type=float, default=limits.LEASE_GRACE)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--folders", nargs=3, type=Path, metavar=("CONFIG", "DATA", "RUNTIME"))
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
@@ -158,7 +163,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(options: argparse.Namespace) -> Settings:
     folders = Folders(*options.folders) if options.folders else Folders.default()
-    return Settings(options.name, options.host, options.port, tuple(options.join), options.data_dir, folders)
+    return Settings(
+        options.name,
+        options.host,
+        options.port,
+        tuple(options.join),
+        options.data_dir,
+        folders,
+        tuple(options.advertise),
+        options.lease_grace,
+    )
 
 
 def _fault(error: GridError) -> dict[str, Any]:

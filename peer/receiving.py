@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from peer.calls import Traffic
 from peer.incoming import IncomingStream
@@ -13,11 +14,24 @@ from protocol.session import Session
 
 
 class Receiving:
-    """The streams of the other end (the `Line` that each of them needs). `room` is set when bytes were read."""
+    """The streams of the other end (the `Line` that each of them needs). `room` is set when bytes were read.
+
+    `forget` is called with a stream whose memory nobody may write to any more: it may soon be somebody else's.
+    `in_part` tells how much came of a chunk that is not whole yet.
+    """
 
     def __init__(
-        self, session: Session, sending: Sending, traffic: Traffic, room: asyncio.Event, peer_name: str
+        self,
+        session: Session,
+        sending: Sending,
+        traffic: Traffic,
+        room: asyncio.Event,
+        peer_name: str,
+        forget: Callable[[int], None],
+        in_part: Callable[[], int],
     ) -> None:
+        self._forget = forget
+        self._in_part = in_part
         self._session = session
         self._sending = sending
         self._traffic = traffic
@@ -26,6 +40,7 @@ class Receiving:
         self._streams: dict[int, IncomingStream] = {}
         self._unread: dict[int, int] = {}  # by stream: bytes that came with requests and were not read
         self.unread_bytes = 0
+        self._brought = 0
 
     def open(self, stream: int | None, nbytes: int) -> IncomingStream | None:
         """The stream of a message's payload, if it has one."""
@@ -43,16 +58,22 @@ class Receiving:
         stream.abort()
         self.unread_bytes -= self._unread.pop(stream.id, 0)
 
-    def feed(self, chunk: Chunk) -> None:
-        """The next chunk of a stream came."""
+    def place(self, stream: int, offset: int, nbytes: int) -> memoryview | None:
+        """Where this chunk is to be put before it is fed; None if nobody wants it."""
+        into = self._streams.get(stream)
+        return None if into is None else into.place(offset, nbytes)
+
+    def feed(self, chunk: Chunk, is_placed: bool = False) -> None:
+        """The next chunk of a stream came; `is_placed` if its bytes are where `place` said."""
         self._traffic.chunk_received(len(chunk.payload))
+        self._brought += len(chunk.payload)
         into = self._streams.get(chunk.stream)
         if into is None:
             return
         if chunk.stream in self._unread:
             self._unread[chunk.stream] += len(chunk.payload)
             self.unread_bytes += len(chunk.payload)
-        into.feed(chunk)
+        into.feed(chunk, is_placed)
         if into.has_arrived:
             del self._streams[chunk.stream]
 
@@ -60,15 +81,21 @@ class Receiving:
         """The other end has given this stream up."""
         into = self._streams.pop(stream, None)
         if into is not None:
+            self._forget(stream)
             into.fail(PeerLost(f"{self.peer_name} gave the transfer up: {message}", peer=self.peer_name))
 
     def end(self, lost: PeerLost) -> None:
         """Nothing more will come."""
-        for stream in self._streams.values():
+        for id, stream in self._streams.items():
+            self._forget(id)
             stream.fail(lost)
         self._streams.clear()
 
     # --- for IncomingStream -------------------------------------------------------------------------------
+
+    @property
+    def brought(self) -> int:
+        return self._brought + self._in_part()
 
     def stream_read(self, stream: int, nbytes: int) -> None:
         if stream in self._unread:
@@ -80,6 +107,9 @@ class Receiving:
             self._sending.kick()
 
     def stream_given_up(self, stream: int, message: str) -> None:
-        if self._streams.pop(stream, None) is not None and not self._sending.is_over:
+        if self._streams.pop(stream, None) is None:
+            return
+        self._forget(stream)
+        if not self._sending.is_over:
             self._session.abort_stream(stream, message)
             self._sending.kick()

@@ -15,6 +15,7 @@ from peer import permissions
 from peer.arrivals import Arrival
 from peer.calls import Answer, Call
 from peer.execution import Execution
+from peer.exports import Position, offset_of
 from peer.leases import LeaseKey
 from peer.links import Links
 from peer.membership import Member, Membership
@@ -22,8 +23,11 @@ from peer.moves import Moves
 from peer.neighbours import Neighbours
 from peer.objects import Held, Objects, Published, Temporary, check_id, show_id
 from peer.payloads import MemoryPayload
+from peer.pulls import Pulls
+from peer.spans import payload_of
 from peer.store.store import Store
-from peer.transfers import Transfers, payload_of
+from peer.transfers import Transfers
+from peer.upkeep import Upkeep
 from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import BadProgram, BadRequest, GridError, LinkError
@@ -45,11 +49,13 @@ class Parts:
     execution: Execution
     transfers: Transfers
     moves: Moves
+    pulls: Pulls
     workers: WorkerPool
     membership: Membership
     neighbours: Neighbours
     links: Links
     sessions: Callable[[], int]
+    upkeep: Upkeep
 
 
 class Requests:
@@ -159,10 +165,13 @@ class Requests:
     # --- objects ------------------------------------------------------------------------------------------
 
     async def put(self, call: Call) -> Answer:
-        asker = call.connection.remote.id
-        labels = frozenset({asker}) if call.args.get("private") else frozenset[str]()
-        arrival = Arrival.of(call.args, asker, labels)
-        return await self._receive(call, arrival)
+        arrival, offset = _arrival(call), offset_of(call.args)
+        if offset is None:
+            return await self._receive(call, arrival)
+        return Answer({"record": await self._parts.transfers.put(arrival, self._lease_of(call), call, offset)})
+
+    async def resume(self, call: Call) -> Answer:
+        return Answer(await self._parts.transfers.resume(call.connection.remote.id, _arrival(call)))
 
     async def link(self, call: Call) -> Answer:
         asker = call.connection.remote.id
@@ -182,7 +191,12 @@ class Requests:
         part = call.args.get("part")
         if part is not None and not isinstance(part, str):
             raise BadRequest("part is text")
-        return await self._parts.transfers.fetch(call.connection.remote.id, check_id(call.args.get("id")), part)
+        asker, at = call.connection.remote.id, Position.of(call.args)
+        return await self._parts.transfers.fetch(asker, check_id(call.args.get("id")), part, at)
+
+    async def fetched(self, call: Call) -> Answer:
+        self._parts.transfers.fetched(call.connection.remote.id, call.args.get("token"))
+        return Answer({})
 
     async def describe(self, call: Call) -> Answer:
         asker, prefix = call.connection.remote.id, call.args.get("prefix")
@@ -321,16 +335,26 @@ class Requests:
         )
 
     async def pull(self, call: Call) -> Answer:
-        self._members()  # the holder may have started on this machine a moment ago
-        record = await self._parts.moves.pull(call.connection.remote.id, self._lease_of(call), call.args)
+        record = await self._parts.pulls.pull(call.connection.remote.id, self._lease_of(call), call.args)
         return Answer({"record": record})
 
     async def collect(self, call: Call) -> Answer:
-        return await self._parts.moves.collect(call.connection.remote.id, call.args.get("ticket"))
+        return await self._parts.moves.collect(call.connection.remote.id, call.args)
 
     async def collected(self, call: Call) -> Answer:
-        await self._parts.moves.collected(call.connection.remote.id, call.args.get("ticket"))
+        await self._parts.moves.collected(call.connection.remote.id, call.args)
         return Answer({})
+
+    # --- for the operator ---------------------------------------------------------------------------------
+
+    async def verify(self, call: Call) -> Answer:
+        return await self._parts.upkeep.verify(call.connection.remote.id)
+
+    async def verifying(self, call: Call) -> Answer:
+        return self._parts.upkeep.verifying(call.connection.remote.id)
+
+    async def compact(self, call: Call) -> Answer:
+        return await self._parts.upkeep.compact(call.connection.remote.id)
 
 
 _SHOWN_TRAFFIC: Final = 200  # of the others a peer has exchanged data with; more would not fit a header
@@ -340,8 +364,10 @@ _TABLE: Final[dict[str, Callable[[Requests, Call], Awaitable[Answer]]]] = {
     "introduce": Requests.introduce,
     "status": Requests.status,
     "put": Requests.put,
+    "resume": Requests.resume,
     "link": Requests.link,
     "fetch": Requests.fetch,
+    "fetched": Requests.fetched,
     "describe": Requests.describe,
     "edit": Requests.edit,
     "release": Requests.release,
@@ -354,7 +380,16 @@ _TABLE: Final[dict[str, Callable[[Requests, Call], Awaitable[Answer]]]] = {
     "pull": Requests.pull,
     "collect": Requests.collect,
     "collected": Requests.collected,
+    "verify": Requests.verify,
+    "verifying": Requests.verifying,
+    "compact": Requests.compact,
 }
+
+
+def _arrival(call: Call) -> Arrival:
+    """What a put announces."""
+    asker = call.connection.remote.id
+    return Arrival.of(call.args, asker, frozenset({asker}) if call.args.get("private") else frozenset())
 
 
 def _shortened(faults: Sequence[dict[str, Any] | None]) -> Sequence[dict[str, Any] | None]:

@@ -1,4 +1,8 @@
-"""Their requests: each handed to a handler, and its answer sent as far as there is room for it."""
+"""Their requests: each handed to a handler, and its answer sent as far as there is room for it.
+
+A request that is to take effect once (SPEC.md, Requests) goes through the ledger of its lease: what works on it runs
+on when the connection breaks, and who asks again, over whichever connection, gets the same answer.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from peer.calls import Answer, AtOnce, Call, Handler, Traffic
+from peer.ledger import Entry, Heard, Ledger
 from peer.payloads import MemoryPayload, close_payload, read_all
 from peer.receiving import Receiving
 from peer.sending import Sending
@@ -22,7 +27,7 @@ _log = logging.getLogger("peergrid.connection")
 class Serving:
     """The calls of the other end that are being answered: by `at_once` if that can, else by `handler` in a task.
 
-    `room` is set when a call has ended.
+    `room` is set when a call has ended. `ledger` is that of the other end's lease.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Serving:
         room: asyncio.Event,
         handler: Handler | None,
         at_once: AtOnce | None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._session = session
         self._sending = sending
@@ -42,7 +48,9 @@ class Serving:
         self._room = room
         self._handler = handler
         self._at_once = at_once
+        self._ledger = ledger
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._entries: dict[int, Entry] = {}  # of requests that take effect once
         self._answering: dict[int, _Answering] = {}  # those that are served without a task
         self._held: deque[tuple[int, Answer]] = deque()  # at most limits.MAX_REQUESTS
         self._peer_name = receiving.peer_name
@@ -55,21 +63,48 @@ class Serving:
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        return list(self._tasks.values())
+        """What ends with the connection: all but what takes effect once, which is the ledger's."""
+        return [task for id, task in self._tasks.items() if id not in self._entries]
 
-    def serve(self, id: int, call: Call) -> None:
-        """Begin to answer this request."""
+    def serve(self, id: int, call: Call, once: int | None = None, seen: int | None = None) -> None:
+        """Begin to answer this request, or one that was begun before: for `once` and `seen` see Request."""
+        entry, ledger = None, self._ledger
+        if once is not None and ledger is not None and call.stream is None:
+            if not ledger.is_new(once, seen):
+                self._serve_again(id, call, ledger, once)
+                return
+            try:
+                entry = ledger.begin(once, call.op)
+            except GridError as error:
+                self._answer_fault(id, call, error)
+                return
         # An earlier one that has a task may not have begun: this one has to come after it.
-        if self._at_once is not None and call.stream is None and not self._tasks and self._serve_at_once(id, call):
+        if (
+            self._at_once is not None
+            and call.stream is None
+            and not self._tasks
+            and (ledger is None or not ledger.tasks)
+            and self._serve_at_once(id, call, entry)
+        ):
             return
-        self._start(id, call, self._serve(id, call))
+        self._start(id, call, self._serve(id, call, entry), entry)
+
+    def _serve_again(self, id: int, call: Call, ledger: Ledger, once: int) -> None:
+        answering = self._answering[id] = _Answering(self, id, call, None)
+        entry = ledger.again(once, call.op, answering)
+        if entry is not None:
+            self._entries[id] = entry
 
     def give_up(self, id: int) -> None:
         """The other end does not want the answer any more."""
-        task = self._tasks.get(id)
-        if task is not None:
+        answering, task = self._answering.pop(id, None), self._tasks.get(id)
+        entry = self._entries.pop(id, None)
+        if entry is None and answering is not None:
+            entry = answering.entry
+        if entry is not None and self._ledger is not None:
+            self._ledger.give_up(entry)
+        elif task is not None:
             task.cancel()
-        self._answering.pop(id, None)
 
     def end(self) -> None:
         """No answer can be sent any more; the tasks are for the connection to stop."""
@@ -79,9 +114,9 @@ class Serving:
 
     # --- without a task -----------------------------------------------------------------------------------
 
-    def _serve_at_once(self, id: int, call: Call) -> bool:
+    def _serve_at_once(self, id: int, call: Call, entry: Entry | None) -> bool:
         assert self._at_once is not None
-        answering = self._answering[id] = _Answering(self, id, call)
+        answering = self._answering[id] = _Answering(self, id, call, entry)
         try:
             if self._at_once(call, answering):
                 return True
@@ -92,17 +127,23 @@ class Serving:
         self._answering.pop(id, None)
         return False
 
-    def _answer_now(self, id: int, call: Call, answer: Answer | GridError) -> None:
+    def _answer_now(self, id: int, call: Call, answer: Answer | GridError, entry: Entry | None) -> None:
         """What a call that was served without a task came to."""
         is_wanted = self._answering.pop(id, None) is not None and not self._sending.is_over
         if isinstance(answer, GridError):
+            self._keep(entry, answer)
             if is_wanted:
                 self._answer_fault(id, call, answer)
         elif type(answer.payload) is bytes and len(answer.payload) <= limits.INLINE_PAYLOAD:
+            if entry is not None:
+                self._keep(entry, answer)
             if is_wanted:
                 self._reply(id, call, answer, answer.payload)
         else:
-            self._start(id, call, self._answer(id, answer))
+            self._start(id, call, self._answer(id, answer, entry), entry)
+            return
+        if self._entries:
+            self._entries.pop(id, None)
         if not self._answering:
             self._sending.hurry()  # nothing else is on its way that could share its message
         self._room.set()
@@ -118,45 +159,63 @@ class Serving:
 
     # --- in a task ----------------------------------------------------------------------------------------
 
-    def _start(self, id: int, call: Call, steps: Coroutine[Any, Any, None]) -> None:
+    def _start(self, id: int, call: Call, steps: Coroutine[Any, Any, None], entry: Entry | None) -> None:
         task = self._loop.create_task(steps)
         self._tasks[id] = task
+        if entry is not None and self._ledger is not None:
+            self._entries[id] = entry
+            self._ledger.started(entry, task)
         # Not in the task itself: one that is cancelled before its first step never runs.
         task.add_done_callback(lambda _: self._ended(id, call))
 
-    async def _serve(self, id: int, call: Call) -> None:
+    async def _serve(self, id: int, call: Call, entry: Entry | None) -> None:
         try:
             if self._handler is None:
                 raise BadRequest(f"this end answers no requests, not {call.op!r} either")
-            await self._answer(id, await self._handler(call))
+            await self._answer(id, await self._handler(call), entry)
+            return
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            self._answer_fault(id, call, InternalError("the request was dropped at the peer; ask again"))
+            failure: GridError = InternalError("the request was dropped at the peer; ask again")
         except GridError as error:
-            self._answer_fault(id, call, error)
+            failure = error
         except Exception:
             _log.exception("defect while serving %r for %s", call.op, self._peer_name)
-            self._answer_fault(id, call, InternalError("a defect at the peer; its log has the traceback"))
+            failure = InternalError("a defect at the peer; its log has the traceback")
+        self._keep(entry, failure)
+        self._answer_fault(id, call, failure)
 
     def _ended(self, id: int, call: Call) -> None:
         self._tasks.pop(id, None)
+        self._entries.pop(id, None)
         if call.stream is not None:
             self._receiving.discard(call.stream)
         self._room.set()
 
     # --- answers ------------------------------------------------------------------------------------------
 
-    async def _answer(self, id: int, answer: Answer) -> None:
+    def _keep(self, entry: Entry | None, answer: Heard | None) -> None:
+        """Note in the ledger what a request came to; None where that is too large."""
+        if entry is not None and self._ledger is not None:
+            self._ledger.answered(entry, answer)
+
+    async def _answer(self, id: int, answer: Answer, entry: Entry | None) -> None:
         source = MemoryPayload(answer.payload) if isinstance(answer.payload, bytes) else answer.payload
-        if not self._sending.is_over and source is not None and source.nbytes > limits.INLINE_PAYLOAD:
-            answer = Answer(answer.result, source)
-            self._held.append((id, answer))
+        if source is not None and source.nbytes > limits.INLINE_PAYLOAD:
+            self._keep(entry, None)
+            if self._sending.is_over:
+                source.close()
+                return
+            self._held.append((id, Answer(answer.result, source)))
             self.release()
             return
         try:
-            data = await read_all(source) if source is not None and not self._sending.is_over else b""
+            is_read = source is not None and not (entry is None and self._sending.is_over)
+            data = await read_all(source) if source is not None and is_read else b""
+            if entry is not None:
+                self._keep(entry, Answer(answer.result, bytes(data)))  # what was read is its owner's
             if not self._sending.is_over:
                 self._session.reply(id, answer.result, data)
                 self._traffic.value_sent(answer.result, len(data))
@@ -193,12 +252,13 @@ class Serving:
 class _Answering:
     """Takes the answer to one call that is served without a task."""
 
-    __slots__ = ("_call", "_id", "_serving")
+    __slots__ = ("_call", "_id", "_serving", "entry")
 
-    def __init__(self, serving: Serving, id: int, call: Call) -> None:
+    def __init__(self, serving: Serving, id: int, call: Call, entry: Entry | None) -> None:
         self._serving = serving
         self._id = id
         self._call = call
+        self.entry = entry
 
     def __call__(self, answer: Answer | GridError) -> None:
-        self._serving._answer_now(self._id, self._call, answer)
+        self._serving._answer_now(self._id, self._call, answer, self.entry)

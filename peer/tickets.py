@@ -1,35 +1,73 @@
-"""Tickets: the leave to collect one object, given by its holder to one other peer, once. Decides; waits for nothing."""
+"""Tickets: the leave to collect one object, given by its holder to one other peer. Decides; waits for nothing.
+
+A ticket is good for `lifetime` seconds, counted anew with everything that its target does with it: a transfer may
+take as long as it takes. Those of published objects that are to be moved are in the store as well, and come back from
+there (`restore`) after a restart, or when this process has forgotten them. That a temporary was given up is
+remembered for a while, so that the target may say twice that it has it.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from peer.store.journal import Offered
 from protocol import limits
 from protocol.errors import Denied, NotFound, TooLarge
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
-    """`asker` may have `object` sent to `target` (a peer id); the source gives it up afterwards if `is_move`."""
+    """`asker` may have `object` sent to `target` (a peer id); the source gives it up afterwards if `is_move`.
 
+    Attributes:
+        is_durable: it is in the store as well.
+        is_given_up: the target has the object, and ours is gone.
+        is_refused: the target was told that the object stays, and to drop what it has.
+        was_collected: the target has come with it.
+        takers: answers with the value that are on their way: until they are over it does not lapse.
+        value: of a temporary, what the target gets: the same bytes however often it comes. Moves fills it.
+    """
+
+    token: bytes
     object: bytes
     asker: str
     target: str
     is_move: bool
+    is_durable: bool
     expires: float
+    is_given_up: bool = False
+    is_refused: bool = False
+    was_collected: bool = False
+    takers: int = 0
+    value: Any = None
+
+    def is_stale(self, now: float) -> bool:
+        return self.expires < now and not self.takers
 
 
 class Tickets:
-    """`secret` makes 32 unguessable bytes."""
+    """`secret` makes 32 unguessable bytes; `let_go` is called with each ticket once, when it is of no use any more."""
 
-    def __init__(self, secret: Callable[[], bytes], lifetime: float = limits.TICKET_LIFETIME) -> None:
+    def __init__(
+        self,
+        secret: Callable[[], bytes],
+        let_go: Callable[[Ticket], None] = lambda ticket: None,
+        lifetime: float = limits.TICKET_LIFETIME,
+    ) -> None:
         self._secret = secret
+        self._let_go = let_go
         self._lifetime = lifetime
         self._tickets: dict[bytes, Ticket] = {}
+        self._over: OrderedDict[bytes, Ticket] = OrderedDict()  # given up, at most limits.MAX_TICKETS
 
-    def issue(self, object: bytes, asker: str, target: str, is_move: bool, now: float) -> bytes:
-        self._sweep(now)
+    def issue(
+        self, object: bytes, asker: str, target: str, is_move: bool, now: float, *, is_durable: bool = False
+    ) -> Ticket:
+        """A new ticket. TooLarge while too many are out."""
+        self.sweep(now)
         if len(self._tickets) >= limits.MAX_TICKETS:
             raise TooLarge(
                 f"too many transfers were offered and not collected: try again in {self._lifetime:g} s",
@@ -37,23 +75,56 @@ class Tickets:
                 size=len(self._tickets) + 1,
                 allowed=limits.MAX_TICKETS,
             )
-        token = self._secret()
-        self._tickets[token] = Ticket(object, asker, target, is_move, now + self._lifetime)
-        return token
+        ticket = Ticket(self._secret(), object, asker, target, is_move, is_durable, now + self._lifetime)
+        self._tickets[ticket.token] = ticket
+        return ticket
 
-    def check(self, token: bytes, peer: str, now: float) -> Ticket:
-        """The ticket that this peer presents: NotFound when it is unknown, spent or stale; Denied if it is
-        another peer's. It stays good until `spend`, so that a broken transfer can be collected again."""
-        ticket = self._tickets.get(token)
-        if ticket is None or ticket.expires < now:
+    def restore(self, token: bytes, offered: Offered, now: float) -> Ticket:
+        """One from the store, which its target shows."""
+        ticket = Ticket(token, offered.object, offered.asker, offered.target, True, True, now + self._lifetime)
+        ticket.was_collected, ticket.is_refused = True, offered.is_refused
+        self._tickets[token] = ticket
+        if offered.is_done:
+            self.given_up(ticket, now)
+        return ticket
+
+    def find(self, token: bytes) -> Ticket | None:
+        return self._tickets.get(token) or self._over.get(token)
+
+    def check(self, ticket: Ticket | None, peer: str, now: float) -> Ticket:
+        """The ticket, if this peer may use it now: NotFound where it is unknown or stale, Denied if it is another's."""
+        if ticket is None or ticket.is_stale(now):
             raise NotFound("no such transfer is on offer: it was collected already, or the offer is stale; ask again")
         if ticket.target != peer:
             raise Denied("this transfer was offered to another peer")
         return ticket
 
-    def spend(self, token: bytes) -> None:
-        self._tickets.pop(token, None)
+    def used(self, ticket: Ticket, now: float) -> None:
+        """Its target did something with it: it is good for a lifetime from now."""
+        ticket.expires = now + self._lifetime
 
-    def _sweep(self, now: float) -> None:
-        for token in [token for token, ticket in self._tickets.items() if ticket.expires < now]:
-            del self._tickets[token]
+    def given_up(self, ticket: Ticket, now: float) -> None:
+        """The target has the object and ours is gone."""
+        ticket.is_given_up = True
+        self.used(ticket, now)
+        self.spend(ticket.token)
+        self._over[ticket.token] = ticket
+        if len(self._over) > limits.MAX_TICKETS:
+            self._over.popitem(last=False)
+
+    def spend(self, token: bytes) -> None:
+        """Nobody will come with it again."""
+        ticket = self._tickets.pop(token, None)
+        if ticket is not None:
+            self._let_go(ticket)
+
+    def sweep(self, now: float) -> None:
+        """Forget those that are stale."""
+        for ticket in [ticket for ticket in self._tickets.values() if ticket.is_stale(now)]:
+            self.spend(ticket.token)
+        while self._over and next(iter(self._over.values())).is_stale(now):
+            self._over.popitem(last=False)
+
+    def close(self) -> None:
+        for token in list(self._tickets):
+            self.spend(token)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import struct
+import sys
+from array import array
 from collections.abc import Awaitable, Callable
+from fcntl import ioctl
+from socket import AF_INET, IPPROTO_TCP, SO_RCVLOWAT, SOCK_STREAM, SOL_SOCKET
+from socket import socket as System
+from termios import FIONREAD, TIOCOUTQ
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -22,6 +29,7 @@ from websockets.protocol import CLIENT, Protocol, State
 from websockets.streams import StreamReader
 
 from protocol import limits
+from protocol.codec import Buffer
 from protocol.errors import BadRequest, Unreachable
 
 SUBPROTOCOL: Final = "peergrid.1"
@@ -35,9 +43,9 @@ _SETTINGS: Final[dict[str, Any]] = {
     "compression": None,  # tensors do not compress, and deflate can amplify 1000-fold
     "max_size": limits.MAX_FRAME,
     "max_queue": 4,  # messages read ahead: bounds memory at 4 chunks, and is the measured best
-    "ping_interval": limits.PING_INTERVAL,
-    "ping_timeout": limits.PING_TIMEOUT,
+    "ping_interval": None,  # peer/liveness.py: the library would take a slow line for a dead one
     "open_timeout": limits.HANDSHAKE_TIMEOUT,
+    "write_limit": 0,  # what the system does not take at once makes us wait: what waits here could not be overtaken
     "close_timeout": 1.0,
     "logger": _quiet,
 }
@@ -54,6 +62,7 @@ _SHORT: Final = 1 << 16
 _TINY_HEAD: Final = struct.Struct("!BB")
 _SHORT_HEAD: Final = struct.Struct("!BBH")
 _LONG_HEAD: Final = struct.Struct("!BBQ")
+_MASKED_AT_ONCE: Final = 256 * limits.KIB
 
 
 class _Guard:
@@ -94,11 +103,7 @@ def _whole_message(protocol: Protocol, data: bytes) -> bytes | None:
     size = len(data)
     if size < 6 or data[0] != _BINARY or protocol.state is not State.OPEN or protocol.current_size is not None:
         return None
-    # Where the parser stands: between two frames it waits in at_eof, and in no other place.
-    waits: Any = protocol.parser
-    while (inner := waits.gi_yieldfrom) is not None:
-        waits = inner
-    if waits.gi_code is not _BETWEEN_FRAMES:
+    if not _is_waiting(protocol):
         return None
     length, start = data[1] & ~_MASKED, 2
     if length >= _TINY:
@@ -112,6 +117,19 @@ def _whole_message(protocol: Protocol, data: bytes) -> bytes | None:
     if not data[1] & _MASKED or size != start + 4 + length:
         return None
     return apply_mask(data[start + 4 :], data[start : start + 4])
+
+
+def _is_waiting(protocol: Protocol) -> bool:
+    """Whether the parser is between two frames: then it waits in at_eof, and in no other place."""
+    waits: Any = protocol.parser
+    while (inner := waits.gi_yieldfrom) is not None:
+        waits = inner
+    return waits.gi_code is _BETWEEN_FRAMES
+
+
+def is_between_frames(socket: Socket) -> bool:
+    """Whether all that came so far are whole frames, and the library has taken them."""
+    return socket.protocol.state is State.OPEN and _is_waiting(socket.protocol)
 
 
 _BETWEEN_FRAMES: Final = StreamReader.at_eof.__code__
@@ -151,6 +169,77 @@ def send_now(socket: Socket, message: bytes) -> None:
         socket.transport.write(head + message)
     else:
         socket.transport.writelines((head, message))
+
+
+def send_large(socket: Socket, head: bytes, payload: Buffer) -> None:
+    """One message, of two parts, without waiting and without a copy of the payload: it may change only after
+    `wait_sent`. Only while the WebSocket is open, and nothing of the library's own waits to be sent."""
+    size = len(head) + len(payload)
+    transport = socket.transport
+    if socket.protocol.side is not CLIENT:
+        transport.write(_head(size, 0) + head)
+        transport.write(payload)
+        return
+    mask = _fresh_mask()
+    transport.write(_head(size, _MASKED) + mask + apply_mask(head, mask))
+    at = len(head) % 4
+    mask = mask[at:] + mask[:at]
+    view = memoryview(payload)
+    for start in range(0, len(view), _MASKED_AT_ONCE):  # pieces that the processor's cache holds until they are sent
+        transport.write(apply_mask(view[start : start + _MASKED_AT_ONCE], mask))
+
+
+async def wait_sent(socket: Socket) -> None:
+    """Wait until the system has all that was sent. ConnectionClosed."""
+    await socket.drain()
+    if socket.protocol.state is not State.OPEN:
+        await socket.wait_closed()
+        raise socket.close_exc
+
+
+_TCP_INFO: Final = 11 if sys.platform == "linux" else -1
+_BYTES_ACKED: Final = struct.Struct("=120xQ")  # in Linux's tcp_info
+
+
+def acknowledged(socket: Socket) -> int:
+    """How many bytes the other end's system has taken of what was sent over this line; 0 where ours does not tell."""
+    try:
+        info = socket.transport.get_extra_info("socket").getsockopt(IPPROTO_TCP, _TCP_INFO, 192)
+        (taken,) = _BYTES_ACKED.unpack_from(info)
+    except (OSError, AttributeError, struct.error):
+        return 0
+    return int(taken)
+
+
+def under_way(socket: Socket) -> int:
+    """How many bytes were sent that the other end's system has not taken yet."""
+    waiting = array("i", [0])
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        ioctl(socket.transport.get_extra_info("socket").fileno(), TIOCOUTQ, waiting)
+    return waiting[0] + socket.transport.get_write_buffer_size()
+
+
+def waiting_to_be_read(socket: Socket) -> int:
+    """How many bytes came that the system has kept for us so far."""
+    waiting = array("i", [0])
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        ioctl(socket.transport.get_extra_info("socket").fileno(), FIONREAD, waiting)
+    return waiting[0]
+
+
+def wake_at(socket: Socket, nbytes: int) -> None:
+    """Read only when so many bytes have come, or the line has ended: each time that the loop wakes costs as much as
+    copying 50 KB. Nothing where the system or TLS does not have it."""
+    transport = socket.transport
+    if transport.get_extra_info("sslcontext") is not None:
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        # What uvloop gives as the socket makes another descriptor for each such call.
+        pipe = System(AF_INET, SOCK_STREAM, fileno=transport.get_extra_info("socket").fileno())
+        try:
+            pipe.setsockopt(SOL_SOCKET, SO_RCVLOWAT, nbytes)
+        finally:
+            pipe.detach()
 
 
 def _head(size: int, mark: int) -> bytes:
@@ -206,7 +295,8 @@ async def dial(url: str, timeout: float = limits.DIAL_TIMEOUT) -> GuardedClientC
     except InvalidURI:
         raise BadRequest(f"{url!r} is no address of a peer; they look like ws://127.0.0.1:7700") from None
     except (OSError, InvalidHandshake, EOFError) as error:
-        raise Unreachable(f"no peer at {url}: {_reason(error)}") from None
+        is_refused = isinstance(error, ConnectionRefusedError)
+        raise Unreachable(f"no peer at {url}: {_reason(error)}", refused=is_refused) from None
     assert isinstance(socket, GuardedClientConnection)
     return socket
 

@@ -93,6 +93,14 @@ def _too_large(limit: str, size: int, what: str) -> TooLarge:
     return TooLarge(f"{what}; at most {allowed}: ask for less at once", limit=limit, size=size, allowed=allowed)
 
 
+def prelude(data: Buffer) -> tuple[int, int, int] | None:
+    """The type, header bytes and payload bytes of the frame that begins with these PRELUDE_BYTES; None if unsound."""
+    magic, version, kind, flags, header_bytes, payload_bytes = _PRELUDE.unpack(data)
+    if magic != MAGIC or version != VERSION or flags or header_bytes > limits.MAX_HEADER:
+        return None
+    return None if payload_bytes > limits.CHUNK else (kind, header_bytes, payload_bytes)
+
+
 def single(message: Buffer) -> Frame | None:
     """The frame of a message that is one sound frame, as most are; None of any other, which is for `decode`."""
     if len(message) < PRELUDE_BYTES:

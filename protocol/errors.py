@@ -20,6 +20,7 @@
     │   ├── ReadOnly                a published object would be written in place
     │   ├── TooLarge                beyond a named limit
     │   ├── AlreadyExists           an object of that id is there
+    │   ├── Changed                 the object is not any more what it was when this began
     │   └── BadFile                 a file that is not what its ending says
     ├── Denied                  the owner's rules refuse it
     ├── PeerError               the peer could not do its part
@@ -225,6 +226,10 @@ class TooLarge(RequestError):
 
 class AlreadyExists(RequestError):
     code = "already_exists"
+
+
+class Changed(RequestError):
+    code = "changed"
 
 
 class BadFile(RequestError, ValueError):

@@ -42,14 +42,14 @@ EXPECTED: Final[dict[State, type[Message]]] = {
 @dataclass(frozen=True, slots=True)
 class Remote:
     """Who is at the other end: proved id, claimed name, role ("client" or "peer"), lease, stream window; and
-    whether the acceptor knew the lease already (see Welcome)."""
+    the name of what the acceptor remembers of the lease (see Welcome)."""
 
     id: str
     name: str
     role: str
     lease: bytes | None
     window: int
-    known: bool = False
+    memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +63,19 @@ class Introduction:
     lease: bytes | None = None
 
 
-IsKnown = Callable[[str, bytes | None], bool]
-"""Whether the acceptor still knows this lease of this principal."""
+MemoryOf = Callable[[str, bytes | None], int | None]
+"""The name of what the acceptor remembers of this lease of this principal, from now on if not before (see Welcome)."""
 
 
-def nobody(principal: str, lease: bytes | None) -> bool:
-    """Knows no lease."""
-    return False
+def forgetful(principal: str, lease: bytes | None) -> int | None:
+    """Remembers nothing of anyone."""
+    return None
 
 
 class Handshake:
     """One end's part in it. `receive` takes the other's message and returns what to answer.
 
-    `is_over` turns true with the last message; `remote` is then set. The acceptor's `is_known` is asked once the
+    `is_over` turns true with the last message; `remote` is then set. The acceptor's `memory_of` is asked once the
     dialer has proved its key.
 
     Raises (from receive):
@@ -91,9 +91,9 @@ class Handshake:
         *,
         dialer: bool,
         window: int,
-        is_known: IsKnown = nobody,
+        memory_of: MemoryOf = forgetful,
     ) -> None:
-        self._is_known = is_known
+        self._memory_of = memory_of
         self._ours = ours
         self._signer = signer
         self._verify = verify
@@ -160,16 +160,16 @@ class Handshake:
         assert isinstance(message, Proof) and self._hello is not None
         self._check(self._hello.key, message.signature, "dialer")
         hello = self._hello
-        known = self._is_known(identity.peer_id(hello.key), hello.lease)
-        self._open(hello.key, hello.name, hello.role, hello.lease, self._window, known)
-        return Welcome(self._window, known)
+        memory = self._memory_of(identity.peer_id(hello.key), hello.lease)
+        self._open(hello.key, hello.name, hello.role, hello.lease, self._window, memory)
+        return Welcome(self._window, memory)
 
     def _on_welcome(self, message: Message) -> None:
         assert isinstance(message, Welcome) and self._challenge is not None
-        self._open(self._challenge.key, self._challenge.name, "peer", None, message.window, message.known)
+        self._open(self._challenge.key, self._challenge.name, "peer", None, message.window, message.memory)
 
-    def _open(self, key: bytes, name: str, role: str, lease: bytes | None, window: int, known: bool) -> None:
-        self.remote = Remote(identity.peer_id(key), name, role, lease, window, known)
+    def _open(self, key: bytes, name: str, role: str, lease: bytes | None, window: int, memory: int | None) -> None:
+        self.remote = Remote(identity.peer_id(key), name, role, lease, window, memory)
         self.state = State.OPEN
 
     def _transcript(self, role: str) -> bytes:

@@ -99,17 +99,18 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The session is open. `window` is how many bytes of a stream may be under way without a credit; `known` says
-    that the acceptor still has what it knew of the dialer's lease: its temporaries, and which requests it served."""
+    """The session is open. `window` is how many bytes of a stream may be under way without a credit; `memory` names
+    what the acceptor knows of the dialer's lease (its temporaries, and which requests of it were served): while the
+    number is the same, nothing of that was forgotten."""
 
     type: ClassVar[FrameType] = FrameType.WELCOME
     window: int = limits.WINDOW
-    known: bool = False
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         # It rules what the dialer takes in, too: an acceptor may not make it buffer without bound.
         _check(type(self.window) is int and limits.CHUNK <= self.window <= limits.WINDOW, "Welcome: window")
-        _check(type(self.known) is bool, "Welcome: known is true or false")
+        _check(self.memory is None or _is_id(self.memory), "Welcome: memory is a positive integer")
 
 
 @dataclass(frozen=True, slots=True)

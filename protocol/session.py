@@ -14,7 +14,7 @@ from typing import Any
 from protocol import codec, limits, messages
 from protocol.codec import Buffer, Frame
 from protocol.errors import GridError, HandshakeFailed, LinkError, ProtocolError
-from protocol.handshake import Handshake, Introduction, IsKnown, Remote, nobody
+from protocol.handshake import Handshake, Introduction, MemoryOf, Remote, forgetful
 from protocol.identity import Signer, Verify
 from protocol.messages import Abort, Chunk, Credit, Fault, Message, Reply, Request
 from protocol.streams import Streams
@@ -31,7 +31,7 @@ Event = Opened | Request | Reply | Fault | Chunk | Credit | Abort
 
 
 class Session:
-    """See the module's docstring. `nonce` is 32 fresh random bytes; for `is_known` see Handshake."""
+    """See the module's docstring. `nonce` is 32 fresh random bytes; for `memory_of` see Handshake."""
 
     def __init__(
         self,
@@ -42,9 +42,9 @@ class Session:
         *,
         dialer: bool,
         window: int = limits.WINDOW,
-        is_known: IsKnown = nobody,
+        memory_of: MemoryOf = forgetful,
     ) -> None:
-        self._handshake = Handshake(ours, signer, verify, nonce, dialer=dialer, window=window, is_known=is_known)
+        self._handshake = Handshake(ours, signer, verify, nonce, dialer=dialer, window=window, memory_of=memory_of)
         self._dialer = dialer
         self._window = window
         self._streams = Streams(dialer=dialer, window=window)
@@ -221,16 +221,36 @@ class Session:
         return self._streams.has_room
 
     def room(self, stream: int) -> int | None:
-        """How many bytes the next chunk of a stream of ours may hold; None once it is over or aborted."""
+        """How many bytes the next chunk of a stream of ours has, 0 while there is no credit for all of them; None once
+        the stream is over or aborted."""
         out = self._streams.outgoing.get(stream)
         return None if out is None else out.room
 
-    def chunk(self, stream: int, payload: memoryview) -> bool:
-        """Send the next bytes of a stream of ours; False if it was aborted."""
-        made = self._streams.chunk(stream, payload)
-        if made is not None:
-            self._queue(made)
-        return made is not None
+    def progress(self, stream: int) -> int:
+        """A number that grows with everything that was sent of a stream of ours, or credited for it."""
+        out = self._streams.outgoing.get(stream)
+        return -1 if out is None else 2 * out.sent + out.credit
+
+    def chunk(
+        self, stream: int, payload: memoryview, hash: int | None = None, digest: bytes | None = None
+    ) -> bytes | None:
+        """The head of a message that `payload`, the next bytes of a stream of ours, is the rest of; None if the stream
+        was aborted. To be sent at once, after all that `data_to_send` gives: payloads are neither queued nor copied.
+        """
+        made = self._streams.chunk(stream, payload, hash, digest)
+        return None if made is None else codec.encode(made.type, messages.header(made), len(payload))
+
+    def expects(self, stream: int, offset: int, nbytes: int) -> bool:
+        """Whether this chunk of theirs would be taken: its bytes may go to where they belong before it is whole."""
+        return self.is_open and self._streams.expects(stream, offset, nbytes)
+
+    def arrived(self, chunk: Chunk) -> bool:
+        """A chunk that `expects` foresaw is whole; whether anyone still wants it. ProtocolError as from `receive`."""
+        try:
+            return self._streams.arrived(chunk)
+        except ProtocolError as error:
+            self.fail(error)
+            raise
 
     def consumed(self, stream: int, nbytes: int) -> None:
         """We have put away `nbytes` of a stream of theirs."""

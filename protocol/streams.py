@@ -2,7 +2,8 @@
 
 The sender of a stream may have `window` bytes under way; each Credit of the receiver lets it send more. So the
 memory that a stream takes is bounded at both ends, and a receiver that stops reading stops only its own
-stream. Stream ids are odd where the dialer sends, even where the acceptor does.
+stream. Stream ids are odd where the dialer sends, even where the acceptor does. Every chunk but the last is whole,
+so that both ends count the same blocks.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ class Outgoing:
 
     @property
     def room(self) -> int:
-        """How many bytes the next chunk may hold now."""
-        return min(self.credit, self.nbytes - self.sent, limits.CHUNK)
+        """How many bytes the next chunk has; 0 until there is credit for all of them."""
+        due = min(self.nbytes - self.sent, limits.CHUNK)
+        return due if due <= self.credit else 0
 
 
 @dataclass(slots=True)
@@ -35,6 +37,11 @@ class Incoming:
     nbytes: int
     allowed: int
     received: int = 0
+
+    @property
+    def due(self) -> int:
+        """How many bytes the next chunk has."""
+        return min(self.nbytes - self.received, limits.CHUNK)
 
 
 class Streams:
@@ -66,14 +73,16 @@ class Streams:
         if stream is not None:
             self.outgoing.pop(stream, None)
 
-    def chunk(self, stream: int, payload: memoryview) -> Chunk | None:
+    def chunk(
+        self, stream: int, payload: memoryview, hash: int | None = None, digest: bytes | None = None
+    ) -> Chunk | None:
         """The next chunk of a stream of ours; None if the stream was aborted meanwhile."""
         out = self.outgoing.get(stream)
         if out is None:
             return None
-        if not 0 < len(payload) <= out.room:
+        if not payload or len(payload) != out.room:
             raise ValueError(f"a chunk of {len(payload)} bytes where there is room for {out.room}")
-        message = Chunk(stream, out.sent, payload)
+        message = Chunk(stream, out.sent, payload, hash, digest)
         out.sent += len(payload)
         out.credit -= len(payload)
         if out.sent == out.nbytes:
@@ -95,6 +104,13 @@ class Streams:
         self._their_highest = stream
         self.incoming[stream] = Incoming(nbytes, min(nbytes, self._window))
 
+    def expects(self, stream: int, offset: int, nbytes: int) -> bool:
+        """Whether such a chunk is the next one of a stream that somebody wants: then `arrived` will take it."""
+        into = self.incoming.get(stream)
+        if into is None or offset != into.received or nbytes != into.due:
+            return False
+        return offset + nbytes <= into.allowed
+
     def arrived(self, chunk: Chunk) -> bool:
         """A chunk came; whether anyone still wants it."""
         into = self.incoming.get(chunk.stream)
@@ -104,9 +120,12 @@ class Streams:
             raise ProtocolError(f"a chunk of stream {chunk.stream}, which was never announced")
         if chunk.offset != into.received:
             raise ProtocolError(f"a chunk at {chunk.offset} of stream {chunk.stream}, which stands at {into.received}")
-        into.received += len(chunk.payload)
-        if into.received > into.nbytes:
+        if chunk.offset + len(chunk.payload) > into.nbytes:
             raise ProtocolError(f"stream {chunk.stream} brings more than its {into.nbytes} bytes")
+        if len(chunk.payload) != into.due:
+            came = f"a chunk of {len(chunk.payload)} bytes of stream {chunk.stream}"
+            raise ProtocolError(f"{came}, where {into.due} are due")
+        into.received += len(chunk.payload)
         if into.received > into.allowed:
             raise ProtocolError(f"stream {chunk.stream} went beyond its credit")
         if into.received == into.nbytes:

@@ -10,6 +10,8 @@ The standard library and protocol/ alone; no socket, no clock, no open database.
     records   what is said of an object, checked field by field: check_record
     match     what a query means, in plain Python: the reference
     schema    the tables, as numbered migrations
+    stored    an object as the columns of its rows
+    tag_rows  the rows that say which object has which tags
     compile   a query as SQL: compile_query
     index     the objects of one peer in its SQLite file: Index
     plan      one query to many peers, as a sans-IO machine: Fanout

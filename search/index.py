@@ -6,20 +6,21 @@ waits. The store runs one function in the database's thread per transaction, and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 from protocol import limits
 from protocol.errors import AlreadyExists, BadRequest, NotFound
 from search.compile import SELECT, TagCounts, compile_query, prefix_range, prefixes_in, tags_in, uid_range
 from search.query import parse_query
-from search.records import Record, check_description, check_record, rows_of
+from search.records import Record, check_description
 from search.schema import MIGRATIONS, Database, Migration, migrate
+from search.stored import WRITTEN, Contents, Prepared, prepare, record_of, texts, words_of
+from search.tag_rows import add_all_tags, add_tags, drop_tags, tags_of
 from search.tags import parse_tags
 from search.terms import Query
-from search.text import searched_text
 
 __all__ = [
     "MIGRATIONS",
@@ -29,6 +30,7 @@ __all__ = [
     "Index",
     "IndexStatistics",
     "Migration",
+    "Prepared",
     "TagCounts",
     "compile_query",
     "migrate",
@@ -36,15 +38,7 @@ __all__ = [
 
 # Enough to choose where a query starts; a prefix with more tags than these is a poor start anyhow.
 _COUNTED_TAGS: Final = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """Where an object's bytes are: in a blob file (its sha256 in hex), or inline. `extra` is for the kind's own use."""
-
-    blob: str | None = None
-    inline: bytes | None = None
-    extra: bytes | None = None
+_PAGE: Final = 10_000  # rows of one column read at once, where all are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +64,26 @@ class Index:
         self.peer_id = peer_id
 
     # --- writing --------------------------------------------------------------------------------------
-    def insert(self, db: Database, record: Record, contents: Contents | None = None) -> None:
-        """Adds an object. Everything in the index is published, so `published` need not be in the record.
+    def prepare(self, record: Record) -> Prepared:
+        """What `insert` needs of a record, checked. Needs no database: the work for which nobody should wait.
+
+        Everything in the index is published, so `published` need not be in the record.
 
         Raises:
             BadRequest: the record is malformed (search.records.check_record).
+        """
+        return prepare(record)
+
+    def insert(self, db: Database, record: Record | Prepared, contents: Contents | None = None) -> None:
+        """Adds an object.
+
+        Raises:
+            BadRequest: the record is malformed (see `prepare`).
             AlreadyExists: an object of that id is there; nothing was changed.
         """
-        record = check_record({**record, "published": True})
-        added = db.execute(_INSERT, _row(record))
+        prepared = record if isinstance(record, Prepared) else self.prepare(record)
+        record = prepared.record
+        added = db.execute(_INSERT, prepared.row)
         if added.rowcount != 1:
             raise AlreadyExists(f"an object {record['id'].hex()} is here already", id=record["id"].hex())
         number = added.lastrowid
@@ -87,8 +92,30 @@ class Index:
             "INSERT INTO contents (object_id, blob, inline, extra) VALUES (?, ?, ?, ?)",
             (number, contents.blob, contents.inline, contents.extra),
         )
-        self._add_tags(db, number, record["tags"])
+        if contents.blob is not None:
+            db.execute(_INSERT_BLOB, (contents.blob, contents.blocks))
+        add_tags(db, number, record["tags"])
         db.execute("UPDATE totals SET objects = objects + 1, bytes = bytes + ?", (record["nbytes"],))
+
+    def insert_all(self, db: Database, objects: Sequence[tuple[Prepared, Contents]]) -> None:
+        """Adds objects whose ids are not here, at a third of what it costs to insert them one by one.
+
+        If any of them is here, or two are the same, the database raises an error of its own, and the caller is to
+        undo the transaction and insert them one by one.
+        """
+        first = db.execute("SELECT ifnull(max(id), 0) FROM objects").fetchone()[0] + 1
+        numbered = list(enumerate(objects, first))
+        db.executemany(_INSERT_NUMBERED, [(number, *prepared.row) for number, (prepared, _) in numbered])
+        db.executemany(
+            "INSERT INTO contents (object_id, blob, inline, extra) VALUES (?, ?, ?, ?)",
+            [(number, contents.blob, contents.inline, contents.extra) for number, (_, contents) in numbered],
+        )
+        blobs = [(contents.blob, contents.blocks) for _, contents in objects if contents.blob is not None]
+        if blobs:
+            db.executemany(_INSERT_BLOB, blobs)
+        add_all_tags(db, [(tag, number) for number, (prepared, _) in numbered for tag in prepared.record["tags"]])
+        nbytes = sum(prepared.record["nbytes"] for prepared, _ in objects)
+        db.execute("UPDATE totals SET objects = objects + ?, bytes = bytes + ?", (len(objects), nbytes))
 
     def delete(self, db: Database, uid: bytes) -> Contents | None:
         """Removes an object and gives its contents, whose blob the caller may now sweep (see blob_in_use);
@@ -98,8 +125,10 @@ class Index:
             return None
         number, tags, nbytes = row
         contents = self.contents(db, uid)
-        self._drop_tags(db, number, tags)
+        drop_tags(db, number, tags)
         db.execute("DELETE FROM contents WHERE object_id = ?", (number,))
+        if contents is not None and contents.blob is not None and not self.blob_in_use(db, contents.blob):
+            db.execute("DELETE FROM blobs WHERE name = ?", (contents.blob,))
         db.execute("DELETE FROM objects WHERE id = ?", (number,))
         db.execute("UPDATE totals SET objects = objects - 1, bytes = bytes - ?", (nbytes,))
         return contents
@@ -112,9 +141,9 @@ class Index:
         """
         wanted = parse_tags(tags)
         number, present, _ = self._require(db, uid)
-        self._drop_tags(db, number, [tag for tag in present if tag not in wanted])
-        self._add_tags(db, number, [tag for tag in wanted if tag not in present])
-        db.execute("UPDATE objects SET tags = ? WHERE id = ?", (_json(wanted), number))
+        drop_tags(db, number, [tag for tag in present if tag not in wanted])
+        add_tags(db, number, [tag for tag in wanted if tag not in present])
+        db.execute("UPDATE objects SET tags = ? WHERE id = ?", (texts(wanted), number))
         return wanted
 
     def retag(
@@ -134,7 +163,7 @@ class Index:
         number, _, name = self._require(db, uid)
         db.execute(
             "UPDATE objects SET description = ?, words = ? WHERE id = ?",
-            (description, _words(name, description), number),
+            (description, words_of(name, description), number),
         )
 
     # --- reading --------------------------------------------------------------------------------------
@@ -145,11 +174,13 @@ class Index:
 
     def contents(self, db: Database, uid: bytes) -> Contents | None:
         """Where the bytes of one object are, or None if the object is not here."""
-        row = db.execute(
-            "SELECT c.blob, c.inline, c.extra FROM objects o JOIN contents c ON c.object_id = o.id WHERE o.uid = ?",
-            (uid,),
-        ).fetchone()
+        row = db.execute(_CONTENTS, (uid,)).fetchone()
         return None if row is None else Contents(*row)
+
+    def whole(self, db: Database, uid: bytes) -> tuple[Record, Contents] | None:
+        """The record of one object and where its bytes are, in one look-up; None if the object is not here."""
+        row = db.execute(_WHOLE, (uid,)).fetchone()
+        return None if row is None else (self._record(row[:-4]), Contents(*row[-4:]))
 
     def find(self, db: Database, query: Query | str, limit: int = limits.MAX_HITS) -> Found:
         """The objects that a query matches, the last inserted first, at most `limit` of them.
@@ -176,40 +207,46 @@ class Index:
 
     def blobs(self, db: Database) -> Iterator[str]:
         """The blob files that objects are in, each once: what a sweep must keep."""
-        rows = db.execute("SELECT DISTINCT blob FROM contents WHERE blob IS NOT NULL")
-        while (row := rows.fetchone()) is not None:
-            yield row[0]
+        rows = db.execute("SELECT name FROM blobs")
+        while page := rows.fetchmany(_PAGE):
+            yield from chain.from_iterable(page)
+
+    def blocks(self, db: Database, blob: str) -> bytes | None:
+        """The block hashes of a blob file; None if no object is in it."""
+        row = db.execute("SELECT blocks FROM blobs WHERE name = ?", (blob,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def holders(self, db: Database, blob: str, limit: int = limits.MAX_HITS) -> list[Record]:
+        """The objects that are in this blob file, the oldest first, at most `limit` of them."""
+        sql = f"{SELECT} FROM contents c JOIN objects o ON o.id = c.object_id WHERE c.blob = ? ORDER BY o.id LIMIT ?"
+        return [self._record(row) for row in db.execute(sql, (blob, limit)).fetchall()]
+
+    def after(self, db: Database, number: int, limit: int) -> list[tuple[int, bytes]]:
+        """Row number and id of the next objects after row `number`, in the order of their insertion: all, in pages."""
+        sql = "SELECT id, uid FROM objects WHERE id > ? ORDER BY id LIMIT ?"
+        return [(row[0], row[1]) for row in db.execute(sql, (number, limit)).fetchall()]
 
     def statistics(self, db: Database) -> IndexStatistics:
         """How much is here. Takes the same few microseconds for any number of objects; `tags` a little more."""
         objects, nbytes = db.execute("SELECT objects, bytes FROM totals").fetchone()
         return IndexStatistics(objects, nbytes, db.execute("SELECT count(*) FROM tags").fetchone()[0])
 
+    def recount(self, db: Database) -> list[str]:
+        """What the kept counts have wrong, in words; counts everything, so it takes its time."""
+        counted = db.execute("SELECT count(*), ifnull(sum(nbytes), 0) FROM objects").fetchone()
+        kept = db.execute("SELECT objects, bytes FROM totals").fetchone()
+        wrong = [] if counted == kept else [f"{counted[0]} objects are there, and {kept and kept[0]} were counted"]
+        sql = "SELECT name FROM tags t WHERE n != (SELECT count(*) FROM object_tags o WHERE o.tag_id = t.id) LIMIT 5"
+        return wrong + [f"the count of tag #{row[0]} is wrong" for row in db.execute(sql).fetchall()]
+
     # --- inside ---------------------------------------------------------------------------------------
     def _record(self, row: Sequence[Any]) -> Record:
-        uid, kind, name, owner, description, dtype, shape, nbytes, private, labels, created, tags = row
-        return {
-            "id": uid,
-            "kind": kind,
-            "name": name,
-            "owner": owner,
-            "tags": json.loads(tags),
-            "description": description,
-            "dtype": dtype,
-            "shape": None if shape is None else json.loads(shape),
-            "nbytes": nbytes,
-            "private": bool(private),
-            "labels": json.loads(labels),
-            "created": created,
-            "published": True,
-            "peer": self.peer_name,
-            "peer_id": self.peer_id,
-        }
+        return record_of(row, self.peer_name, self.peer_id)
 
     def _locate(self, db: Database, uid: bytes, also: str = "name") -> tuple[int, list[str], Any] | None:
         """Row number, tags, and one more column of an object."""
         row = db.execute(f"SELECT id, tags, {also} FROM objects WHERE uid = ?", (uid,)).fetchone()
-        return None if row is None else (row[0], json.loads(row[1]), row[2])
+        return None if row is None else (row[0], tags_of(db, row[0], row[1]), row[2])
 
     def _require(self, db: Database, uid: bytes) -> tuple[int, list[str], Any]:
         located = self._locate(db, uid)
@@ -217,62 +254,22 @@ class Index:
             raise NotFound(f"there is no published object {uid.hex()} here", id=uid.hex())
         return located
 
-    def _add_tags(self, db: Database, number: int | None, tags: Sequence[str]) -> None:
-        for tag in tags:
-            db.execute("INSERT INTO tags (name, n) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET n = n + 1", (tag,))
-            db.execute(
-                "INSERT INTO object_tags (tag_id, object_id) SELECT id, ? FROM tags WHERE name = ?", (number, tag)
-            )
 
-    def _drop_tags(self, db: Database, number: int, tags: Sequence[str]) -> None:
-        for tag in tags:
-            db.execute(
-                "DELETE FROM object_tags WHERE tag_id = (SELECT id FROM tags WHERE name = ?) AND object_id = ?",
-                (tag, number),
-            )
-            db.execute("UPDATE tags SET n = n - 1 WHERE name = ?", (tag,))
-            db.execute("DELETE FROM tags WHERE name = ? AND n = 0", (tag,))
-
-
-_WRITTEN: Final = (
-    "uid, kind, name, owner, description, words, dtype, shape, nrows, nbytes, private, labels, created, tags"
+# An equal blob that is written again brings its hashes again, which heals damaged ones.
+_INSERT_BLOB: Final = (
+    "INSERT INTO blobs (name, blocks) VALUES (?, ?)"
+    " ON CONFLICT (name) DO UPDATE SET blocks = excluded.blocks WHERE blocks IS NOT excluded.blocks"
 )
+_PLACE: Final = "c.blob, c.inline, c.extra, ifnull(b.blocks, x'')"
+_OF_ONE: Final = (
+    "FROM objects o JOIN contents c ON c.object_id = o.id LEFT JOIN blobs b ON b.name = c.blob WHERE o.uid = ?"
+)
+_CONTENTS: Final = f"SELECT {_PLACE} {_OF_ONE}"
+_WHOLE: Final = f"{SELECT}, {_PLACE} {_OF_ONE}"
 _INSERT: Final = (
-    f"INSERT INTO objects ({_WRITTEN}) VALUES ({', '.join('?' * (_WRITTEN.count(',') + 1))})"
-    " ON CONFLICT (uid) DO NOTHING"
+    f"INSERT INTO objects ({WRITTEN}) VALUES ({', '.join('?' * (WRITTEN.count(',') + 1))}) ON CONFLICT (uid) DO NOTHING"
 )
-
-
-def _row(record: Record) -> tuple[Any, ...]:
-    """A checked record as the values of _WRITTEN."""
-    return (
-        record["id"],
-        record["kind"],
-        record["name"],
-        record["owner"],
-        record["description"],
-        _words(record["name"], record["description"]),
-        record["dtype"],
-        None if record["shape"] is None else _json(record["shape"]),
-        rows_of(record),
-        record["nbytes"],
-        int(record["private"]),
-        _json(record["labels"]),
-        record["created"],
-        _json(record["tags"]),
-    )
-
-
-def _words(name: str | None, description: str) -> str | None:
-    words = searched_text(name, description)
-    return None if words == "\n" else words
-
-
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for each call
-
-
-def _json(values: Sequence[Any]) -> str:
-    return _encode(list(values))
+_INSERT_NUMBERED: Final = f"INSERT INTO objects (id, {WRITTEN}) VALUES (?{', ?' * (WRITTEN.count(',') + 1)})"
 
 
 def _read_counts(db: Database, query: Query) -> TagCounts:

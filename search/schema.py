@@ -5,7 +5,7 @@ The store applies them, keeps the number of the last one, and owns the transacti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -21,6 +21,8 @@ class Rows(Protocol):
 
     def fetchone(self) -> Any: ...
 
+    def fetchmany(self, size: int, /) -> list[Any]: ...
+
     def fetchall(self) -> list[Any]: ...
 
 
@@ -28,6 +30,8 @@ class Database(Protocol):
     """An open connection to SQLite 3.38 or newer, as sqlite3 has it. The caller owns its transactions."""
 
     def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Rows: ...
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Rows: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,17 @@ CREATE TABLE objects (
 _CONTENTS = """
 CREATE TABLE contents (
     object_id INTEGER PRIMARY KEY,
-    blob TEXT,                     -- sha256 (hex) of the blob file
+    blob TEXT,                     -- the content name of the blob file, in `blobs`
     inline BLOB,                   -- or the contents themselves, where they are small
     extra BLOB                     -- what the kind needs besides; opaque here
+)"""
+
+# One row for each blob file, however many objects are made of it: a start compares the folder with this table alone.
+_BLOBS = """
+CREATE TABLE blobs (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,     -- the content name: 64 hexadecimal digits
+    blocks BLOB NOT NULL           -- hashes of its blocks; opaque here
 )"""
 
 # `n` counts the objects of a tag: AND starts from the rarest tag without asking ANALYZE. Rows with n = 0 are removed.
@@ -96,6 +108,7 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
             _OBJECTS,
             _CONTENTS,
             "CREATE INDEX contents_blob ON contents (blob) WHERE blob IS NOT NULL",
+            _BLOBS,
             _TAGS,
             _OBJECT_TAGS,
             _TOTALS,

@@ -2,8 +2,8 @@
 
     await begin()     make a temporary file, reserve its whole size, write the header
     await write(..)   as often as there are chunks
-    await seal()      sync the file; gives the hash
-    await place()     rename it to its hash, sync the folder
+    await seal()      sync the file; gives its name and the hashes of its blocks
+    await place()     give it that name, sync the folder
     await abort()   at any time instead: remove it
 
 Every failure of the disk is fatal for the file: it can only be aborted. An fsync that failed is never tried
@@ -13,7 +13,6 @@ again, because the kernel may since have forgotten the pages that it could not w
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import secrets
 from collections import deque
@@ -24,6 +23,7 @@ from typing import Final, TypeVar
 
 from peer.store.contents import Contents
 from peer.store.fs import Fs, allocate, check_room, disk_errors, start_writeback, sync_folder, write_all
+from peer.store.hashes import FileHasher
 from protocol import limits
 from protocol.errors import BadTensor, StorageError
 
@@ -36,20 +36,28 @@ _PUMP: Final = 256 * limits.KIB  # below this a chunk waits for the next one: a 
 class BlobWriter:
     """Writes `contents` into the folder open as `folder`; the threads of `threads` do the work.
 
+    The temporary file's name is in `live` for as long as there may be such a file.
     Methods are for one task at a time. Cancelling `write` is harmless; the others are to be run undisturbed.
+
+    Attributes:
+        taken: payload bytes accepted so far.
     """
 
-    def __init__(self, contents: Contents, *, fs: Fs, folder: int, threads: Executor) -> None:
+    def __init__(self, contents: Contents, *, fs: Fs, folder: int, threads: Executor, live: set[str]) -> None:
         self._fs = fs
         self._folder = folder
         self._threads = threads
         self._header = contents.file_header()
         self._nbytes = contents.nbytes
-        self._hash = hashlib.sha256()
+        self._hashes = FileHasher()
+        self._name = ""  # once it is sealed
         self._temporary = TEMPORARY + secrets.token_hex(16)
+        self._is_placed = False
+        self._live = live
+        live.add(self._temporary)
         self._fd: int | None = None
         self._waiting: deque[bytes | memoryview] = deque()
-        self._taken = 0  # payload bytes accepted; changed by the loop's thread alone
+        self.taken = 0  # changed by the loop's thread alone
         self._written = 0  # payload bytes written and hashed; changed by the job's thread alone
         self._job: asyncio.Future[None] | None = None
 
@@ -67,33 +75,34 @@ class BlobWriter:
         """StorageFull if the disk has no room for all of it: before a byte is taken."""
         await self._in_thread(self._begin)
 
-    async def write(self, chunk: bytes | bytearray | memoryview) -> None:
+    async def write(self, chunk: bytes | bytearray | memoryview, *, is_kept: bool = False) -> None:
         """Take the next bytes. Waits only while more than STORE_WRITE_BEHIND bytes wait for the disk.
 
-        The chunk may be reused when this returns. BadTensor for more bytes than the contents have.
+        The chunk may be reused when this returns; with `is_kept` only when nothing refers to it any more, and then
+        nothing is copied. BadTensor for more bytes than the contents have.
         """
-        data = _kept(chunk)
-        if self._taken + len(data) > self._nbytes:
+        data = _kept(chunk, is_kept)
+        if self.taken + len(data) > self._nbytes:
             raise BadTensor(f"more than the {self._nbytes} bytes announced came")
         self._waiting.append(data)
-        self._taken += len(data)
-        if self._taken - self._written >= _PUMP:
+        self.taken += len(data)
+        if self.taken - self._written >= _PUMP:
             self._pump()
-        while self._job is not None and self._taken - self._written > limits.STORE_WRITE_BEHIND:
+        while self._job is not None and self.taken - self._written > limits.STORE_WRITE_BEHIND:
             await asyncio.wait({self._job})
             self._pump()
 
-    async def seal(self) -> str:
-        """All bytes on the disk; the SHA-256 of the file in hex. BadTensor if bytes are missing."""
-        if self._taken != self._nbytes:
-            raise BadTensor(f"{self._taken} of {self._nbytes} bytes came")
+    async def seal(self) -> tuple[str, bytes]:
+        """All bytes on the disk; the name of the file and its block hashes. BadTensor if bytes are missing."""
+        if self.taken != self._nbytes:
+            raise BadTensor(f"{self.taken} of {self._nbytes} bytes came")
         if self._job is not None:
             await self._job
         return await self._in_thread(self._seal)
 
-    async def place(self) -> os.stat_result:
-        """Give the sealed file its name, and sync the folder. Its state, to be recognised by."""
-        return await self._in_thread(self._place)
+    async def place(self) -> None:
+        """Give the sealed file its name, and sync the folder."""
+        await self._in_thread(self._place)
 
     async def abort(self) -> None:
         """Stop and remove the temporary file. What was placed stays. Never fails; the next start sweeps the rest."""
@@ -104,6 +113,7 @@ class BlobWriter:
                 self._job.result()
         if self._fd is not None:
             await self._in_thread(self._abort)
+        self._live.discard(self._temporary)
 
     def _pump(self) -> None:
         """Have a job at work on what waits; raise what the last one raised."""
@@ -135,7 +145,7 @@ class BlobWriter:
             except BaseException:
                 self._abort()
                 raise
-            self._hash.update(self._header)
+            self._hashes.header(self._header)
 
     def _drain(self) -> None:
         fd = self._file()
@@ -143,30 +153,29 @@ class BlobWriter:
             data = self._waiting.popleft()
             with disk_errors(f"{len(data)} bytes of a blob file"):
                 write_all(self._fs, fd, data)
-            self._hash.update(data)
+            self._hashes.payload(data)
             before, self._written = self._written, self._written + len(data)
             if before // limits.STORE_WRITEBACK != self._written // limits.STORE_WRITEBACK:
                 start_writeback(fd, len(self._header), self._written)
 
-    def _seal(self) -> str:
+    def _seal(self) -> tuple[str, bytes]:
         self._drain()
         with disk_errors("the syncing of a blob file"):
             self._fs.fsync(self._file())
-        return self._hash.hexdigest()
+        self._name = self._hashes.content()
+        return self._name, self._hashes.blocks()
 
-    def _place(self) -> os.stat_result:
+    def _place(self) -> None:
         fd = self._file()
         with disk_errors("the naming of a blob file"):
-            self._fs.rename(self._temporary, self._hash.hexdigest(), folder=self._folder)
-            self._temporary = ""
+            self._fs.rename(self._temporary, self._name, folder=self._folder)
+            self._is_placed = True
             sync_folder(self._fs, self._folder)
-            state = os.fstat(fd)
             self._fd = None
             self._fs.close(fd)
-        return state
 
     def _abort(self) -> None:
-        if self._temporary:
+        if not self._is_placed:
             with suppress(OSError):
                 self._fs.unlink(self._temporary, folder=self._folder)
         fd, self._fd = self._fd, None
@@ -175,9 +184,9 @@ class BlobWriter:
                 self._fs.close(fd)
 
 
-def _kept(chunk: bytes | bytearray | memoryview) -> bytes | memoryview:
-    """The chunk as bytes that nobody changes while they wait: itself where it is immutable, else a copy."""
+def _kept(chunk: bytes | bytearray | memoryview, is_kept: bool) -> bytes | memoryview:
+    """The chunk as bytes that nobody changes while they wait: itself where that is sure, else a copy."""
     if isinstance(chunk, bytes):
         return chunk
     view = memoryview(chunk).cast("B")
-    return view if isinstance(view.obj, bytes) else bytes(view)
+    return view if is_kept or isinstance(view.obj, bytes) else bytes(view)

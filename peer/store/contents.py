@@ -48,6 +48,9 @@ _SAFETENSORS_DTYPE: Final[Mapping[str, str]] = MappingProxyType(
         "complex64": "C64",
     }
 )
+DTYPE_OF_SAFETENSORS: Final[Mapping[str, str]] = MappingProxyType(
+    {its: ours for ours, its in _SAFETENSORS_DTYPE.items()}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,11 @@ class Contents:
     tensors: tuple[tuple[str, TensorHeader], ...] = ()
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     extra: bytes = b""
+    nbytes: int = field(init=False, compare=False)  # of all tensors together
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
+        object.__setattr__(self, "nbytes", sum(header.nbytes for _, header in self.tensors))
         _within("MAX_STORED_TENSORS", len(self.tensors), limits.MAX_STORED_TENSORS)
         _within("MAX_PROGRAM", len(self.extra), limits.MAX_PROGRAM)
         _within("MAX_TENSOR", self.nbytes, limits.MAX_TENSOR)
@@ -84,11 +89,6 @@ class Contents:
     def one(cls, header: TensorHeader) -> Contents:
         """The contents of an object that is one tensor."""
         return cls(((ONE_TENSOR, header),))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors together."""
-        return sum(header.nbytes for _, header in self.tensors)
 
     def lay_out(self, start: int) -> dict[str, StoredTensor]:
         """Where each tensor is when the first begins at `start`."""

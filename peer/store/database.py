@@ -12,6 +12,7 @@ aiosqlite runs each statement as one hop to its thread and offers no public call
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,18 +23,21 @@ from typing import Any, Final, TypeVar
 
 import aiosqlite
 
-from peer.store.commits import Change, Commits, roll_back
+from peer.store.commits import Change, Commits, Kind, compact, roll_back
 from peer.store.mark import Mark
-from peer.store.sqlite_errors import damaged, database_errors
+from peer.store.sqlite_errors import damaged, database_errors, is_damage, translated
 from peer.store.waiting import undisturbed
 from protocol import limits
 from protocol.errors import DataFolderMismatch, StorageError
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 Migration = Callable[[sqlite3.Connection], object]
 """One step of the schema, run once in a transaction of its own; its number is its place in the list, from 1."""
 
 _BUSY_MS: Final = 5_000  # some other program (a backup, the sqlite3 shell) may hold the file for a moment
+_HEADER_BYTES: Final = 100
+_MAGIC: Final = b"SQLite format 3\0"
 _LOG_LIMIT: Final = 64 * limits.MIB  # a log that grew beyond this is cut when it starts again
 
 _WRITER_SETTINGS: Final = (
@@ -114,9 +118,16 @@ class Database:
         transaction is lost it is run again. A cancelled caller finds it either done whole or not at all: not
         begun yet it is dropped, else its end is awaited first.
         """
+        return await self._wait_for(Change(change, asyncio.get_running_loop().create_future()))
+
+    async def write_one(self, kind: Kind[Item], item: Item) -> None:
+        """The same for `kind.one(db, item)`; what waits of the same kind together may be done by `kind.all`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._wait_for(Change(lambda db: kind.one(db, item), future, kind, item))
+
+    async def _wait_for(self, waiting: Change[T]) -> T:
         if self._writer is None:
             raise StorageError("the store is closed")
-        waiting = Change(change, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._driver is None:
             self._driver = asyncio.create_task(self._drive())
@@ -132,6 +143,43 @@ class Database:
     def changes(self) -> int:
         """Commits since the database was made."""
         return 0 if self._commits is None else self._commits.count
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a sync failed, so that nothing more is written."""
+        return self._commits is not None and self._commits.is_broken
+
+    async def compact(self) -> tuple[int, bool]:
+        """Fold the log into the file, and write the file anew if that pays; bytes by which both became smaller.
+
+        Changes wait meanwhile: 10 seconds or so for a gigabyte that is written anew.
+        """
+        if self._writer is None:
+            raise StorageError("the store is closed")
+        before = self._size()
+        is_rewritten = await undisturbed(_in_thread(self._writer, compact))
+        return before - self._size(), is_rewritten
+
+    async def check(self, more: Callable[[sqlite3.Connection], Sequence[str]] = lambda db: ()) -> tuple[str, ...]:
+        """What SQLite's integrity check, and then `more`, find wrong. On a connection of its own: nobody waits."""
+        if self._reader is None:
+            raise StorageError("the store is closed")
+        with database_errors():
+            db = sqlite3.connect(self._address(), uri=True, isolation_level=None, check_same_thread=False)
+        try:
+            return await undisturbed(asyncio.to_thread(_check, db, more), hurry=db.interrupt)
+        finally:
+            db.close()
+
+    def _size(self) -> int:
+        return sum(path.stat().st_size for path in (self._path, self._log) if path.exists())
+
+    @property
+    def _log(self) -> Path:
+        return self._path.with_name(self._path.name + "-wal")
+
+    def _address(self) -> str:
+        return f"{self._path.absolute().as_uri()}?mode=ro"
 
     # --- opening and closing --------------------------------------------------------------------------------
 
@@ -156,9 +204,8 @@ class Database:
         self._commits = Commits(count, self._mark, self._is_tight)
 
     async def _open_reader(self) -> None:
-        address = f"{self._path.absolute().as_uri()}?mode=ro"
         with database_errors():
-            self._reader = await aiosqlite.connect(address, uri=True, isolation_level=None)
+            self._reader = await aiosqlite.connect(self._address(), uri=True, isolation_level=None)
         await _in_thread(self._reader, lambda db: _set(db, _SETTINGS))
 
     def _examine(self, db: sqlite3.Connection, newest: int, is_expected: bool) -> bool:
@@ -175,9 +222,9 @@ class Database:
             if is_expected or db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 raise damaged(f"{self._path.name} is not a store's database")
             return False
-        log = self._path.with_name(self._path.name + "-wal")
-        if log.exists() and log.stat().st_size:
-            # Not closed in order: SQLite would meet a page that is missing only when it comes to need it.
+        if self._log.exists() and self._log.stat().st_size and is_shorter_than_it_says(self._path):
+            # Not closed in order: the pages that the file lacks may be in the log, or lost; SQLite would meet that
+            # only when it comes to need them. (Looking at all pages of a million objects takes seconds.)
             (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise damaged(str(verdict))
@@ -223,6 +270,22 @@ class Database:
             self._driver = None
 
 
+def is_shorter_than_it_says(path: Path) -> bool:
+    """Whether a database file is shorter than its own header says, or has none.
+
+    SQLite writes page 1, which holds the header, whenever the file grows, and before the pages that it grows by.
+    Reference: https://www.sqlite.org/fileformat2.html, section 1.3.
+    """
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+        size = os.fstat(file.fileno()).st_size
+    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        return True
+    page_size = int.from_bytes(header[16:18], "big")
+    pages = int.from_bytes(header[28:32], "big")
+    return size < pages * (page_size if page_size > 1 else 65_536)
+
+
 async def _in_thread(connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
     """`work(db)` in the connection's thread."""
 
@@ -260,6 +323,17 @@ def _migrate(db: sqlite3.Connection, number: int, migrate: Migration) -> None:
     except BaseException:
         roll_back(db)
         raise
+
+
+def _check(db: sqlite3.Connection, more: Callable[[sqlite3.Connection], Sequence[str]]) -> tuple[str, ...]:
+    try:
+        _set(db, _SETTINGS)
+        found = [str(line) for (line,) in db.execute("PRAGMA integrity_check(20)")]
+        return tuple(line for line in found if line != "ok") + tuple(more(db))
+    except sqlite3.DatabaseError as error:
+        if is_damage(error):
+            return (str(error),)
+        raise translated(error) from error
 
 
 def _in_one_state(db: sqlite3.Connection, look: Callable[[sqlite3.Connection], T]) -> T:

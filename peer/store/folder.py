@@ -37,6 +37,7 @@ class Folder:
         self.fd = fd
         self.fs = fs
         self._lock = -1
+        self._room = 0  # bytes that the disk had left when it was last asked, less those taken since
 
     @classmethod
     def acquire(cls, path: Path, fs: Fs) -> Folder:
@@ -74,15 +75,24 @@ class Folder:
         self._lock = self.fd = -1
 
     def check_room(self, nbytes: int) -> None:
-        """StorageFull if a row of `nbytes` would leave too little room to delete anything."""
-        with disk_errors(f"{nbytes} bytes of a row"):
-            check_room(self.fs, self.fd, 2 * nbytes)  # once in the log, and once more where that is folded
+        """StorageFull if a row of `nbytes` would leave too little room to delete anything.
+
+        For the database's thread, which calls `is_tight` before each commit: the disk is asked then, and the rows
+        of the same commit share what it said.
+        """
+        needed = 2 * nbytes  # once in the log, and once more where that is folded
+        if self._room < needed + limits.STORE_RESERVE:
+            with disk_errors(f"{nbytes} bytes of a row"):
+                check_room(self.fs, self.fd, needed)
+        self._room -= needed
 
     def is_tight(self) -> bool:
         """Whether the log should be folded and cut now, for as long as there is room for that."""
+        self._room = 0
         try:
+            self._room = self.fs.free(self.fd)
             log = os.stat(f"{DATABASE}-wal", dir_fd=self.fd).st_size
-            return 0 < log and self.fs.free(self.fd) < log + 2 * limits.STORE_RESERVE
+            return 0 < log and self._room < log + 2 * limits.STORE_RESERVE
         except OSError:
             return False
 

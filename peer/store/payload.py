@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from peer.store.blobs import BlobFile
+from peer.store.blob_file import BlobFile
 from peer.store.waiting import undisturbed
 
 

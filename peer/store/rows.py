@@ -1,29 +1,34 @@
 """What the store keeps in the database: its tables, and one object's row there and back.
 
-The tables of objects, tags and contents are the index's (search/schema.py); the store adds `meta`. What it must
-know of an object's contents beyond their place goes into the `extra` column that the index leaves to it.
+The tables of objects, tags, contents and blobs are the index's (search/schema.py); the store adds `meta`, and the
+journal of moves (journal.py). What it must know of an object's contents beyond their place goes into the `extra`
+column that the index leaves to it: `XXH3-128 of the rest and of the inline bytes | msgpack of a list`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
 import msgpack
+from blake3 import blake3
+from xxhash import xxh3_128
 
+from peer.store import journal
+from peer.store.blob_file import Layout
 from peer.store.contents import Contents, StoredTensor
 from protocol.errors import AlreadyExists, BadRequest, BadTensor, Corrupt, DataFolderMismatch, TooLarge
 from protocol.tensors import TensorHeader
 from search.index import Contents as Place
-from search.index import Index
-from search.records import Record, check_record
+from search.index import Index, Prepared
+from search.records import Record
 from search.schema import MIGRATIONS as INDEX_MIGRATIONS
 
 _VERSION: Final = 1  # of the packed `extra` column
+_SEAL_BYTES: Final = 16
 
 
 def _index_step(number: int) -> Callable[[sqlite3.Connection], None]:
@@ -40,6 +45,8 @@ def _index_step(number: int) -> Callable[[sqlite3.Connection], None]:
 def _first(db: sqlite3.Connection) -> None:
     db.execute("CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID")
     _index_step(1)(db)
+    for statement in journal.TABLES:
+        db.execute(statement)
 
 
 # Numbered from 1 by their place: never reorder, never edit one that has been released.
@@ -76,6 +83,8 @@ class StoredObject:
         inline: all the tensors' bytes, checked, where they are in the row; else None.
         blob: the name of the blob file, where they are in one; else None.
         start: where the first tensor begins in the blob file; 0 for inline ones.
+        blocks: XXH3-64 (u64 little-endian) of every limits.BLOCK of the payload, which is all tensors' bytes, one
+            after another, without the file's header; empty for inline ones.
     """
 
     record: Record
@@ -83,6 +92,22 @@ class StoredObject:
     inline: bytes | None
     blob: str | None
     start: int
+    blocks: bytes = b""
+
+    @cached_property
+    def content(self) -> str:
+        """The name of the contents: the BLAKE3 of their file in hex, also of those that are inline and have none.
+
+        Equal names are equal tensors, names of tensors and metadata; `extra` is not in it.
+        """
+        if self.blob is not None:
+            return self.blob
+        return blake3(self.contents.file_header()).update(self.inline or b"").hexdigest()
+
+    @property
+    def layout(self) -> Layout:
+        """Where the payload is in the blob file."""
+        return Layout(self.start, self.contents.nbytes, self.blocks)
 
     @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -106,50 +131,76 @@ class Sealed:
     inline: bytes | None = None
     blob: str | None = None
     start: int = 0
-    digest: bytes = field(default=b"", init=False)
-
-    def __post_init__(self) -> None:
-        if self.inline is not None:
-            object.__setattr__(self, "digest", hashlib.sha256(self.inline).digest())
+    blocks: bytes = b""
 
     def place(self) -> Place:
         """As the index keeps it."""
         contents = self.contents
         tensors = [[name, header.dtype, list(header.shape)] for name, header in contents.tensors]
-        fields = [_VERSION, self.start, self.digest, tensors, dict(contents.metadata), contents.extra]
-        return Place(blob=self.blob, inline=self.inline, extra=msgpack.packb(fields))
+        packed = msgpack.packb([_VERSION, self.start, tensors, dict(contents.metadata), contents.extra])
+        extra = _seal(packed, self.inline) + packed
+        return Place(blob=self.blob, inline=self.inline, extra=extra, blocks=self.blocks)
 
 
-def insert(db: sqlite3.Connection, index: Index, record: Record, sealed: Sealed) -> None:
+def _seal(packed: bytes, inline: bytes | None) -> bytes:
+    """Tells bits that rotted in the row from those that were stored."""
+    seal = xxh3_128(packed)
+    seal.update(inline or b"")
+    return seal.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An object's row, checked and packed: all that can be done before the database's turn."""
+
+    prepared: Prepared
+    place: Place
+
+    @classmethod
+    def of(cls, index: Index, record: Record, sealed: Sealed) -> Row:
+        """BadRequest if the record is malformed."""
+        return cls(index.prepare(record), sealed.place())
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in the database, all but the record."""
+        return len(self.place.inline or b"") + len(self.place.extra or b"") + len(self.place.blocks)
+
+
+def insert(db: sqlite3.Connection, index: Index, row: Row) -> None:
     """Add the object; nothing if the very same one is there (a repeated request), AlreadyExists if another is."""
-    place = sealed.place()
     try:
-        index.insert(db, record, place)
+        index.insert(db, row.prepared, row.place)
     except AlreadyExists:
-        if index.contents(db, record["id"]) != place or not _says_the_same(index.get(db, record["id"]), record):
+        fresh = row.prepared.record
+        if index.contents(db, fresh["id"]) != row.place or not _says_the_same(index.get(db, fresh["id"]), fresh):
             raise
 
 
-def _says_the_same(stored: Record | None, record: Record) -> bool:
+def _says_the_same(stored: Record | None, fresh: Record) -> bool:
     # A repeated request may have been received at another time; all else is the asker's.
-    fresh = check_record({**record, "published": True})
     return stored is not None and all(stored[name] == fresh[name] for name in fresh.keys() - {"created"})
 
 
 def find(db: sqlite3.Connection, index: Index, uid: bytes) -> StoredObject | None:
     """The object, with inline bytes checked. Corrupt where they or their description are not what was stored."""
-    record, place = index.get(db, uid), index.contents(db, uid)
-    if record is None or place is None:
+    found = index.whole(db, uid)
+    if found is None:
         return None
+    record, place = found
+    extra = place.extra or b""
+    seal, packed = extra[:_SEAL_BYTES], extra[_SEAL_BYTES:]
+    if _seal(packed, place.inline) != seal:
+        raise _damaged(uid)
     try:
-        version, start, digest, rows, metadata, extra = msgpack.unpackb(place.extra or b"")
+        version, start, rows, metadata, program = msgpack.unpackb(packed)
         tensors = tuple((name, TensorHeader(dtype, tuple(shape))) for name, dtype, shape in rows)
-        contents = Contents(tensors, metadata, extra)
+        contents = Contents(tensors, metadata, program)
     except (ValueError, TypeError, BadTensor, TooLarge, msgpack.UnpackException) as error:
         raise _damaged(uid) from error
-    if version != _VERSION or (place.inline is not None and hashlib.sha256(place.inline).digest() != digest):
+    if version != _VERSION:
         raise _damaged(uid)
-    return StoredObject(record, contents, place.inline, place.blob, start)
+    return StoredObject(record, contents, place.inline, place.blob, start, place.blocks)
 
 
 def check_agrees(record: Mapping[str, Any], contents: Contents) -> None:

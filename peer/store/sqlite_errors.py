@@ -38,6 +38,11 @@ def damaged(how: str) -> Corrupt:
     return Corrupt(f"the database is damaged: {how}; {RESTORE}")
 
 
+def is_damage(error: BaseException) -> bool:
+    """Whether this says that the file is damaged, rather than that something could not be done."""
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+
+
 def is_fatal(error: BaseException) -> bool:
     """Whether nothing may be written after this error."""
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) in _FATAL

@@ -9,42 +9,43 @@ So a crash leaves files without a row, which the next start sweeps, and never a 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from peer.payloads import MemoryPayload, Payload
 from peer.store import rows
-from peer.store.blobs import BlobFile, Blobs, is_blob_folder_used
+from peer.store.blob_file import BlobFile, corrupt
+from peer.store.blobs import Blobs, check_name, is_blob_folder_used
 from peer.store.contents import Contents
 from peer.store.database import Database
 from peer.store.folder import BLOBS, DATABASE, MARK, Folder
 from peer.store.fs import Fs
 from peer.store.mark import Mark
+from peer.store.moves import Arrived, Moves
 from peer.store.payload import BlobPayload, memory_file
-from peer.store.rows import Sealed, StoredObject
+from peer.store.publishing import Publishing, contents_of, seal_inline
+from peer.store.removal import Removal
+from peer.store.rows import StoredObject
+from peer.store.upkeep import CompactReport, Progress, Upkeep, VerifyReport
 from peer.store.waiting import KeyLocks, undisturbed
 from peer.store.writer import StoreWriter
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import BadRequest, Corrupt, GridError, NotFound, StorageError, StorageFull
-from protocol.tensors import TensorHeader
+from protocol.errors import BadRequest, Corrupt, NotFound, StorageError
 from search.index import Found, Index
 from search.records import Record
 from search.terms import Query
 
-__all__ = ["Store", "StoreStatistics", "StoredObject"]
+__all__ = ["Arrived", "CompactReport", "Store", "StoreStatistics", "StoredObject", "VerifyReport"]
 
 T = TypeVar("T")
 
 _CLEAR_BATCH: Final = 1_000  # objects deleted in one transaction: others wait no longer than for these
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,9 @@ class Store:
     Every change is on the disk when its call returns. A cancelled change is done whole or not at all, and its
     caller gets the cancellation when that is settled; a cancelled reading changes nothing. After `close` every
     call raises StorageError. Errors of the disk are StorageFull, Corrupt and StorageError.
+
+    Attributes:
+        moves: the journal of moves.
     """
 
     def __init__(self, folder: Folder, blobs: Blobs, database: Database, index: Index) -> None:
@@ -71,7 +75,10 @@ class Store:
         self._blobs = blobs
         self._database = database
         self._index = index
-        self._names = KeyLocks()  # a blob's name is held from its placing to its row, and from row to unlinking
+        self._removal = Removal(folder, blobs, database, index, KeyLocks())
+        self._publishing = Publishing(folder, blobs, database, index, self._removal)
+        self._upkeep = Upkeep(blobs, database, index, self._removal)
+        self.moves = Moves(database, index, self._removal, self._whole)
         self._writers: set[StoreWriter] = set()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._missing = 0
@@ -121,13 +128,10 @@ class Store:
             await asyncio.to_thread(self._blobs.close)
             self._folder.release()
 
-    async def sweep(self) -> None:
-        """Remove files that no row names. For the start: it would take away what is being published."""
-        named = await self._database.read(lambda db: set(self._index.blobs(db)))
-        missing = await undisturbed(self._blobs.sweep(named))
-        self._missing = len(missing)
-        if missing:
-            _log.error("%d objects have lost their blob files, such as %s", len(missing), min(missing)[:12])
+    async def _begin(self) -> None:
+        """What a start does before anyone else may: sweep files that no row names, and lapsed offers."""
+        self._missing = await undisturbed(self._upkeep.sweep())
+        await self.moves.sweep()
 
     # --- in -------------------------------------------------------------------------------------------------
 
@@ -147,35 +151,71 @@ class Store:
             raise
         return writer
 
-    async def publish(self, record: Record, payload: StoreWriter | Buffer, contents: Contents | None = None) -> None:
+    async def publish(
+        self,
+        record: Record,
+        payload: StoreWriter | Buffer,
+        contents: Contents | None = None,
+        *,
+        arrived: Arrived | None = None,
+    ) -> None:
         """Store an object; when this returns, it is durable.
 
         Args:
             record: search/records.py; its `nbytes`, `dtype` and `shape` must be the contents' own for a tensor.
             payload: a writer that has all its bytes, or the bytes themselves.
             contents: what the bytes are; may be left out for a tensor, whose record says it.
+            arrived: of an object that was moved here: noted in the same transaction, until `moves.confirmed`.
+
+        The same object once more (a repeated request) is acknowledged once more. The writer is spent in any case.
 
         Raises:
-            AlreadyExists: an object of that id with other contents or another description is there. (The same
-                object once more is acknowledged once more.)
-            BadRequest, BadTensor: record or bytes do not fit the contents.
-            StorageFull, StorageError: nothing was stored.
-
-        The writer is spent in any case.
+            AlreadyExists: another object has that id; it stays as it was.
+            BadRequest, BadTensor, BadTag, TooLarge: the record or the bytes are not well formed.
         """
-        writer = payload if isinstance(payload, StoreWriter) else await self._written(record, payload, contents)
+        if isinstance(payload, StoreWriter):
+            return await self._publish_written(record, payload, arrived)
+        self._check_open()
+        contents = contents or contents_of(record)
+        if contents.nbytes < limits.STORE_INLINE:
+            rows.check_agrees(record, contents)
+            return await self._publishing.insert(record, seal_inline(contents, payload), arrived)
+        return await self._publish_written(record, await self._written(contents, payload), arrived)
+
+    async def _publish_written(self, record: Record, writer: StoreWriter, arrived: Arrived | None) -> None:
         try:
             self._check_open()
             rows.check_agrees(record, writer.contents)
             if writer.blob is None:
-                await self._insert(record, await writer.seal())
+                await self._publishing.insert(record, await writer.seal(), arrived)
             else:
-                await self._whole(self._publish(record, writer))
+                await self._whole(self._publishing.place(record, writer, arrived))
         finally:
             await writer.abort()
 
-    async def _written(self, record: Record, data: Buffer, contents: Contents | None) -> StoreWriter:
-        writer = await self.writer(contents or _contents_of(record))
+    async def publish_held(
+        self, record: Record, content: str, contents: Contents | None = None, *, arrived: Arrived | None = None
+    ) -> bool:
+        """Store an object whose blob is here already, without its bytes; False, and nothing done, if it is not.
+
+        All of the blob is read and compared with its name first; a damaged one is as if it were not here: bytes that
+        are sent then heal it. Arguments and errors as of `publish`; `content` is StoredObject.content.
+
+        Who names a content need not have it: before this, see that the asker may take one of `holders(content)`, or
+        that the source has proved to hold the bytes.
+        """
+        self._check_open()
+        check_name(content)
+        contents = contents or contents_of(record)
+        rows.check_agrees(record, contents)
+        held = await self._publishing.measure_held(content, contents)
+        if held is None:
+            return False
+        self._check_open()
+        return await self._whole(self._publishing.place_held(record, contents, held, arrived))
+
+    async def _written(self, contents: Contents, data: Buffer) -> StoreWriter:
+        writer = await self.writer(contents)
         try:
             await writer.write(data)
         except BaseException:
@@ -183,35 +223,12 @@ class Store:
             raise
         return writer
 
-    async def _publish(self, record: Record, writer: StoreWriter) -> None:
-        assert writer.blob is not None
-        sealed = await writer.seal()
-        assert sealed.blob is not None
-        # Without the lock, deleting the last other object of the same contents could unlink what is placed here.
-        async with self._names.hold(sealed.blob):
-            try:
-                self._blobs.placed(sealed.blob, await writer.blob.place())
-                await self._insert(record, sealed)
-            except GridError as error:
-                # After an unclear failure of the commit the row may yet come back with the next start: the
-                # blob stays, and is swept then if it did not.
-                if type(error) is not StorageError:
-                    await self._remove_unused(sealed.blob)
-                raise
-
-    async def _insert(self, record: Record, sealed: Sealed) -> None:
-        def change(db: sqlite3.Connection) -> None:
-            self._folder.check_room(len(sealed.inline or b"") + len(sealed.contents.extra))
-            rows.insert(db, self._index, record, sealed)
-
-        await self._database.write(change)
-
     # --- changes --------------------------------------------------------------------------------------------
 
     async def delete(self, uid: bytes) -> bool:
         """Delete an object; whether there was one. Works on a full disk too."""
         self._check_open()
-        return await self._whole(self._delete([uid])) == 1
+        return await self._whole(self._removal.delete([uid])) == 1
 
     async def clear(self, owner: str) -> int:
         """Delete all objects of one principal; how many there were. Cancelled midway, it has deleted some."""
@@ -221,7 +238,7 @@ class Store:
             found = await self.find(f"owner:{owner}", _CLEAR_BATCH)
             if not found.records:
                 return count
-            count += await self._whole(self._delete([record["id"] for record in found.records]))
+            count += await self._whole(self._removal.delete([record["id"] for record in found.records]))
 
     async def set_tags(self, uid: bytes, tags: str | Sequence[str]) -> tuple[str, ...]:
         """Make these the object's tags; as they are stored. NotFound, BadTag, TooLarge."""
@@ -237,36 +254,6 @@ class Store:
         """Replace the description. NotFound, BadRequest."""
         await self._database.write(lambda db: self._index.describe(db, uid, description))
 
-    async def _delete(self, uids: Sequence[bytes]) -> int:
-        try:
-            gone = await self._database.write(partial(self._delete_rows, uids=uids))
-        except StorageFull:
-            gone = await self._delete_when_full(uids)
-        for blob in {blob for blob in gone if blob is not None}:
-            async with self._names.hold(blob):
-                await self._remove_unused(blob)
-        return len(gone)
-
-    def _delete_rows(self, db: sqlite3.Connection, uids: Sequence[bytes]) -> list[str | None]:
-        places = [self._index.delete(db, uid) for uid in uids]
-        return [place.blob for place in places if place is not None]
-
-    async def _delete_when_full(self, uids: Sequence[bytes]) -> list[str | None]:
-        # Others have filled the disk. The row's deletion needs room in the log, and the reserve is that room.
-        await asyncio.to_thread(self._folder.spend_reserve)
-        try:
-            return await self._database.write(partial(self._delete_rows, uids=uids))
-        finally:
-            await asyncio.to_thread(self._folder.keep_reserve)
-
-    async def _remove_unused(self, blob: str) -> None:
-        """Unlink a blob that no row names. The caller holds its name. What fails here is swept by the next start."""
-        try:
-            if not await self._database.read(lambda db: self._index.blob_in_use(db, blob)):
-                await self._blobs.remove(blob)
-        except StorageError as error:
-            _log.warning("blob %s stays until the next start: %s", blob[:12], error)
-
     # --- out ------------------------------------------------------------------------------------------------
 
     async def get(self, uid: bytes) -> StoredObject:
@@ -276,47 +263,65 @@ class Store:
             raise NotFound(f"there is no published object {uid.hex()} here", id=uid.hex())
         return found
 
-    async def blob(self, sha256: str) -> BlobFile:
-        """The blob file of a StoredObject, checked and open; the caller closes it.
+    async def blob(self, stored: StoredObject) -> BlobFile:
+        """The blob file of an object that has one, open; the caller closes it. What it reads is checked by block.
 
-        NotFound if the object was deleted meanwhile; Corrupt if the file is not what was stored.
+        NotFound if the object was deleted meanwhile; Corrupt if the file is missing or not of the size that was stored.
         """
         self._check_open()
+        assert stored.blob is not None
+        return await self._unless_deleted(stored.blob, self._blobs.open(stored.blob, stored.layout))
+
+    async def verify(self, content: str) -> None:
+        """Read and hash all of a blob. Corrupt if it is not what was stored; NotFound if it was deleted meanwhile."""
+        self._check_open()
+        measured = await self._unless_deleted(content, self._blobs.measure(content))
+        if measured.content != content:
+            raise corrupt(content, "is not what was stored")
+
+    async def _unless_deleted(self, blob: str, work: Awaitable[T]) -> T:
         try:
-            return await self._blobs.open(sha256)
+            return await work
         except Corrupt:
-            if await self._database.read(lambda db: self._index.blob_in_use(db, sha256)):
+            if await self._database.read(lambda db: self._index.blob_in_use(db, blob)):
                 raise
             raise NotFound("the object was deleted meanwhile") from None
 
-    async def verify(self, sha256: str) -> None:
-        """Hash a blob again, whatever is remembered of it. Corrupt if it is not what was stored."""
-        self._check_open()
-        await self._blobs.verify(sha256)
+    async def read(self, stored: StoredObject, offset: int, nbytes: int) -> bytes:
+        """Bytes of an object, checked, at the offsets of its `tensors`; a payload is cheaper for many readings.
 
-    async def read(self, sha256: str, offset: int, nbytes: int) -> bytes:
-        """Bytes of a blob file; `blob` once and its `read` is cheaper for many."""
-        with await self.blob(sha256) as file:
+        BadRequest outside of them; Corrupt, which names the block, where they are not what was stored.
+        """
+        if stored.blob is None:
+            assert stored.inline is not None
+            if offset < 0 or nbytes < 0 or offset + nbytes > len(stored.inline):
+                raise BadRequest(f"{nbytes} bytes from {offset} on are not within {len(stored.inline)}")
+            return stored.inline[offset : offset + nbytes]
+        with await self.blob(stored) as file:
             return await file.read(offset, nbytes)
 
     async def payload(
         self, stored: StoredObject, *, span: tuple[int, int] | None = None, prefix: bytes = b""
     ) -> Payload:
-        """`prefix` and then the tensors' bytes, or of these only `span` (offset as in `tensors`, size), for sending."""
+        """`prefix` and then the tensors' bytes, or of these only `span` (offset as in `tensors`, size), for sending.
+
+        Its `read` raises Corrupt, which names the block, where bytes are not what was stored.
+        """
         offset, nbytes = span or (stored.start, stored.contents.nbytes)
         if stored.blob is None:
             assert stored.inline is not None
             return MemoryPayload(prefix + stored.inline[offset : offset + nbytes])
-        return BlobPayload(await self.blob(stored.blob), offset, nbytes, prefix)
+        return BlobPayload(await self.blob(stored), offset, nbytes, prefix)
 
     @asynccontextmanager
     async def reading(self, stored: StoredObject) -> AsyncIterator[int | bytes]:
         """What a worker is given to read the object from, at the offsets of `tensors`: bytes, or a descriptor.
 
-        Bytes for one small tensor, which are then all of it; else a file to map, closed at the end.
+        Bytes for one small tensor, which are then all of it; else a file to map, closed at the end. Of a blob nothing
+        has been checked then: who maps it compares each block with `stored.blocks` before using it.
         """
         if stored.blob is not None:
-            with await self.blob(stored.blob) as file:
+            with await self.blob(stored) as file:
                 yield file.fileno()
         elif len(stored.contents.tensors) == 1:
             assert stored.inline is not None
@@ -334,9 +339,32 @@ class Store:
         """The records whose ids begin with these hexadecimal digits. BadRequest if they are none."""
         return await self._database.read(lambda db: self._index.by_prefix(db, digits, limit))
 
+    async def holders(self, content: str, limit: int = limits.MAX_HITS) -> list[Record]:
+        """The records of the objects here that are in the blob of this name, the oldest first."""
+        return await self._database.read(lambda db: self._index.holders(db, content, limit))
+
     async def statistics(self) -> StoreStatistics:
         index = await self._database.read(self._index.statistics)
         return StoreStatistics(index.objects, index.bytes, index.tags, self._database.changes, self._missing)
+
+    # --- upkeep ---------------------------------------------------------------------------------------------
+
+    async def verify_all(self, progress: Progress = lambda done, of: None) -> VerifyReport:
+        """Check everything: the database, and every object's bytes against their hashes, one object after another.
+
+        Everything else goes on meanwhile. `progress(done, of)` counts bytes; it may be called from a thread.
+        """
+        self._check_open()
+        return await self._upkeep.verify(progress)
+
+    async def compact(self) -> CompactReport:
+        """Remove files that no row names and nobody writes, fold the log, and write the database anew if that pays.
+
+        Everything else goes on meanwhile, but changes wait while the database is written anew.
+        """
+        self._check_open()
+        await self.moves.sweep()
+        return await self._upkeep.compact(self._whole)
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of several steps that neither a cancellation nor `close` comes between."""
@@ -375,7 +403,7 @@ async def _open(path: Path, index: Index, fs: Fs, connection: type[sqlite3.Conne
         undo.push_async_callback(database.close)
         await _bind(database, index.peer_id)
         store = Store(folder, blobs, database, index)
-        await store.sweep()
+        await store._begin()
         await asyncio.to_thread(folder.keep_reserve)
         undo.pop_all()
     return store
@@ -384,10 +412,3 @@ async def _open(path: Path, index: Index, fs: Fs, connection: type[sqlite3.Conne
 async def _bind(database: Database, peer_id: str) -> None:
     if not await database.read(rows.has_owner):
         await database.write(lambda db: rows.bind_owner(db, peer_id))
-
-
-def _contents_of(record: Record) -> Contents:
-    dtype, shape = record.get("dtype"), record.get("shape")
-    if dtype is None or shape is None:
-        raise BadRequest("only a tensor's record says what its bytes are: give the contents too")
-    return Contents.one(TensorHeader(dtype, tuple(shape)))

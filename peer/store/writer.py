@@ -31,15 +31,22 @@ class StoreWriter:
         if self.blob is not None:
             await self.blob.begin()
 
-    async def write(self, chunk: Buffer) -> None:
-        """Take the next bytes; the chunk may be reused when this returns. Waits while too many wait for the disk.
+    @property
+    def taken(self) -> int:
+        """Payload bytes accepted so far: where a broken transfer goes on."""
+        return len(self._inline) if self.blob is None else self.blob.taken
 
+    async def write(self, chunk: Buffer, *, is_kept: bool = False) -> None:
+        """Take the next bytes. Waits while too many wait for the disk.
+
+        The chunk may be reused when this returns. With `is_kept` its owner promises not to change it for as long as
+        anything refers to it; it is then written from where it lies, without a copy.
         BadTensor for more bytes than the contents have; after a StorageError nothing but `abort` is left to do.
         """
         if self._is_spent:
             raise _spent()
         if self.blob is not None:
-            await self.blob.write(chunk)
+            await self.blob.write(chunk, is_kept=is_kept)
         elif len(self._inline) + memoryview(chunk).nbytes > self.contents.nbytes:
             raise BadTensor(f"more than the {self.contents.nbytes} bytes announced came")
         else:
@@ -50,7 +57,8 @@ class StoreWriter:
         if self._is_spent:
             raise _spent()
         if self.blob is not None:
-            return Sealed(self.contents, blob=await self.blob.seal(), start=self.blob.start)
+            name, blocks = await self.blob.seal()
+            return Sealed(self.contents, blob=name, start=self.blob.start, blocks=blocks)
         if len(self._inline) != self.contents.nbytes:
             raise BadTensor(f"{len(self._inline)} of {self.contents.nbytes} bytes came")
         return Sealed(self.contents, inline=bytes(self._inline))

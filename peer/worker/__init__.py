@@ -6,6 +6,8 @@
 Files in import order. Those marked * import no torch: the peer's process uses them.
 
     memory *          sealed memory files, private mappings
+    guards *          hashes of the blocks of stored files, and which blocks were checked
+    reach *           which memory a strided view can touch
     channel *         framing, descriptors, the blocking and the asyncio form
     operation *       the wire form of one eager operation
     sandbox *         what a worker gives up before it reads anything from its principal: the seam for the kernel's
@@ -13,8 +15,11 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     answers *         what a worker's answers mean, checked
     remote *          the peer's end of one worker: requests, answers, loss
     faults            whatever went wrong, as one of our errors
+    mapped            files of the peer's as memory of tensors
     objects           tensors and failures by id
+    picking           operations that take single rows
     execution         one operation, from its wire form to its results' ids
+    export            values on their way out, into memory files
     runtime           the worker's loop
     zygote            `python -m peer.worker.zygote`: forks and reaps
 """

@@ -5,7 +5,7 @@ Each function raises GridError, ValueError or TypeError for an answer that makes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,54 @@ Result = list[TensorHeader] | GridError  # of one operation: a header for each t
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A file that the peer provided read-only: `nbytes` of a tensor; `origin` is whatever the peer knows it by."""
+
+    nbytes: int
+    origin: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Elements that are part of a file that the peer provided: nobody needs to copy them.
+
+    Attributes:
+        origin: the file, as the peer named it; None if it was dropped meanwhile.
+        offset: where they begin, in bytes from that tensor's first.
+    """
+
+    origin: Any
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exported:
     """A value on its way out of a worker.
 
     Attributes:
         header: its dtype and shape.
-        data: its elements: bytes if few, a Buffer (the receiver's to release) if many, and None if they are
-            exactly those that the peer provided.
+        data: its elements: bytes if few, a Buffer (the receiver's to release) if many, a Span of what the peer
+            provided as a file, and None if they are exactly those that the peer provided under this id.
     """
 
     header: TensorHeader
-    data: bytes | Buffer | None
+    data: bytes | Buffer | Span | None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What an answer about one id may refer to.
+
+    Attributes:
+        header: of what was provided under the id, if anything was.
+        sources: files that the worker has, by the number that it was given with each.
+        is_in_memory: the value was asked for itself, wherever else it may be.
+    """
+
+    header: TensorHeader | None
+    sources: Mapping[int, Source]
+    is_in_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +84,8 @@ def results(fields: list[Any], count: int) -> list[Result]:
     return [GridError.from_fault(result) if type(result) is dict else headers(result) for result in given]
 
 
-def value(
-    given: TensorHeader | None, fields: list[Any], descriptors: list[int], buffers: BufferPool
-) -> Exported | GridError:
-    """The value that was wanted with the results, or why it is not to be had; `given` as for `exported`."""
+def value(given: Given, fields: list[Any], descriptors: list[int], buffers: BufferPool) -> Exported | GridError:
+    """The value that was wanted with the results, or why it is not to be had."""
     wanted = fields[1]
     if type(wanted) is dict:
         return GridError.from_fault(wanted)
@@ -66,15 +101,28 @@ def usage(fields: list[Any]) -> Usage:
     return Usage(int(objects), int(bytes_held), int(operations), float(seconds))
 
 
-def exported(given: TensorHeader | None, fields: list[Any], descriptors: list[int], buffers: BufferPool) -> Exported:
-    """`given` is what was provided under this id, if anything; descriptors that are used leave the list."""
+def exported(given: Given, fields: list[Any], descriptors: list[int], buffers: BufferPool) -> Exported:
+    """Descriptors that are used leave the list."""
     dtype, shape, data = fields
     header = TensorHeader(dtype, tuple(shape))
     if descriptors:
         return Exported(header, buffers.adopt(descriptors.pop(0), header.nbytes))
+    if type(data) is list:
+        return Exported(header, _span(given, header, *data))
     if data is not None:
         header.check_payload(len(data))
         return Exported(header, bytes(data))
-    if header != given:
+    if header != given.header or given.is_in_memory:
         raise ValueError("it calls unchanged what was not provided")
     return Exported(header, None)
+
+
+def _span(given: Given, header: TensorHeader, number: Any, offset: Any) -> Span:
+    if given.is_in_memory or type(number) is not int or type(offset) is not int or offset < 0:
+        raise ValueError("it names a span of no file")
+    source = given.sources.get(number)
+    if source is None:  # it may have been dropped after the question: whoever asked asks again
+        return Span(None, offset, header.nbytes)
+    if offset + header.nbytes > source.nbytes:
+        raise ValueError("it names bytes beyond the file that it was given")
+    return Span(source.origin, offset, header.nbytes)

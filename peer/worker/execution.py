@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import torch
 
 from compute import interpreter, table, values
 from compute.dtypes import NAME_OF
 from peer.worker.faults import as_error
+from peer.worker.mapped import Guarded
 from peer.worker.objects import Objects
 from peer.worker.operation import name_of, result_ids, unpacked
+from peer.worker.picking import check_rows, picked
 from protocol.errors import BadRequest, GridError
 
 
@@ -47,22 +50,67 @@ def _call(objects: Objects, entry: table.Entry, args: list[Any], kwargs: dict[st
     args = [values.decode(value, resolve) for value in args]
     if kwargs:
         kwargs = {key: values.decode(value, resolve) for key, value in kwargs.items()}
-    value = executor(objects)(entry, args, kwargs) if entry.writes else interpreter.execute(entry, args, kwargs)
+    if entry.writes or objects.guards:
+        value = run(objects, entry, args, kwargs)
+    else:
+        value = interpreter.execute(entry, args, kwargs)
     return [value] if isinstance(value, torch.Tensor) else list(tensors_in(value))
 
 
-def executor(objects: Objects) -> interpreter.Execute:
-    """How operations run on these objects: as anywhere, but what is read-only is not written."""
-
-    def execute(entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if entry.writes:
-            for position in entry.written(args, kwargs):
-                for tensor in _listed(_argument(entry, position, args, kwargs)):
-                    if isinstance(tensor, torch.Tensor):
-                        objects.check_writable(tensor)
+def run(objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Runs an operation as it runs anywhere, but what is read-only is not written, and of a stored file nothing is
+    used that has not been checked."""
+    if entry.writes:
+        for position in entry.written(args, kwargs):
+            for tensor in _listed(_argument(entry, position, args, kwargs)):
+                if isinstance(tensor, torch.Tensor):
+                    objects.check_writable(tensor)
+    guarded = objects.guarded([*args, *kwargs.values()]) if objects.guards else None
+    if not guarded or entry.category == "size" or entry.name in _READ_NOTHING:
         return interpreter.execute(entry, args, kwargs)
+    return _checked(guarded, entry, args, kwargs)
 
-    return execute
+
+def executor(objects: Objects) -> interpreter.Execute:
+    """How the operations of a program run on these objects."""
+    return partial(run, objects)
+
+
+def _checked(guarded: list[Guarded], entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Runs an operation that has inputs on stored files. Corrupt where what it reads is not what was stored."""
+    may_be_view = not entry.writes and (entry.category == "view" or any(at is not None for at in entry.aliases))
+    if may_be_view:
+        # Whether it copies is known when it is done; a copy is checked then, before anybody has it.
+        value = interpreter.execute(entry, args, kwargs)
+        if _shares_memory(value, guarded):
+            return value
+    picks = picked(entry, args, kwargs)
+    rows = [each for each in guarded if picks is not None and each.tensor is picks[0] is not picks[1]]
+    wholes = [each for each in guarded if each not in rows]
+    for each in wholes:
+        each.check()
+    for each in rows:
+        assert picks is not None
+        check_rows(each, picks[1])
+    if not may_be_view:
+        value = interpreter.execute(entry, args, kwargs)
+    for each in wholes:
+        each.was_read()
+    return value
+
+
+def _shares_memory(value: Any, guarded: list[Guarded]) -> bool:
+    """Whether all results are views of these: nothing was read to make them."""
+    given = {each.tensor.untyped_storage().data_ptr() for each in guarded}
+    return all(tensor.untyped_storage().data_ptr() in given for tensor in tensors_in(value))
+
+
+_READ_NOTHING: Final = frozenset(
+    f"aten.{name}.default"
+    for name in (
+        "zeros_like ones_like full_like new_zeros new_ones new_full rand_like randn_like randint_like zero"
+    ).split()
+)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -8,6 +8,7 @@ against shrinking too, or reading it could kill the peer (SIGBUS).
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -34,12 +35,18 @@ _FIXED: Final = _SEAL_SHRINK | _SEAL_GROW | _SEAL_SEAL
 _MAP_NORESERVE: Final = 0x4000 if sys.platform == "linux" else 0
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _PYBUF_WRITE: Final = 0x200
+_MADV_WILLNEED: Final = 3
+_MADV_DONTNEED: Final = 4
+_MADV_POPULATE_READ: Final = 22  # Linux 5.14
+_EHWPOISON: Final = 133
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.restype = ctypes.c_int
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.restype = ctypes.c_int
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _view_of_memory = ctypes.pythonapi.PyMemoryView_FromMemory
 _view_of_memory.restype = ctypes.py_object
 _view_of_memory.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
@@ -87,8 +94,11 @@ def write_all(fd: int, data: memoryview, offset: int = 0) -> None:
         data, offset = data[written:], offset + written
 
 
-def map_private(fd: int, offset: int, nbytes: int) -> memoryview:
-    """A private, writable view of `nbytes` of a file from any offset on: pages written to become our own copies.
+def map_private(fd: int, offset: int, nbytes: int, *, is_read_only: bool = False) -> memoryview:
+    """A private view of `nbytes` of a file from any offset on: pages written to become our own copies.
+
+    One that is read-only says that it is writable (torch warns of others), but whoever writes to it dies: nothing of
+    it is ever ours to account for, so that a file of any size can be mapped whatever the system grants to processes.
 
     The memory is unmapped when the view is collected, so whatever reads it must keep this very object (a tensor
     made from it by torch.frombuffer does). No descriptor is held, unlike with mmap.mmap: a worker maps thousands.
@@ -99,10 +109,37 @@ def map_private(fd: int, offset: int, nbytes: int) -> memoryview:
         raise BadTensor(f"{nbytes} bytes from {offset} on, in a file of {size}")
     start = offset - offset % mmap.ALLOCATIONGRANULARITY
     length = offset - start + nbytes
+    access = mmap.PROT_READ if is_read_only else mmap.PROT_READ | mmap.PROT_WRITE
     flags = mmap.MAP_PRIVATE | _MAP_NORESERVE  # else a model larger than memory could not be mapped
-    address = _libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, start)
+    address = _libc.mmap(None, length, access, flags, fd, start)
     if address is None or address == _MAP_FAILED:
         raise MemoryError(f"cannot map {nbytes} bytes: {os.strerror(ctypes.get_errno())}")
     view: memoryview = _view_of_memory(address + offset - start, nbytes, _PYBUF_WRITE)
     weakref.finalize(view, _libc.munmap, address, length).atexit = False
     return view
+
+
+def view_at(address: int, nbytes: int) -> memoryview:
+    """A view, to be read, of memory that somebody else keeps: beyond use when that is gone."""
+    view: memoryview = _view_of_memory(address, nbytes, _PYBUF_WRITE)
+    return view
+
+
+def populate(address: int, nbytes: int) -> bool:
+    """Read the pages of a mapped file in, and no others; False where that fails: to touch them would kill us."""
+    if sys.platform != "linux":
+        return True
+    _libc.madvise(*_pages(address, nbytes), _MADV_WILLNEED)  # else the system reads what lies around them as well
+    done = _libc.madvise(*_pages(address, nbytes), _MADV_POPULATE_READ)
+    return not (done and ctypes.get_errno() in (errno.EFAULT, _EHWPOISON))
+
+
+def let_go(address: int, nbytes: int) -> None:
+    """These pages of a read-only mapping leave the process; the system may keep them, for the next reader."""
+    if sys.platform == "linux":
+        _libc.madvise(*_pages(address, nbytes), _MADV_DONTNEED)
+
+
+def _pages(address: int, nbytes: int) -> tuple[int, int]:
+    start = address - address % mmap.PAGESIZE
+    return start, address + nbytes - start

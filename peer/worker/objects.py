@@ -10,19 +10,29 @@ from typing import Any
 import torch
 
 from compute.dtypes import DTYPE_OF
-from peer.worker import memory
+from peer.worker.guards import BlockHashes, Guard
+from peer.worker.mapped import Files, Guarded, Mapped, check_bools
 from protocol.errors import AlreadyExists, BadTensor, GridError, NotFound, ReadOnly
 from protocol.tensors import TensorHeader
 
 
 class _Provided:
-    """Memory that came from the peer, while a tensor uses it."""
+    """Memory that came from the peer, while a tensor uses it.
 
-    __slots__ = ("is_read_only", "is_written", "reference")
+    Attributes:
+        number: by which the peer knows the file that these are the very pages of; None where they are no such thing.
+        guard: checks what is read of it, where it is a stored file with hashes.
+    """
 
-    def __init__(self, reference: weakref.ref[Any], is_read_only: bool) -> None:
+    __slots__ = ("guard", "is_read_only", "is_written", "number", "reference")
+
+    def __init__(
+        self, reference: weakref.ref[Any], is_read_only: bool, number: int | None = None, guard: Guard | None = None
+    ) -> None:
         self.reference = reference
         self.is_read_only = is_read_only
+        self.number = number
+        self.guard = guard
         self.is_written = False
 
 
@@ -34,6 +44,8 @@ class Objects:
         self._failures: dict[bytes, GridError] = {}
         self._provided: dict[int, _Provided] = {}  # by address: a view of the tensor has the same storage
         self._roots: dict[bytes, int] = {}  # id of a provided tensor -> its address
+        self._files = Files()
+        self.guards = 0  # pieces of memory here that must be checked before they are read; mostly none
 
     def __len__(self) -> int:
         return len(self._tensors) + len(self._failures)
@@ -77,14 +89,27 @@ class Objects:
             self._failures.pop(object_id, None)
             self._roots.pop(object_id, None)
 
-    def provide(self, object_id: bytes, header: TensorHeader, source: Any, *, read_only: bool) -> None:
+    def provide(
+        self,
+        object_id: bytes,
+        header: TensorHeader,
+        source: Any,
+        *,
+        read_only: bool,
+        hashes: BlockHashes | None = None,
+        number: int | None = None,
+    ) -> None:
         """A tensor on memory of the peer's.
 
         Args:
             source: bytes, or (descriptor, offset) of a file; it is mapped, not read. None of it for no elements.
+            read_only: it is not to be written; a file is then mapped so that nobody can.
+            hashes: of the blocks of a read-only file: what operations read of it is then checked (`guarded`).
+            number: by which the peer will know this file (`place`).
 
         Raises:
             BadTensor: what is there is not such a tensor.
+            Corrupt: nor is it what was stored, where it had to be read.
             MemoryError: the system does not map more.
         """
         dtype = DTYPE_OF.get(header.dtype)
@@ -94,16 +119,53 @@ class Objects:
         if not header.numel:
             self._tensors[object_id] = torch.zeros(header.shape, dtype=dtype)
             return
-        view = _view(header, source)
-        tensor = torch.frombuffer(view, dtype=dtype).view(header.shape)
-        if dtype is torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
-            raise BadTensor("a bool is the byte 0 or 1")  # kernels trust that, some as an index
+        if isinstance(source, bytes):
+            header.check_payload(len(source))
+            mapped = Mapped(array.array("B", source), 0)
+        else:
+            mapped = self._files.map(object_id, header, source, read_only, hashes if read_only else None)
+        tensor = torch.frombuffer(mapped.memory, dtype=dtype, count=header.numel, offset=mapped.lead).view(header.shape)
+        if dtype is torch.bool and mapped.guard is None:
+            check_bools(tensor.view(torch.uint8))
         address = tensor.untyped_storage().data_ptr()
-        forget = self._provided
         # The memory is given back when the last tensor on it is gone; its address may then be another's.
-        self._provided[address] = _Provided(weakref.ref(view, lambda _: forget.pop(address, None)), read_only)
+        reference = weakref.ref(mapped.memory, lambda _: self._ended(address))
+        self._provided[address] = _Provided(reference, read_only, number if mapped.is_file else None, mapped.guard)
+        self.guards += mapped.guard is not None
         self._tensors[object_id] = tensor
         self._roots[object_id] = address
+
+    def _ended(self, address: int) -> None:
+        provided = self._provided.pop(address, None)
+        if provided is not None and provided.guard is not None:
+            self.guards -= 1
+            provided.guard.end()
+
+    # --- what operations read -----------------------------------------------------------------------------
+
+    def guarded(self, values: Iterable[Any]) -> list[Guarded]:
+        """The tensors among these (and in lists of them) that lie on memory which must be checked first."""
+        found: list[Guarded] = []
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                provided = self._provided.get(value.untyped_storage().data_ptr())
+                if provided is not None and provided.guard is not None:
+                    found.append(Guarded(value, provided.guard))
+            elif isinstance(value, list | tuple):
+                found += self.guarded(value)
+        return found
+
+    def place(self, tensor: torch.Tensor) -> list[int] | None:
+        """Where the peer has a tensor's very bytes itself, in one piece: the number of what it provided, and the
+        offset in that."""
+        provided = self._provided.get(tensor.untyped_storage().data_ptr())
+        if provided is None or provided.number is None or not provided.is_read_only:
+            return None
+        if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+            return None
+        return [provided.number, int(tensor.storage_offset()) * tensor.element_size()]
+
+    # --- what they write ----------------------------------------------------------------------------------
 
     def check_writable(self, tensor: torch.Tensor) -> None:
         """Before `tensor` is written to. ReadOnly if it, or what it is a view of, is a published object."""
@@ -127,18 +189,6 @@ class Objects:
     def _is_read_only(self, tensor: torch.Tensor) -> bool:
         provided = self._provided.get(tensor.untyped_storage().data_ptr())
         return provided is not None and provided.is_read_only
-
-
-def _view(header: TensorHeader, source: Any) -> Any:
-    """Writable memory of exactly the tensor's bytes that dies with the last user of this very object."""
-    if isinstance(source, bytes):
-        header.check_payload(len(source))
-        return array.array("B", source)
-    descriptor, offset = source
-    view = memory.map_private(descriptor, offset, header.nbytes)
-    if offset % header.itemsize:
-        return array.array("B", view)  # kernels expect aligned elements
-    return view
 
 
 def _shown(object_id: object) -> str:

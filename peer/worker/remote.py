@@ -6,6 +6,7 @@ A worker is not trusted. Whatever it says is checked here, and one that breaks t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,15 +15,16 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from peer.buffers import Buffer, BufferPool
 from peer.worker import answers
-from peer.worker.answers import Exported, Result, Usage
+from peer.worker.answers import Exported, Given, Result, Source, Span, Usage
 from peer.worker.channel import LoopChannel, close_all
+from peer.worker.guards import BlockHashes
 from peer.worker.operation import name_of, result_ids
 from peer.worker.zygote_process import ending, signal_name
 from protocol import limits
-from protocol.errors import GridError, InternalError, NotFound, ProtocolError, TooLarge, WorkerLost
+from protocol.errors import Corrupt, GridError, InternalError, NotFound, ProtocolError, TooLarge, WorkerLost
 from protocol.tensors import TensorHeader
 
-__all__ = ["Exported", "Result", "Usage", "Worker", "WorkerKey", "WorkerStatistics"]
+__all__ = ["BlockHashes", "Exported", "Result", "Span", "Usage", "Worker", "WorkerKey", "WorkerStatistics"]
 
 T = TypeVar("T")
 _KILLED: Final = "was ended by its peer"
@@ -84,6 +86,10 @@ class Worker:
         self._held: set[bytes] = set()
         self._given: dict[bytes, TensorHeader] = {}  # those of them that were provided
         self._again: set[bytes] = set()  # and of those, the ones that can be provided again as they are
+        self._sources: dict[int, Source] = {}  # files that it has, by number
+        self._made = Given(None, self._sources)
+        self._number_of: dict[bytes, int] = {}
+        self._last_number = 0
         self._pending: dict[int, _Pending] = {}
         self._programs: OrderedDict[bytes, None] = OrderedDict()
         self._seq = 0
@@ -98,16 +104,31 @@ class Worker:
     # --- what it is asked ---------------------------------------------------------------------------------
 
     def provide(
-        self, object_id: bytes, header: TensorHeader, data: int | bytes, offset: int = 0, read_only: bool = False
+        self,
+        object_id: bytes,
+        header: TensorHeader,
+        data: int | bytes,
+        offset: int = 0,
+        read_only: bool = False,
+        *,
+        hashes: BlockHashes | None = None,
+        origin: Any = None,
     ) -> None:
         """Gives it a value: a few bytes, or the descriptor of a file that holds the elements from `offset` on.
 
         The file is mapped, not copied; what the worker writes to it stays its own. The descriptor stays the
         caller's, who may close it at once. A read-only value refuses in-place operations (ReadOnly).
+
+        Args:
+            hashes: of a read-only file's blocks: whatever is read of it is checked against them (Corrupt).
+            origin: what the caller knows a read-only file by. Large values that are parts of it are then not
+                copied: their export is a Span with this origin.
         """
         fields = [object_id, header.dtype, list(header.shape), offset, read_only]
         if isinstance(data, int):
-            self._tell(["provide", *fields, None], [data])
+            number = None if origin is None else self._numbered(object_id, Source(header.nbytes, origin))
+            parts = None if hashes is None or not header.nbytes else hashes.of(offset, header.nbytes).to_wire()
+            self._tell(["provide", *fields, None, parts, number], [data])
         else:
             header.check_payload(len(data))
             self._tell(["provide", *fields, bytes(data)])
@@ -115,6 +136,13 @@ class Worker:
         self._given[object_id] = header
         if read_only:
             self._again.add(object_id)
+
+    def _numbered(self, object_id: bytes, source: Source) -> int:
+        # Numbers are never used again: an answer may cross with the dropping of what it refers to.
+        self._last_number += 1
+        self._sources[self._last_number] = source
+        self._number_of[object_id] = self._last_number
+        return self._last_number
 
     def run(self, operations: Sequence[Sequence[Any]]) -> asyncio.Future[list[Result]]:
         """Runs operations [name, args, kwargs, outs] in order; gives one result for each.
@@ -128,7 +156,7 @@ class Worker:
         """
         count = len(operations)
         future: asyncio.Future[list[Result]] = self._loop.create_future()
-        self._run(future, operations, lambda fields, _: answers.results(fields, count))
+        self._run(future, operations, lambda fields, _: self._results(fields, count))
         return future
 
     def run_for(
@@ -141,7 +169,7 @@ class Worker:
         count = len(operations)
 
         def parse(fields: list[Any], descriptors: list[int]) -> tuple[list[Result], Exported | GridError]:
-            return answers.results(fields, count), answers.value(None, fields, descriptors, self._buffers)
+            return self._results(fields, count), answers.value(self._made, fields, descriptors, self._buffers)
 
         known = [object_id for object_id in dropped if object_id in self._held]
         self._run(asker, operations, parse, wanted, known)
@@ -199,11 +227,18 @@ class Worker:
         """Whether it has this program already, so that the id is enough."""
         return program_id in self._programs
 
-    def export(self, object_id: bytes) -> asyncio.Future[Exported]:
-        """The value, as soon as all that was asked before is done. Fails with the error that made it, if one did."""
-        given = self._given.get(object_id)
+    def export(self, object_id: bytes, *, in_memory: bool = False) -> asyncio.Future[Exported]:
+        """The value, as soon as all that was asked before is done. Fails with the error that made it, if one did.
+
+        With `in_memory` it is bytes or a Buffer, wherever else the peer has it; at most MAX_MEMORY_TENSOR.
+        """
+        given = Given(self._given.get(object_id), self._sources, in_memory)
         return self._ask(
-            "export", lambda fields, fds: answers.exported(given, fields, fds, self._buffers), "export", object_id
+            "export",
+            lambda fields, fds: answers.exported(given, fields, fds, self._buffers),
+            "export",
+            object_id,
+            in_memory,
         )
 
     def drop(self, ids: Iterable[bytes]) -> None:
@@ -218,6 +253,7 @@ class Worker:
         self._again.difference_update(known)
         for object_id in known:
             self._given.pop(object_id, None)
+            self._sources.pop(self._number_of.pop(object_id, 0), None)
         return known
 
     def usage(self) -> asyncio.Future[Usage]:
@@ -269,6 +305,8 @@ class Worker:
             _fail(request.future, _lost(how, status, self.pid, pending))
         self._held.clear()
         self._given.clear()
+        self._sources.clear()
+        self._number_of.clear()
         self._again.clear()
 
     def exited(self, status: int) -> None:
@@ -342,6 +380,8 @@ class Worker:
         try:
             value = request.parse(fields, descriptors)
         except _Fault as fault:
+            if type(fault.error) is Corrupt:
+                self._distrust(fault.error)
             _fail(request.future, fault.error)
             return
         except (GridError, ValueError, TypeError, IndexError, KeyError) as error:
@@ -354,6 +394,19 @@ class Worker:
             request.future.set_result(value)
         elif isinstance(value, Exported) and isinstance(value.data, Buffer):
             value.data.release()
+
+    def _results(self, fields: list[Any], count: int) -> list[Result]:
+        results = answers.results(fields, count)
+        for result in results:
+            if type(result) is Corrupt:
+                self._distrust(result)
+        return results
+
+    def _distrust(self, error: Corrupt) -> None:
+        # The store may get a good copy: who asks for the object again is to find that one.
+        with contextlib.suppress(TypeError, ValueError):
+            id = bytes.fromhex(error.fields["object"]) if "object" in error.fields else b""
+            self.drop([id] if id in self._again else [])
 
     def _remember(self, program_id: bytes) -> None:
         self._programs[program_id] = None

@@ -1,17 +1,20 @@
 """The worker's loop: messages from its peer in, tensors held, answers out. One thread, one message after the other.
 
     peer to worker                                                    worker to peer
-    ["provide", id, dtype, shape, offset, read_only, bytes|nil] + fd  -
+    ["provide", id, dtype, shape, offset, read_only, bytes|nil,       -
+        hashes|nil, number|nil] + fd
     ["run", seq, operations, wanted id|nil, ids to drop]              ["done", seq, results, value|fault|nil] (+ fd)
     ["program", seq, program id, bytes|nil, inputs, outs]             ["done", seq, headers]
     ["forget", program id]                                            -
-    ["export", seq, id]                                               ["done", seq, dtype, shape, bytes|nil] (+ fd)
+    ["export", seq, id, in_memory]                                    ["done", seq, dtype, shape, data] (+ fd)
     ["drop", ids]                                                     -
     ["usage", seq]                                                    ["done", seq, objects, bytes, operations, seconds]
 
 `results` has for each operation a list of [dtype, shape], one for each tensor it gave, or a fault. A `value` is what an
-export gives, [dtype, shape, bytes|nil]; without bytes and without a descriptor it says that the value is what the peer
-provided. A request that fails as a whole is answered by ["fault", seq, fault].
+export gives, [dtype, shape, data]. The data are bytes; or nil with a descriptor of a memory file; or nil without one:
+the value is what the peer provided under this id; or [number, offset]: it is that part of the file which the peer
+provided under that number (not where it is wanted `in_memory`). `hashes` are those of the file's blocks (BlockHashes):
+what is read of the file is checked against them. A request that fails as a whole is answered by ["fault", seq, fault].
 A defect of the loop itself is told by ["defect", text] before the process ends.
 
 The principal chose names, arguments, ids and programs; whatever is wrong with them comes back as a fault. The peer
@@ -32,10 +35,11 @@ import torch
 from compute import interpreter, values
 from compute.dtypes import NAME_OF
 from compute.program import Program
-from peer.worker import memory
+from peer.worker import export
 from peer.worker.channel import BlockingChannel, close_all
 from peer.worker.execution import check_describable, execute, executor, tensors_in
 from peer.worker.faults import as_defect, as_error
+from peer.worker.guards import BlockHashes
 from peer.worker.objects import Objects
 from peer.worker.sandbox import Settings
 from protocol import limits
@@ -81,10 +85,20 @@ class Runtime:
         offset: int,
         read_only: bool,
         data: bytes | None,
+        hashes: list[Any] | None = None,
+        number: int | None = None,
     ) -> None:
         source: Any = data if data is not None else (descriptors[0], offset)
+        known = None if hashes is None else BlockHashes.from_wire(hashes)
         try:
-            self._objects.provide(object_id, TensorHeader(dtype, tuple(shape)), source, read_only=read_only)
+            self._objects.provide(
+                object_id,
+                TensorHeader(dtype, tuple(shape)),
+                source,
+                read_only=read_only,
+                hashes=known,
+                number=number,
+            )
         except Exception as problem:
             self._objects.drop([object_id])
             self._objects.fail(object_id, as_error(problem, "provide"))
@@ -157,25 +171,35 @@ class Runtime:
     def _forget(self, _: list[int], program_id: bytes) -> None:
         self._programs.pop(program_id, None)
 
-    def _export(self, _: list[int], seq: int, object_id: bytes) -> None:
+    def _export(self, _: list[int], seq: int, object_id: bytes, in_memory: bool = False) -> None:
         try:
-            value, fd = self._value(object_id)
+            value, fd = self._value(object_id, in_memory)
         except Exception as problem:
             self._fault(seq, as_error(problem, "export"))
         else:
             self._done_with(fd, seq, *value)
 
-    def _value(self, object_id: bytes) -> tuple[list[Any], int | None]:
-        """[dtype, shape, bytes|nil], and the descriptor of a memory file for what is large: the caller's to close."""
+    def _value(self, object_id: bytes, in_memory: bool = False) -> tuple[list[Any], int | None]:
+        """[dtype, shape, data], and the descriptor of a memory file for what is large: the caller's to close."""
         tensor = self._objects.get(object_id)
         value = _header(tensor)
-        if self._objects.is_as_provided(object_id):
+        if self._objects.is_as_provided(object_id) and not in_memory:
             return [*value, None], None
-        _check_exportable(tensor)
-        content = values.tensor_bytes(tensor)
-        if content.nbytes <= limits.INLINE_PAYLOAD:
-            return [*value, bytes(content)], None
-        return [*value, None], _filed(content.cast("B"))
+        nbytes = tensor.numel() * tensor.element_size()
+        if nbytes > limits.BLOCK and not in_memory:
+            place = self._objects.place(tensor)
+            if place is not None:
+                return [*value, place], None
+        export.check_size(nbytes)
+        guarded = self._objects.guarded([tensor]) if self._objects.guards else []
+        for each in guarded:
+            each.check()
+        if nbytes <= limits.INLINE_PAYLOAD:
+            data = bytes(values.tensor_bytes(tensor))
+            for each in guarded:
+                each.was_read()
+            return [*value, data], None
+        return [*value, None], export.filed(tensor, guarded)
 
     def _done_with(self, fd: int | None, seq: int, *fields: Any) -> None:
         if fd is None:
@@ -206,30 +230,6 @@ class Runtime:
 
 def _header(tensor: torch.Tensor) -> list[Any]:
     return [NAME_OF[tensor.dtype], tensor.shape]  # a torch.Size is a tuple; the peer checks both
-
-
-def _filed(content: memoryview) -> int:
-    """A sealed memory file with this content; the caller closes the descriptor."""
-    fd = memory.new_file("grid-export")
-    try:
-        memory.write_all(fd, content)
-        memory.seal(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _check_exportable(tensor: torch.Tensor) -> None:
-    # Its elements may be far fewer than its shape says (expand), but all of them would be written out.
-    size = tensor.numel() * tensor.element_size()
-    if size > limits.MAX_MEMORY_TENSOR:
-        raise TooLarge(
-            f"a value of {size} bytes does not leave a worker; take it in pieces",
-            limit="MAX_MEMORY_TENSOR",
-            size=min(size, limits.MAX_ID),
-            allowed=limits.MAX_MEMORY_TENSOR,
-        )
 
 
 def warm() -> None:

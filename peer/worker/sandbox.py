@@ -4,8 +4,8 @@
 its equals, dies with its zygote, and holds no descriptor but its channel. It is NOT a boundary against code that
 runs in the worker: files, sockets and other processes of this user are still within reach of it. The kernel
 sandbox (user and network namespaces, landlock, seccomp, memory and CPU limits) is a later step and belongs here.
-It must leave open what the runtime does: sendmsg and recvmsg on the channel, mmap, munmap, fstat and close of what
-comes by it, memfd_create, ftruncate, pwrite and fcntl for what goes out.
+It must leave open what the runtime does: sendmsg and recvmsg on the channel, mmap, munmap, madvise, fstat and close of
+what comes by it, memfd_create, ftruncate, pwrite and fcntl for what goes out.
 """
 
 from __future__ import annotations

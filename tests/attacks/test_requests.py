@@ -208,8 +208,8 @@ async def test_a_ticket_is_good_for_its_target_alone(victim: Folders) -> None:
         assert isinstance(await _refused(mallory, "collected", {"ticket": ticket}), Denied)
         assert isinstance(await _refused(mallory, "collect", {"ticket": bytes(32)}), NotFound)
         async with attacking(victim, target) as rightful:
-            await rightful.request("collect", {"ticket": ticket})
-            await rightful.request("collected", {"ticket": ticket})
+            version = (await rightful.request("collect", {"ticket": ticket})).result["version"]
+            await rightful.request("collected", {"ticket": ticket, "version": version})
             assert isinstance(await _refused(rightful, "collect", {"ticket": ticket}), NotFound)
         assert isinstance(await _refused(owner, "fetch", {"id": x}), NotFound)
 

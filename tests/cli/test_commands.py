@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 import cli
+from grid.commands.computing import assignment
+from grid.commands.errors import EXIT_CODES, exit_code
+from grid.commands.objects import check_can
 from protocol import errors
 from protocol.errors import BadRequest, GridError, NotFound
 
 MANUAL = Path(cli.__file__).with_name("docs") / "cli.md"
-COMMANDS = "start up down peers status put search show get move copy tag rm run demo".split()
+COMMANDS = "start up down peers status verify compact put search show get move copy tag rm run demo".split()
 Grid = Callable[..., Any]
 
 
@@ -43,18 +46,18 @@ def test_the_manual_names_every_command_and_no_other(grid: Grid) -> None:
 def test_the_manual_has_the_exit_codes(grid: Grid) -> None:
     rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]*) \|$", MANUAL.read_text(), re.MULTILINE)
     written = {name: int(code) for code, names in rows for name in filter(None, names.split(", "))}
-    kinds = {kind.__name__: code for kind, code in cli.EXIT_CODES.items() if kind is not BaseException}
+    kinds = {kind.__name__: code for kind, code in EXIT_CODES.items() if kind is not BaseException}
     assert written == kinds
 
 
 def test_every_error_has_an_exit_code_of_its_kind() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GridError)]
-    assert all(0 < cli.exit_code(kind("why")) < 10 for kind in kinds)
-    assert cli.exit_code(errors.UnknownPeer("x")) == 3
-    assert cli.exit_code(errors.TimedOut("x")) == 5
-    assert cli.exit_code(errors.StorageFull("x")) == 6
-    assert cli.exit_code(errors.QueryError("x")) == 7
-    assert cli.exit_code(ValueError("x")) == 1
+    assert all(0 < exit_code(kind("why")) < 10 for kind in kinds)
+    assert exit_code(errors.UnknownPeer("x")) == 3
+    assert exit_code(errors.TimedOut("x")) == 5
+    assert exit_code(errors.StorageFull("x")) == 6
+    assert exit_code(errors.QueryError("x")) == 7
+    assert exit_code(ValueError("x")) == 1
 
 
 WRONG = [
@@ -81,13 +84,39 @@ def test_a_wrong_command_line_ends_with_2_and_shows_the_usage(grid: Grid, argume
 
 
 @pytest.mark.parametrize(
-    "arguments", [["peers"], ["status"], ["search", "#a"], ["show", "#a"], ["rm", "abcd"], ["tag", "abcd", "-#b"]]
+    "arguments",
+    [
+        ["peers"],
+        ["status"],
+        ["search", "#a"],
+        ["show", "#a"],
+        ["get", "#a", "-o", "x.npy"],
+        ["put", "x.npy", "--to", "alice", "--tag", "#a"],
+        ["rm", "abcd"],
+        ["tag", "abcd", "-#b"],
+    ],
 )
 def test_without_a_peer_there_is_one_line_that_says_what_to_do(grid: Grid, arguments: list[str]) -> None:
     ended = grid(*arguments)
     assert (ended.code, ended.out) == (8, "")
     assert ended.err.startswith("error: no peer runs on this machine: start one with 'grid start alice'")
     assert ended.err.count("\n") == 1
+
+
+def test_there_is_nothing_to_look_after_where_no_peer_ever_ran(grid: Grid) -> None:
+    for command in ("verify", "compact"):
+        ended = grid(command)
+        assert (ended.code, ended.out) == (8, "")
+        assert "no peer runs on this machine, and none has kept anything here" in ended.err
+        assert grid(command, "zed").code == 3
+        assert grid(command, "--data-dir", ".").code == 2
+
+
+def test_what_looks_and_what_stores_files_does_without_torch() -> None:
+    modules = "grid.mesh grid.putting grid.saving grid.commands.files grid.commands.objects grid.commands.upkeep"
+    code = f"import sys, {', '.join(modules.split())}; print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert printed.stdout == "False\n"
 
 
 def test_nobody_at_the_address_is_said_with_the_address(grid: Grid) -> None:
@@ -180,13 +209,13 @@ def test_a_tag_change_needs_a_sign(changes: list[str] | None) -> None:
 @pytest.mark.parametrize("argument", ["images", "=x", "a b=#c"])
 def test_an_argument_of_a_plan_is_a_name_and_a_query(argument: str) -> None:
     with pytest.raises(BadRequest, match="NAME=QUERY"):
-        cli._assignment(argument)
+        assignment(argument)
 
 
 def test_a_query_may_hold_what_it_likes() -> None:
-    assert cli._assignment("images=#a (rows>=10 | -#b)") == ("images", "#a (rows>=10 | -#b)")
+    assert assignment("images=#a (rows>=10 | -#b)") == ("images", "#a (rows>=10 | -#b)")
 
 
 def test_a_kind_that_cannot_do_it_says_so() -> None:
     with pytest.raises(BadRequest, match="move does not work on a tensor"):
-        cli._check_can(Hit(), "move")
+        check_can(Hit(), "move")

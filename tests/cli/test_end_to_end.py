@@ -177,6 +177,128 @@ def test_several_files_and_folders_are_put_with_their_names(grid: Grid, tmp_path
     assert "0., 0." in grid("get", "#y").out
 
 
+def test_one_bad_file_does_not_keep_the_others_and_each_is_named(grid: Grid, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.ones(2))
+    (folder / "b.csv").write_text("1\noops\n")
+    np.save(folder / "c.npy", np.ones(3))
+    grid("up", "alice")
+    ended = grid("put", str(folder), "gone.npy", "--to", "alice", "--tag", "#set")
+    assert ended.code == 7
+    assert [line.split(":")[0] for line in ended.out.splitlines()] == ["alice has a", "alice has c"]
+    errors = ended.err.splitlines()
+    assert len(errors) == 3
+    assert "line 2, column 1: 'oops' is not a number" in errors[0] and "gone.npy" in errors[1]
+    assert errors[2] == "error: 2 files were not put whole, for the reasons above; alice has the rest"
+    assert len(ids(grid("search", "#set", "--json").json)) == 2
+    ended = grid("put", str(folder), "--to", "alice", "--tag", "#again", "--json")
+    assert [record["name"] for record in json.loads(ended.out)] == ["a", "c"]
+
+
+def test_what_breaks_off_in_the_file_leaves_nothing_at_the_peer(grid: Grid, tmp_path: Path, home: Path) -> None:
+    packed = bytearray(gzip.compress(bytes([0, 0, 8, 1]) + struct.pack(">I", 5_000_000) + os.urandom(5_000_000)))
+    packed[-5] ^= 1
+    (tmp_path / "x.idx.gz").write_bytes(packed)
+    grid("up", "alice")
+    ended = grid("put", "x.idx.gz", "--to", "alice", "--tag", "#x")
+    assert ended.code == 7
+    assert "x.idx.gz is not an IDX file: CRC check failed" in ended.err
+    assert ids(grid("search", "", "--json").json) == []
+    assert blobs(home) == []
+
+
+# --- stopped in the middle --------------------------------------------------------------------------------
+
+
+def blobs(home: Path, peer: str = "alice") -> list[Path]:
+    return [path for path in (home / "data" / peer / "blobs").rglob("*") if path.is_file()]
+
+
+def stop_when(is_begun: Callable[[], object], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, which gets Ctrl-C as soon as that is so."""
+    code = "import sys, cli; sys.exit(cli.main())"
+    command = [sys.executable, "-c", code, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        while not is_begun():
+            assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=SECONDS)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_ctrl_c_leaves_nothing_half_at_the_peer(grid: Grid, home: Path, labels: Path, tmp_path: Path) -> None:
+    np.lib.format.open_memmap(tmp_path / "big.npy", "w+", np.uint8, (1 << 29,))
+    grid("up", "alice")
+    arguments = ("put", str(labels), str(tmp_path / "big.npy"), "--to", "alice", "--tag", "#a")
+    ended = stop_when(lambda: blobs(home), *arguments)
+    assert ended.returncode == 130
+    assert ended.stderr == "stopped: big is not at alice; what was put before it is there (1 of them)\n"
+    assert "t10k-labels" in ended.stdout
+    assert [record["name"] for record in grid("search", "", "--json").json["objects"]] == ["t10k-labels"]
+    assert blobs(home) == []
+
+
+def test_ctrl_c_leaves_nothing_half_in_the_folder(grid: Grid, tmp_path: Path) -> None:
+    np.lib.format.open_memmap(tmp_path / "big.npy", "w+", np.uint8, (1 << 28,))
+    target = tmp_path / "there"
+    target.mkdir()
+    grid("up", "alice")
+    assert grid("put", str(tmp_path / "big.npy"), "--to", "alice", "--tag", "#a").code == 0
+    ended = stop_when(lambda: os.listdir(target), "get", "#a", "-o", str(target / "x.npy"))
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == f"stopped: nothing was written to {target / 'x.npy'}\n"
+    assert os.listdir(target) == []
+
+
+# --- upkeep -----------------------------------------------------------------------------------------------
+
+
+def test_verify_names_what_is_damaged_and_ends_with_1(grid: Grid, home: Path, images: Path) -> None:
+    grid("up", "alice", "bob")
+    (put,) = grid("put", str(images), "--to", "alice", "--tag", "#kept", "--json").json
+    assert grid("verify").out.splitlines() == [
+        "alice: 1 object in 1 file, 12.0 MB: all whole",
+        "bob: 0 objects in 0 files, 0 B: all whole",
+    ]
+    (blob,) = blobs(home)
+    blob.chmod(0o600)
+    with blob.open("r+b") as file:
+        file.seek(9_999_999)
+        file.write(b"!")
+    ended = grid("verify", "alice")
+    assert ended.code == 1
+    assert "1 damaged" in ended.out and put["id"][:12] in ended.out
+    ended = grid("verify", "--json")
+    assert ended.code == 1
+    alice, bob = json.loads(ended.out)
+    assert [one["id"] for one in alice["damaged"]] == [put["id"]]
+    assert bob["damaged"] == []
+    assert grid("down").code == 0
+    assert grid("verify", "bob").code == 0
+    assert grid("verify", "alice").code == 1
+
+
+def test_compact_says_what_it_freed(grid: Grid, home: Path, images: Path) -> None:
+    grid("up", "alice")
+    grid("put", str(images), "--to", "alice", "--tag", "#kept")
+    (home / "data" / "alice" / "blobs" / ("0" * 64)).write_bytes(bytes(5_000))
+    assert grid("compact").out.startswith("alice: freed 1 file that nothing needs, 5.0 kB; database smaller by ")
+    assert grid("compact", "alice", "--json").json[0]["files"] == 0
+    assert grid("get", "#kept", "-o", "back.npy").code == 0
+
+
+def test_arrays_of_any_size_are_put_and_got(grid: Grid) -> None:
+    grid("up", "alice")
+    for number, shape in enumerate([(), (0, 3), (1,), (16_384,), (16_385,), (262_144,), (262_145, 3)]):
+        values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        np.save("x.npy", values)
+        assert grid("put", "x.npy", "--to", "alice", "--tag", f"#n{number}").code == 0
+        assert grid("get", f"#n{number}", "-o", "y.npy", "--force").code == 0
+        assert np.load("y.npy").shape == shape
+        assert (np.load("y.npy") == values).all()
+
+
 def test_a_private_object_is_found_and_kept(grid: Grid, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (peer,) = grid("up", "alice", "--json").json
     grid("put", str(labels), "--to", "alice", "--tag", "#secret", "--private")

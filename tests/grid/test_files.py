@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import gc
 import gzip
 import io
+import json
 import os
 import pickle
+import random
 import struct
+import subprocess
+import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +23,21 @@ import pytest
 import safetensors.torch
 import torch
 
-from grid.files import check_target, files_in, read, write
-from protocol.errors import BadFile, BadTensor, GridError, TooLarge
+from compute.values import tensor_bytes
+from grid.files import Entry, asked, check_target, entries, files_in, read, sources, tables, write
+from grid.files.writing import save
+from protocol import limits
+from protocol.errors import BadFile, BadTensor, GridError, PeerLost, TooLarge
+from protocol.tensors import TensorHeader
 
 
 def idx(values: np.ndarray, kind: int = 0x08) -> bytes:
     header = bytes([0, 0, kind, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
     return header + values.astype(values.dtype.newbyteorder(">")).tobytes()
+
+
+def rows(shape: tuple[int, ...], dtype: str = "f4") -> np.ndarray:
+    return np.arange(int(np.prod(shape)), dtype=dtype).reshape(shape)
 
 
 def only(path: Path | str) -> torch.Tensor:
@@ -53,7 +68,7 @@ def test_npy_gives_the_array_as_it_was_saved(tmp_path: Path, values: np.ndarray)
     assert (found.tensor.numpy() == values).all()
 
 
-def test_npy_is_mapped_and_writing_to_the_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
+def test_writing_to_a_tensor_leaves_its_file_alone(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros(4))
     only(tmp_path / "x.npy").add_(1)
     assert np.load(tmp_path / "x.npy").sum() == 0
@@ -153,6 +168,197 @@ def test_a_folder_gives_every_readable_file_inside(tmp_path: Path) -> None:
     assert len(files_in(tmp_path)) == 2
 
 
+# --- in pieces --------------------------------------------------------------------------------------------
+
+
+def npy(path: Path) -> None:
+    np.save(path.with_suffix(".npy"), rows((50, 30)))
+
+
+def npy_of_bytes_turned_round(path: Path) -> None:
+    np.save(path.with_suffix(".npy"), rows((50, 30), ">f8"))
+
+
+def npy_of_complex_numbers_turned_round(path: Path) -> None:
+    np.save(path.with_suffix(".npy"), (rows((50, 30)) + 1j).astype(">c16"))
+
+
+def npy_of_truths(path: Path) -> None:
+    np.save(path.with_suffix(".npy"), rows((50, 30)) % 3 == 0)
+
+
+def npy_in_columns(path: Path) -> None:
+    np.save(path.with_suffix(".npy"), np.asfortranarray(rows((20, 7, 11), ">i4")))
+
+
+def npy_in_columns_with_long_rows(path: Path) -> None:
+    np.save(path.with_suffix(".npy"), np.asfortranarray(rows((2, 3, 200), "i2")))
+
+
+def npz(path: Path) -> None:
+    np.savez(path.with_suffix(".npz"), x=rows((50, 30)))
+
+
+def npz_in_columns(path: Path) -> None:
+    np.savez(path.with_suffix(".npz"), x=np.asfortranarray(rows((50, 30))))
+
+
+def npz_packed(path: Path) -> None:
+    np.savez_compressed(path.with_suffix(".npz"), x=rows((50, 30), ">i8"))
+
+
+def npz_packed_in_columns(path: Path) -> None:
+    np.savez_compressed(path.with_suffix(".npz"), x=np.asfortranarray(rows((50, 30))))
+
+
+def tensors(path: Path) -> None:
+    safetensors.torch.save_file({"x": torch.arange(1500.0).reshape(50, 30)}, path.with_suffix(".safetensors"))
+
+
+def idx_packed(path: Path) -> None:
+    path.with_suffix(".idx.gz").write_bytes(gzip.compress(idx(rows((50, 30), "i4"), 0x0C)))
+
+
+def csv(path: Path) -> None:
+    np.savetxt(path.with_suffix(".csv"), rows((50, 30)), delimiter=",")
+
+
+def parquet(path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pyarrow.table({str(n): np.arange(50) * (n + 0.5) for n in range(3)}), path.with_suffix(".parquet")
+    )
+
+
+PIECES = [
+    npy,
+    npy_of_bytes_turned_round,
+    npy_of_complex_numbers_turned_round,
+    npy_of_truths,
+    npy_in_columns,
+    npy_in_columns_with_long_rows,
+    npz,
+    npz_in_columns,
+    npz_packed,
+    npz_packed_in_columns,
+    tensors,
+    idx_packed,
+    csv,
+    parquet,
+]
+
+
+def the_entry(folder: Path) -> Entry:
+    (file,) = asked(folder)
+    (entry,) = [entry for entry in entries(file) if entry is not None]
+    return entry
+
+
+@pytest.mark.parametrize("make", PIECES)
+async def test_any_piece_can_be_read_again(
+    tmp_path: Path, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_BAND", 256)
+    monkeypatch.setattr(sources, "_TOUCHED", 100)
+    monkeypatch.setattr(sources, "_KEPT", 300)
+    monkeypatch.setattr(tables, "_BLOCK", 16)
+    make(tmp_path / "x")
+    whole = bytes(tensor_bytes(only(tmp_path)))
+    source = the_entry(tmp_path).open()
+    chance = random.Random(1)
+    assert source.nbytes == len(whole)
+    at, jumps = 0, 20
+    while at < len(whole):
+        size = chance.randint(1, min(200, len(whole) - at))
+        assert bytes(await source.read(at, size)) == whole[at : at + size], (at, size)
+        # Mostly on, and now and then back, as a transfer that broke goes on.
+        is_back = jumps > 0 and chance.random() < 0.2
+        at, jumps = (chance.randrange(at + 1), jumps - 1) if is_back else (at + size, jumps)
+    source.close()
+
+
+MEMORY = """
+import asyncio, resource, sys
+from pathlib import Path
+from grid.files import asked, entries
+
+def used():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+async def main():
+    (file,) = asked(sys.argv[1])
+    (entry,) = [one for one in entries(file) if one is not None]
+    source, before = entry.open(), used()
+    for offset in range(0, source.nbytes, 1 << 20):
+        await source.read(offset, min(1 << 20, source.nbytes - offset))
+    assert "torch" not in sys.modules
+    print(used() - before)
+
+asyncio.run(main())
+"""
+
+
+def of_rows(path: Path) -> Path:
+    np.lib.format.open_memmap(path / "x.npy", "w+", np.float32, (1 << 16, 1 << 10))
+    return path / "x.npy"
+
+
+def of_columns(path: Path) -> Path:
+    np.lib.format.open_memmap(path / "x.npy", "w+", np.float32, (1 << 16, 1 << 10), fortran_order=True)
+    return path / "x.npy"
+
+
+def of_tensors(path: Path) -> Path:
+    header = b'{"a":{"dtype":"BOOL","shape":[268435456],"data_offsets":[0,268435456]}}'
+    (path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path / "x.safetensors", 8 + len(header) + (1 << 28))
+    return path / "x.safetensors"
+
+
+def packed(path: Path) -> Path:
+    with gzip.open(path / "x.idx.gz", "wb", compresslevel=1) as file:
+        file.write(bytes([0, 0, 8, 1]) + struct.pack(">I", 1 << 27))
+        for _ in range(128):
+            file.write(bytes(1 << 20))
+    return path / "x.idx.gz"
+
+
+def table(path: Path) -> Path:
+    (path / "x.csv").write_bytes(b"1.5,2,3,4,5,6,7,8\n" * 200_000)
+    return path / "x.csv"
+
+
+@pytest.mark.parametrize("make", [of_rows, of_columns, of_tensors, packed, table])
+def test_a_large_file_is_read_in_little_memory_and_without_torch(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    root = Path(sources.__file__).parents[2]
+    command = [sys.executable, "-c", MEMORY, str(make(tmp_path))]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True, cwd=root).stdout
+    assert int(printed) <= 64
+
+
+async def test_a_file_that_changes_while_it_is_read_is_not_taken_for_whole(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", rows((100, 10)))
+    source = the_entry(tmp_path).open()
+    await source.read(0, 2000)
+    os.utime(tmp_path / "x.npy", ns=(1, 1))
+    with pytest.raises(BadFile, match="was changed while it was read"):
+        await source.read(2000, 2000)
+    os.truncate(tmp_path / "x.npy", 300)
+    with pytest.raises(BadFile, match="became shorter"):
+        await source.read(0, 2000)
+    source.close()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_archive_with_a_flipped_bit_is_refused(tmp_path: Path, save: Callable[..., None]) -> None:
+    save(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 255, 10_000, np.uint8))
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    data[5_000] ^= 1
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(BadFile, match=r"damaged|is not an archive"):
+        read(tmp_path / "x.npz")
+
+
 # --- what is refused --------------------------------------------------------------------------------------
 
 
@@ -184,6 +390,13 @@ def zipped(**members: bytes) -> bytes:
     return file.getvalue()
 
 
+def described(*spans: tuple[int, int]) -> bytes:
+    """A safetensors file of tensors of two bytes each, at these places."""
+    fields = {str(at): {"dtype": "U8", "shape": [2], "data_offsets": span} for at, span in enumerate(spans)}
+    header = json.dumps(fields).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(max(end for _, end in spans))
+
+
 REFUSED: dict[str, tuple[str, bytes, str]] = {
     "no npy": ("x.npy", b"1,2\n", "is not a NumPy array"),
     "cut npy": ("x.npy", saved(np.ones(9))[:-8], r"72 bytes, but 64 follow"),
@@ -207,6 +420,12 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "underscores": ("x.csv", b"1\n1_000\n", "line 2, column 1: '1_000' is not a number"),
     "binary csv": ("x.csv", b"\xff\xfe\x00\x01", "not text in UTF-8"),
     "no safetensors": ("x.safetensors", b"hello, world", "is not a safetensors file"),
+    "gap in safetensors": ("x.safetensors", described((2, 4)), "overlap, or have gaps"),
+    "safetensors over one another": ("x.safetensors", described((0, 2), (1, 3)), "overlap, or have gaps"),
+    "safetensors with a tail": ("x.safetensors", described((0, 2)) + b"x", "2 bytes, but 3 follow"),
+    "safetensors that lies": ("x.safetensors", described((0, 3)), "2 bytes, not 3"),
+    "a header of gigabytes": ("x.safetensors", struct.pack("<Q", 1 << 40) + bytes(99), "its header would have"),
+    "endless line": ("x.csv", b"1" * (limits.MAX_LINE + 1), "a line of 2097152 characters or more"),
     "no pt": ("x.pt", b"hello, world", "is not a file of torch.save|Python objects"),
     "pickle as pt": ("x.pt", evil_pickle(), "x.pt"),
     "idx magic": ("x.idx", b"\x89PNG\r\n", "begins with 89 50 4e 47"),
@@ -345,6 +564,65 @@ def test_a_file_that_is_there_is_only_replaced_on_demand(tmp_path: Path) -> None
     assert only(tmp_path / "x.npy").item() == 0
     write(tmp_path / "x.npy", torch.ones(1), overwrite=True)
     assert only(tmp_path / "x.npy").item() == 1
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".csv", ".safetensors"])
+async def test_a_value_may_come_in_pieces_of_any_size(tmp_path: Path, ending: str) -> None:
+    whole = bytes(tensor_bytes(torch.arange(60.0).reshape(20, 3)))
+    layout = [("value", TensorHeader("float32", (20, 3)))]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(whole), 7):
+            yield whole[at : at + 7]
+
+    await save(tmp_path / f"x{ending}", layout, pieces())
+    assert only(tmp_path / f"x{ending}").tolist() == torch.arange(60.0).reshape(20, 3).tolist()
+    assert os.listdir(tmp_path) == [f"x{ending}"]
+
+
+async def test_several_arrays_come_one_after_another_and_empty_ones_between(tmp_path: Path) -> None:
+    layout = [("a", TensorHeader("uint8", (3,))), ("b", TensorHeader("uint8", (0,))), ("c", TensorHeader("uint8", ()))]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield bytes([1, 2])
+        yield bytes([3, 4])
+
+    for ending in (".npz", ".safetensors"):
+        await save(tmp_path / f"x{ending}", layout, pieces())
+        found = {one.name: one.tensor.tolist() for one in read(tmp_path / f"x{ending}")}
+        assert found == {"a": [1, 2, 3], "b": [], "c": 4}
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".csv", ".safetensors"])
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        (asyncio.CancelledError(), asyncio.CancelledError),
+        (PeerLost("gone"), PeerLost),
+        (OSError(errno.ENOSPC, "No space left on device"), BadFile),
+    ],
+)
+async def test_what_breaks_off_leaves_no_file(
+    tmp_path: Path, ending: str, error: BaseException, seen: type[BaseException]
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield bytes(8)
+        raise error
+
+    with pytest.raises(seen):
+        await save(tmp_path / f"x{ending}", [("value", TensorHeader("float32", (20, 3)))], pieces())
+    gc.collect()
+    assert not os.listdir(tmp_path)
+
+
+async def test_a_disk_that_is_too_small_is_said_before_anything_comes(tmp_path: Path) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        raise AssertionError
+        yield b""
+
+    with pytest.raises(BadFile, match="needs 1099511627776 bytes, and the disk has"):
+        await save(tmp_path / "x.npy", [("value", TensorHeader("uint8", (1 << 20, 1 << 20)))], pieces())
+    assert not os.listdir(tmp_path)
 
 
 CANNOT_HOLD = {

@@ -112,3 +112,42 @@ def test_nothing_is_kept_of_leases_that_are_over(leases: Leases) -> None:
         leases.disconnected(key, now=number)
     assert leases.expire(1e9) == set()
     assert leases.next_expiry() is None and not leases._leases
+
+
+def test_a_lease_has_the_same_memory_until_it_is_over(leases: Leases) -> None:
+    memory = leases.memory(DORA, now=0)
+    leases.connected(DORA)
+    assert leases.memory(DORA, now=1) == memory
+    leases.disconnected(DORA, now=2)
+    assert leases.memory(DORA, now=61) == memory, "somebody is on the way to it: it gets the grace anew"
+    assert leases.expire(120.9) == set() and leases.memory(DORA, now=120.9) == memory
+    leases.expire(1e9)
+    assert leases.memory(DORA, now=1e9) != memory
+
+
+def test_leases_have_memories_of_their_own(leases: Leases) -> None:
+    assert leases.memory(DORA, now=0) != leases.memory(ERIC, now=0)
+
+
+def test_a_handshake_that_came_to_nothing_leaves_nothing(leases: Leases) -> None:
+    leases.memory(DORA, now=0)
+    leases.expire(60)
+    assert not leases._leases
+
+
+def test_an_open_connection_keeps_its_lease_while_another_shakes_hands(leases: Leases) -> None:
+    leases.connected(DORA)
+    leases.add(DORA, A)
+    leases.memory(DORA, now=0)
+    assert leases.expire(1e9) == set()
+
+
+def test_somebody_hears_of_each_lease_that_is_over() -> None:
+    over: list[LeaseKey] = []
+    leases = Leases(60, over.append)
+    for key in (DORA, ERIC):
+        leases.connected(key)
+    leases.disconnected(DORA, now=0)
+    leases.expire(60)
+    leases.expire(1e9)
+    assert over == [DORA]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from peer.calls import Answer, Call
 from peer.keys import Identity
 from peer.links import Links, Traffic
 from peer.membership import Member, Membership
+from peer.neighbours import Neighbour, Neighbours
 from peer.payloads import MemoryPayload
 from protocol import limits
 from protocol.errors import HandshakeFailed, Unreachable
@@ -152,3 +155,59 @@ async def test_traffic_remembers_so_many_ends(connected: Any, monkeypatch: pytes
         assert len(log.all()) == 3
     await asyncio.sleep(0)
     assert len(log.all()) == len(log._past) == 3
+
+
+async def test_callers_share_one_lasting_link_and_its_connection_is_the_one_for_requests(acceptor: Any) -> None:
+    async with acceptor() as server:
+        alice = member_at(server)
+        links = links_to(alice)
+        link = links.lasting(alice)
+        assert links.lasting(alice) is link
+        await link.request("run", {})
+        assert link.connection is links.existing(alice.id)
+        await links.close()
+
+
+async def test_an_address_that_the_caller_knows_is_tried_beside_those_of_the_table(acceptor: Any) -> None:
+    async with acceptor() as server:
+        links = links_to(member_at(server, "ws://127.0.0.1:1"))
+        assert (await links.to(member_at(server))).remote.id == server.identity.id
+        await links.close()
+
+
+async def test_a_peer_of_this_machine_is_found_at_its_new_address(acceptor: Any, tmp_path: Path) -> None:
+    async with acceptor() as server:
+        alice = member_at(server, "ws://127.0.0.1:1")
+        table = Membership()
+        table.learn([alice])
+        links = Links(DORA, Introduction("client", "dora"), table, neighbours=Neighbours(tmp_path))
+        assert not links._has_ended(alice.id), "nothing is known of it"
+        running = Neighbours(tmp_path)
+        running.reserve("alice")
+        running.announce(Neighbour("alice", alice.id, server.url, os.getpid()))
+        assert (await links.to(alice)).remote.id == alice.id
+        running.withdraw()
+        assert links._has_ended(alice.id)
+        await links.close()
+
+
+async def test_another_peer_at_the_first_address_does_not_hide_the_right_one(acceptor: Any) -> None:
+    async with acceptor() as server, acceptor(identity=Identity.generate()) as other:
+        links = links_to(member_at(server, other.url, server.url))
+        assert (await links.to(member_at(server))).remote.id == server.identity.id
+        await links.close()
+
+
+async def test_what_connections_carried_is_counted_over_all_of_them(acceptor: Any) -> None:
+    async with acceptor() as server:
+        alice = member_at(server)
+        links = links_to(alice)
+        for _ in range(2):
+            await (await links.to(alice)).request("run", {}, bytes(1_000))
+            before = links.traffic.statistics()[alice.id]
+            await server.connections[-1].close()
+            await (await links.to(alice)).request("run", {})
+        after = links.traffic.statistics()[alice.id]
+        assert after.sent_bytes > before.sent_bytes > 2_000 and after.sent_messages >= 4
+        await links.close()
+        assert links.traffic.statistics()[alice.id].sent_bytes >= after.sent_bytes

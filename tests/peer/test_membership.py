@@ -204,3 +204,15 @@ def test_a_state_travels_with_its_record() -> None:
     (row,) = [each.to_wire() for each in membership.all()]
     assert Member.from_wire(row).state == "unreachable"
     assert Member.from_wire({**row, "state": 7}).state == "alive"
+
+
+def test_the_address_that_was_given_stays_the_first_whatever_the_peer_says_of_itself() -> None:
+    table = Membership()
+    alice = Member(Identity.generate().id, "alice", ("ws://127.0.0.1:7701", "ws://127.0.0.1:7702"))
+    table.keep_url(alice.id, "ws://localhost:9999")
+    table.learn([alice])
+    assert table.find("alice").urls == ("ws://localhost:9999", *alice.urls)
+    table.learn([alice])
+    table.keep_url(alice.id, "ws://127.0.0.1:7702")
+    assert table.find("alice").urls[0] == "ws://127.0.0.1:7702"
+    assert len(table.find("alice").urls) == len(set(table.find("alice").urls))

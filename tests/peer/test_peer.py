@@ -23,6 +23,7 @@ from protocol.errors import (
     SetupError,
     Unreachable,
 )
+from tests.faults import FaultProxy
 
 
 @asynccontextmanager
@@ -138,3 +139,23 @@ async def test_temporaries_outlive_their_session_by_a_grace_and_then_go(
         async with grid.connect(folders=folders) as g:
             assert (await g.search("#kept")).one().id_at_location == kept.id_at_location
         del x, y
+
+
+async def test_a_peer_tells_others_the_addresses_that_it_is_to_advertise(tmp_path: Path) -> None:
+    here, there = Folders.under(tmp_path / "here"), Folders.under(tmp_path / "there")
+    async with FaultProxy("ws://127.0.0.1:1") as tunnel:
+        settings = Settings("alice", port=0, folders=here, advertise=(tunnel.url,))
+        async with running(settings) as (alice,), running(Settings("bob", port=0, folders=there)) as (bob,):
+            tunnel.retarget(alice.url)
+            await alice._join(bob.url, alice._membership.find("alice"))
+            assert bob._membership.find("alice").urls == (tunnel.url,)
+            assert tunnel.connections, "bob dialled it there before he believed it"
+            async with grid.connect(folders=here) as g:
+                assert g["alice"].member.urls == (tunnel.url,)
+            async with grid.connect(alice.url, folders=there) as g:
+                assert g["alice"].member.urls == (alice.url, tunnel.url), "what was given comes first"
+
+
+def test_only_addresses_of_this_machine_are_advertised(folders: Folders) -> None:
+    with pytest.raises(SetupError, match="loopback"):
+        Settings("alice", folders=folders, advertise=("ws://10.0.0.5:7700",))

@@ -29,6 +29,13 @@ class End:
         for message in messages:
             self.events.extend(self.session.receive(message))
 
+    def send_chunk(self, other: End, stream: int, payload: bytes | memoryview, **hashes: Any) -> None:
+        """The next chunk of a stream of this end, straight to the other."""
+        other.take(self.session.data_to_send())
+        head = self.session.chunk(stream, memoryview(payload), **hashes)
+        assert head is not None
+        other.take([head + payload])
+
     def of(self, kind: type) -> list[Any]:
         """Its events of one kind, in order."""
         return [event for event in self.events if isinstance(event, kind)]

@@ -26,9 +26,9 @@ def dialer(signer: Identity = DORA, expect: str | None = None, **kwargs: Any) ->
     return Handshake(ours, signer, verify, os.urandom(32), dialer=True, window=limits.WINDOW)
 
 
-def acceptor(signer: Identity = ALICE, window: int = limits.WINDOW) -> Handshake:
+def acceptor(signer: Identity = ALICE, window: int = limits.WINDOW, **kwargs: Any) -> Handshake:
     ours = Introduction("peer", "alice")
-    return Handshake(ours, signer, verify, os.urandom(32), dialer=False, window=window)
+    return Handshake(ours, signer, verify, os.urandom(32), dialer=False, window=window, **kwargs)
 
 
 def changed(message: Any, **fields: Any) -> Any:
@@ -58,6 +58,36 @@ def test_both_ends_know_who_the_other_is() -> None:
     assert (right.remote.id, right.remote.name, right.remote.role) == (DORA.id, "dora", "client")
     assert (left.remote.lease, right.remote.lease) == (None, bytes(16))
     assert left.remote.window == right.remote.window == limits.CHUNK
+
+
+def test_the_dialer_hears_the_name_of_what_is_remembered_of_its_lease() -> None:
+    asked: list[Any] = []
+
+    def memory_of(principal: str, lease: bytes | None) -> int | None:
+        asked.append((principal, lease))
+        return 7
+
+    left, right = dialer(lease=bytes(16)), acceptor(memory_of=memory_of)
+    shake(left, right)
+    assert left.remote is not None and left.remote.memory == 7
+    assert right.remote is not None and right.remote.memory == 7
+    assert asked == [(right.remote.id, bytes(16))]
+
+
+def test_nothing_is_remembered_before_the_proof() -> None:
+    def memory_of(principal: str, lease: bytes | None) -> int | None:
+        raise AssertionError("a stranger's lease was looked up")
+
+    left, right = dialer(lease=bytes(16)), acceptor(memory_of=memory_of)
+    left.receive(right.receive(left.hello()))
+    with pytest.raises(HandshakeFailed):
+        right.receive(Proof(bytes(64)))
+
+
+@pytest.mark.parametrize("memory", [0, -1, True, "7", 1 << 63])
+def test_a_memory_is_a_positive_integer(memory: Any) -> None:
+    with pytest.raises(ProtocolError):
+        Welcome(memory=memory)
 
 
 def test_nobody_is_known_before_the_proof() -> None:

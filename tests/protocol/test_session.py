@@ -236,8 +236,8 @@ def test_a_payload_that_answers_a_request_given_up_is_refused(pair: Any) -> None
     pair.dialer.session.request("fetch", {})
     pair.pump()
     stream = pair.acceptor.session.reply(1, {}, stream_bytes=100_000).stream
-    pair.acceptor.session.chunk(stream, memoryview(bytes(70_000)))
     pair.dialer.session.abort_request(1)
+    pair.acceptor.send_chunk(pair.dialer, stream, bytes(100_000))
     pair.pump()
     assert pair.dialer.of(Chunk) == [] and pair.dialer.session.is_open
     assert [abort.stream for abort in pair.acceptor.of(Abort) if abort.stream] == [stream]
@@ -269,7 +269,7 @@ def test_a_payload_of_any_size_goes_in_chunks(pair: Any, direction: str) -> None
     at = 0
     while (room := sender.session.room(stream)) is not None:
         assert room, "no credit, though everything was put away"
-        sender.session.chunk(stream, memoryview(data)[at : at + room])
+        sender.send_chunk(receiver, stream, data[at : at + room])
         at += room
         pair.pump()
         for chunk in receiver.of(Chunk)[-1:]:
@@ -292,13 +292,44 @@ def test_the_acceptors_window_rules_in_both_directions(make_pair: Any) -> None:
 def test_credits_of_one_turn_are_one_frame(pair: Any) -> None:
     stream = pair.dialer.session.request("put", {}, stream_bytes=4 * limits.WINDOW).stream
     for _ in range(4):
-        pair.dialer.session.chunk(stream, memoryview(bytes(1_000)))
-    pair.pump()
+        pair.dialer.send_chunk(pair.acceptor, stream, bytes(limits.CHUNK))
     for _ in range(4):
-        pair.acceptor.session.consumed(stream, 1_000)
+        pair.acceptor.session.consumed(stream, limits.CHUNK)
     assert pair.acceptor.session.has_data
     pair.pump()
-    assert [credit.nbytes for credit in pair.dialer.of(Credit)] == [4_000]
+    assert [credit.nbytes for credit in pair.dialer.of(Credit)] == [4 * limits.CHUNK]
+
+
+def test_a_chunk_carries_its_hash_and_the_last_one_the_digest(pair: Any) -> None:
+    stream = pair.dialer.session.request("put", {}, stream_bytes=100_000).stream
+    pair.dialer.send_chunk(pair.acceptor, stream, bytes(100_000), hash=(1 << 64) - 1, digest=bytes(16))
+    (chunk,) = pair.acceptor.of(Chunk)
+    assert (chunk.hash, chunk.digest) == ((1 << 64) - 1, bytes(16))
+
+
+def test_what_is_sent_and_credited_is_progress(pair: Any) -> None:
+    session = pair.dialer.session
+    stream = session.request("put", {}, stream_bytes=4 * limits.WINDOW).stream
+    seen = [session.progress(stream)]
+    pair.dialer.send_chunk(pair.acceptor, stream, bytes(limits.CHUNK))
+    seen.append(session.progress(stream))
+    pair.acceptor.session.consumed(stream, limits.CHUNK)
+    pair.pump()
+    seen.append(session.progress(stream))
+    assert seen == sorted(set(seen)) and session.progress(99) == -1
+
+
+def test_a_chunk_that_is_expected_is_taken_before_its_bytes_are_parsed(pair: Any) -> None:
+    pair.dialer.session.request("put", {}, stream_bytes=limits.CHUNK + 5)
+    pair.pump()
+    ours = pair.acceptor.session
+    assert ours.expects(1, 0, limits.CHUNK)
+    for stream, offset, nbytes in ((3, 0, limits.CHUNK), (1, 1, limits.CHUNK), (1, 0, 5), (1, 0, limits.CHUNK + 1)):
+        assert not ours.expects(stream, offset, nbytes)
+    assert ours.arrived(Chunk(1, 0, memoryview(bytes(limits.CHUNK))))
+    assert ours.expects(1, limits.CHUNK, 5) and not ours.expects(1, limits.CHUNK, 4)
+    ours.abort_stream(1, "")
+    assert not ours.arrived(Chunk(1, limits.CHUNK, memoryview(bytes(5))))  # it was under way
 
 
 def test_a_sender_beyond_its_window_ends_the_session(pair: Any, raw: Raw) -> None:
@@ -307,7 +338,15 @@ def test_a_sender_beyond_its_window_ends_the_session(pair: Any, raw: Raw) -> Non
     for number in range(limits.WINDOW // limits.CHUNK):
         take(raw(8, {"stream": 1, "offset": number * limits.CHUNK}, bytes(limits.CHUNK)))
     with pytest.raises(ProtocolError, match="credit"):
-        take(raw(8, {"stream": 1, "offset": limits.WINDOW}, b"x"))
+        take(raw(8, {"stream": 1, "offset": limits.WINDOW}, bytes(limits.CHUNK)))
+
+
+@pytest.mark.parametrize("nbytes", [1, limits.CHUNK - 1])
+def test_a_chunk_that_is_not_whole_ends_the_session(pair: Any, raw: Raw, nbytes: int) -> None:
+    take = pair.acceptor.session.receive
+    take(raw(5, {"id": 1, "op": "put", "args": {}, "stream": 1, "nbytes": 2 * limits.CHUNK}))
+    with pytest.raises(ProtocolError, match="are due"):
+        take(raw(8, {"stream": 1, "offset": 0}, bytes(nbytes)))
 
 
 def test_either_end_may_give_a_stream_up(pair: Any) -> None:

@@ -16,6 +16,7 @@ import pytest
 from peer.store.contents import Contents
 from peer.store.store import Store
 from protocol import limits
+from protocol.errors import NotFound
 from protocol.tensors import TensorHeader
 
 PEER = "p" * 52
@@ -99,6 +100,24 @@ async def check_consistent(store, folder):
     return {record["id"] for record in records}
 
 
+def words_of(said):
+    """What a process of process_to_kill.py said, by its kind: the ids put, those it began to delete, those deleted."""
+    words = {"put": set(), "deleting": set(), "deleted": set()}
+    for line in said.decode().splitlines():
+        word, uid = line.split()
+        words[word].add(bytes.fromhex(uid))
+    return words
+
+
+async def check_kept(store, words):
+    """All that such a process was told is there, or gone, as it was told."""
+    for uid in words["put"] - words["deleting"]:
+        assert await is_whole(store, uid), "an acknowledged object is not whole"
+    for uid in words["deleted"]:
+        with pytest.raises(NotFound):
+            await store.get(uid)
+
+
 @pytest.fixture
 def kit():
     """The helpers above, for tests that live in files of their own."""
@@ -115,6 +134,8 @@ def kit():
         bytes_of=bytes_of,
         is_whole=is_whole,
         check_consistent=check_consistent,
+        words_of=words_of,
+        check_kept=check_kept,
         header=lambda nbytes: TensorHeader("uint8", (nbytes,)),
         uint8=lambda nbytes: Contents.one(TensorHeader("uint8", (nbytes,))),
         ids=lambda: (number.to_bytes(16, "big") for number in itertools.count(1)),

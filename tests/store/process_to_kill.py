@@ -1,6 +1,8 @@
 """Publishes and deletes for as long as it lives, and says on its standard output what was acknowledged.
 
-python process_to_kill.py FOLDER PEER_ID
+python process_to_kill.py FOLDER PEER_ID [unsynced]
+
+With `unsynced` no file and no folder is ever synced: what the tests of a power cut must find out.
 """
 
 import asyncio
@@ -9,9 +11,17 @@ import os
 import secrets
 import sys
 
+from peer.store.fs import Fs
 from peer.store.store import Store
 
 SIZES = (0, 300, 30_000, 70_000, 400_000)
+
+
+class Unsynced(Fs):
+    """A disk of which nothing is asked but to have the bytes some day."""
+
+    def fsync(self, fd):
+        pass
 
 
 def record_of(uid, nbytes):
@@ -51,7 +61,8 @@ async def work(store, nbytes):
 
 
 async def main():
-    store = await Store.open(sys.argv[1], sys.argv[2])
+    fs = Unsynced() if "unsynced" in sys.argv[3:] else Fs()
+    store = await Store.open(sys.argv[1], sys.argv[2], fs=fs)
     await asyncio.gather(*(work(store, nbytes) for nbytes in SIZES))
 
 

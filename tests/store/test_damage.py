@@ -8,7 +8,7 @@ import pytest
 from peer.store.store import Store
 from protocol.errors import Corrupt, DataFolderMismatch, StorageError
 
-POINTS = 40
+POINTS = 50
 DATABASE, LOG, SHARED, MARK = "objects.sqlite", "objects.sqlite-wal", "objects.sqlite-shm", "acknowledged"
 
 
@@ -175,6 +175,22 @@ def test_a_damaged_description_of_contents_is_found(run, kit, extra):
         await store._database.write(lambda db: db.execute("UPDATE contents SET extra = ?", (extra,)))
         with pytest.raises(Corrupt):
             await store.get(record["id"])
+
+    run(body)
+
+
+@pytest.mark.parametrize("column", ["tags", "labels", "shape"])
+def test_a_damaged_row_is_found_and_can_be_deleted(run, kit, column):
+    async def body(store, folder):
+        record, other = await kit.put(store, 100), await kit.put(store, 100)
+        sql = f"UPDATE objects SET {column} = '[' WHERE uid = ?"
+        await store._database.write(lambda db: db.execute(sql, (record["id"],)))
+        for look in (store.get(record["id"]), store.find("#digits")):
+            with pytest.raises(Corrupt, match=record["id"].hex()[:12]):
+                await look
+        assert await store.delete(record["id"])
+        assert await kit.check_consistent(store, folder) == {other["id"]}
+        assert (await store.verify_all()).is_whole
 
     run(body)
 

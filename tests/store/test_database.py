@@ -152,7 +152,8 @@ def test_a_change_that_fails_is_undone_alone(with_database):
 
 
 @pytest.mark.parametrize(
-    ("statement", "before"), [("BEGIN", 0), ("SAVEPOINT", 0), ("RELEASE", 0), ("UPDATE counter", 1), ("COMMIT", 1)]
+    ("statement", "before"),
+    [("BEGIN", 0), ("UPDATE counter", 1), ("COMMIT", 1), ("ROLLBACK", 0), ("SAVEPOINT", 0), ("RELEASE", 0)],
 )
 def test_a_shared_transaction_that_is_lost_is_done_one_by_one(with_database, recording, statement, before):
     async def body(database):
@@ -160,8 +161,12 @@ def test_a_shared_transaction_that_is_lost_is_done_one_by_one(with_database, rec
             # The change that holds the thread has yet to make `before` of these statements itself.
             recording.failures[statement] = [0] * before + [sqlite3.SQLITE_IOERR_WRITE]
             waiting = [asyncio.ensure_future(database.write(insert(number))) for number in range(9)]
+            if not before:  # then each is tried by itself within the transaction, and undone if it fails
+                waiting.append(asyncio.ensure_future(database.write(insert(0))))
             await asyncio.sleep(0)
-        assert await asyncio.gather(*waiting) == list(range(9))
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert results[:9] == list(range(9))
+        assert all(isinstance(result, StorageError) for result in results[9:])
         assert await database.read(numbers) == list(range(9))
         assert recording.failures[statement] == []
 
@@ -183,6 +188,52 @@ def test_a_transaction_that_sqlite_gave_up_takes_nothing_of_the_others_with_it(w
         assert await database.read(numbers) == [1, 2]
 
     with_database(body)
+
+
+class Numbers:
+    """A kind of change that inserts a number; notes how many came at once."""
+
+    def __init__(self):
+        self.at_once = []
+
+    def one(self, db, number):
+        self.at_once.append(1)
+        db.execute("INSERT INTO t VALUES (?)", (number,))
+
+    def all(self, db, numbers):
+        self.at_once.append(len(numbers))
+        db.executemany("INSERT INTO t VALUES (?)", [(number,) for number in numbers])
+
+
+def test_changes_of_a_kind_that_wait_together_are_made_together(with_database):
+    kind = Numbers()
+
+    async def body(database):
+        async with held(database):
+            waiting = [asyncio.ensure_future(database.write_one(kind, number)) for number in range(10)]
+            waiting.append(asyncio.ensure_future(database.write(insert(10))))
+            waiting += [asyncio.ensure_future(database.write_one(kind, number)) for number in range(11, 14)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+        assert await database.read(numbers) == list(range(14))
+
+    with_database(body)
+    assert kind.at_once == [10, 3]
+
+
+def test_one_of_a_kind_that_fails_is_undone_alone(with_database):
+    kind = Numbers()
+
+    async def body(database):
+        async with held(database):
+            waiting = [asyncio.ensure_future(database.write_one(kind, number)) for number in (1, 2, 2, 3)]
+            await asyncio.sleep(0)
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [isinstance(result, StorageError) for result in results] == [False, False, True, False]
+        assert await database.read(numbers) == [1, 2, 3]
+
+    with_database(body)
+    assert kind.at_once == [4, 1, 1, 1, 1]
 
 
 # --- errors -----------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_a_payload_closed_while_a_piece_is_read_ahead_leaves_no_descriptor(run, 
             payload.close()
         await (await store.payload(stored)).read(0, 0)
         for _ in range(20):  # the pieces under way end
-            await store.read(stored.blob, 0, 1)
+            await store.read(stored, stored.start, 1)
         return len(os.listdir("/proc/self/fd")) - before
 
     assert run(body) <= 1
@@ -188,7 +188,9 @@ async def main():
 
 asyncio.run(main())
 """
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=100
+    )
     assert int(result.stdout) < 40 << 10  # KiB
 
 
@@ -214,6 +216,30 @@ def test_another_object_under_an_id_in_use_is_refused_and_leaves_nothing(run, ki
         with pytest.raises(AlreadyExists):
             await kit.put(store, nbytes, uid=record["id"], description="another")
         assert await kit.check_consistent(store, folder) == {record["id"]}
+
+    run(body)
+
+
+def test_objects_put_at_once_are_each_what_they_would_be_alone(run, kit):
+    async def body(store, folder):
+        there = await kit.put(store, 100, tags=["digits", "old"])
+        records = [
+            kit.make_record((100, kit.LARGE)[number % 5 == 0], tags=["digits", f"t{number % 3}"][: number % 4])
+            for number in range(60)
+        ]
+        puts = [store.publish(record, kit.content_of(record["id"], record["nbytes"])) for record in records]
+        clash = kit.make_record(100, uid=there["id"], description="another")
+        twice = kit.make_record(70)
+        puts += [store.publish(clash, bytes(100))]
+        puts += [store.publish(twice, kit.content_of(twice["id"], 70)) for _ in range(2)]
+        results = await asyncio.gather(*puts, return_exceptions=True)
+        assert [type(result) for result in results if result is not None] == [AlreadyExists]
+        everything = [there, twice, *records]
+        assert await kit.check_consistent(store, folder) == {record["id"] for record in everything}
+        for tag in ("digits", "old", "t0", "t1", "t2"):
+            found = {record["id"] for record in (await store.find(f"#{tag}")).records}
+            assert found == {record["id"] for record in everything if tag in record["tags"]}
+        assert (await store.verify_all()).is_whole  # the counts too
 
     run(body)
 
@@ -285,12 +311,12 @@ def test_an_open_blob_outlives_its_object(run, kit):
     async def body(store, folder):
         record = await kit.put(store, kit.LARGE)
         stored = await store.get(record["id"])
-        with await store.blob(stored.blob) as file:
+        with await store.blob(stored) as file:
             await store.delete(record["id"])
             data = await file.read(stored.start, kit.LARGE)
         assert data == kit.content_of(record["id"], kit.LARGE)
         with pytest.raises(NotFound, match="deleted"):
-            await store.blob(stored.blob)
+            await store.blob(stored)
 
     run(body)
 

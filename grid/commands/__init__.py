@@ -1,0 +1,9 @@
+"""What the commands do: call, and print. cli.py parses, and calls these. In import order:
+
+errors.py     an error as a line and an exit code
+peers.py      start, up, down, peers, status
+upkeep.py     verify, compact
+files.py      put, get
+objects.py    search, show, move, copy, tag, rm
+computing.py  run
+"""

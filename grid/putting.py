@@ -1,0 +1,120 @@
+"""Files into peers, read in pieces as they go: `grid put`. Without torch, but for .pt.
+
+One file that cannot be read does not keep the others; a peer that cannot take more ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Protocol
+
+from grid.files.entries import Entry, named
+from grid.files.reading import Asked, asked, entries, reader_for
+from grid.files.sources import Named
+from grid.ids import fresh_id
+from grid.mesh import Mesh, Record
+from peer.membership import Member
+from peer.payloads import Payload
+from peer.resuming import Progress, upload
+from protocol import limits
+from protocol.errors import GridError, RequestError
+from search.records import check_description
+from search.tags import parse_tags
+
+_AFTER: Final = "waiting for its disk"
+
+
+class Shown(Protocol):
+    """How the user sees what goes on: while the context is open, under that title."""
+
+    def progress(self, title: str, after: str = ...) -> AbstractContextManager[Progress]: ...
+
+    def waiting(self, title: str) -> AbstractContextManager[None]: ...
+
+
+@dataclass(slots=True)
+class Putting:
+    """Puts files at one peer. `run` gives (name, record) of each tensor as it is there, durable.
+
+    Attributes:
+        tags, description, private: of all of them. name: instead of the file's; where there are several, before it.
+        failures: what could not be put and why, by file; filled by `run`.
+        at_work: what is being put now, for who stops it.
+    """
+
+    mesh: Mesh
+    member: Member
+    tags: Sequence[str] | str
+    description: str = ""
+    private: bool = False
+    name: str | None = None
+    failures: list[tuple[str, GridError]] = field(default_factory=list)
+    at_work: str | None = None
+
+    async def run(self, paths: Iterable[str], shown: Shown) -> AsyncIterator[tuple[str, Record]]:
+        """Raises LinkError, StorageError, Denied: the peer takes no more. What was given by then is there."""
+        fields = self._fields()
+        files = self._asked(paths)
+        for file in files:
+            try:
+                found = await self._found(file, shown)
+                is_one = len(files) == len(found) == 1
+                for entry in found:
+                    title = self.at_work = self._title(file, entry, is_one)
+                    with shown.progress(f"{title} to {self.member.name}", _AFTER) as progress:
+                        record = await self._put(file, entry, {**fields, "name": title}, progress)
+                    yield title, record
+            except RequestError as error:
+                self.failures.append((str(file), error))
+        self.at_work = None
+
+    def _fields(self) -> Record:
+        """Checked before any file is opened: what is wrong with these is so for all."""
+        tags, text = parse_tags(self.tags), check_description("description", self.description)
+        return {"kind": "tensor", "tags": list(tags), "description": text, "private": self.private}
+
+    def _asked(self, paths: Iterable[str]) -> list[Asked]:
+        files = []
+        for path in paths:
+            try:
+                files += asked(path)
+            except RequestError as error:
+                self.failures.append((path, error))
+        return files
+
+    async def _found(self, file: Asked, shown: Shown) -> list[Entry]:
+        """What is in the file: all of it is looked at before any of it is sent."""
+        self.at_work = str(file)
+        found = []
+        with shown.waiting(f"reading {file}"):
+            for entry in entries(file):
+                if entry is None:
+                    await asyncio.sleep(0)
+                else:
+                    found.append(entry)
+        return found
+
+    def _title(self, file: Asked, entry: Entry, is_one: bool) -> str:
+        own = file.name_of(entry)
+        return own if self.name is None else self.name if is_one else f"{self.name}/{own}"
+
+    async def _put(self, file: Asked, entry: Entry, fields: Record, progress: Progress) -> Record:
+        args = {"id": fresh_id(), **fields, **entry.header.to_wire()}
+        source = _opened(file, entry)
+        connect = partial(self.mesh.to, self.member, bulk=source.nbytes > limits.INLINE_PAYLOAD)
+        answer = await upload(connect, args, source, self.member.name, progress)
+        return {"peer": self.member.name, "peer_id": self.member.id, **answer.result["record"]}
+
+
+def _opened(file: Asked, entry: Entry) -> Payload:
+    reader = reader_for(file.path)
+    expects = reader.expects if reader is not None else "readable"
+    name: Any = partial(named, file.path, expects)
+    try:
+        return Named(entry.open(), name)
+    except Exception as error:
+        raise name(error) from None

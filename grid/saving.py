@@ -1,0 +1,141 @@
+"""Objects into files, in pieces as they come: `grid get -o`, `await pointer.save(path)`. Without torch, but for .pt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compute.spec import layout_of, unpack_spec
+from grid.files.formats import Layout
+from grid.files.writing import check_room, check_target, is_whole, save
+from peer.resuming import Connect, Download, Progress
+from protocol import limits
+from protocol.codec import Buffer
+from protocol.errors import BadProgram, BadRequest
+from protocol.tensors import TensorHeader
+
+_PART_BYTES = 2  # of a model's id, which count its tensors (SPEC.md, Objects)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An object at a peer. `connect` gives an open connection to it; `name` is the peer's, for errors."""
+
+    connect: Connect
+    name: str
+    id: bytes
+    kind: str
+
+
+async def save_object(
+    source: Source, path: str | os.PathLike[str], overwrite: bool = False, progress: Progress | None = None
+) -> Path:
+    """Write an object's value to a file, in the format that its ending says; a model's state dict.
+
+    No more than a few pieces of it are in memory, but for .pt, which torch writes from memory. The file appears
+    whole or not at all; cancelled, it leaves nothing.
+
+    Raises:
+        BadFile: an ending that cannot be written, a file that is there (without `overwrite`), a value that the format
+            cannot hold, a disk that is full or refuses.
+        BadRequest: an object without a value, such as a plan. Denied: a private one of somebody else.
+        Corrupt, PeerLost, TimedOut: see peer/resuming.py.
+    """
+    target = check_target(path, overwrite)
+    if source.kind not in ("tensor", "model", "pointer"):
+        raise BadRequest(f"fetch does not work on a {source.kind}")
+    download = await _begin(source, source.id, progress)
+    try:
+        layout, pieces = await (_model if source.kind == "model" else _tensor)(source, download)
+        if is_whole(target):
+            return await _save_whole(target, source.kind, layout, pieces, overwrite)
+        return await save(target, layout, pieces, overwrite)
+    finally:
+        download.abort()
+
+
+async def _begin(source: Source, id: bytes, progress: Progress | None = None) -> Download:
+    return await Download.begin(source.connect, "fetch", {"id": id}, source.name, progress)
+
+
+async def _tensor(source: Source, download: Download) -> tuple[Layout, AsyncIterator[Buffer]]:
+    header = TensorHeader.from_wire(download.result)
+    header.check_payload(download.nbytes)
+    return [("value", header)], aiter(download)
+
+
+async def _model(source: Source, download: Download) -> tuple[Layout, AsyncIterator[Buffer]]:
+    """What its state dict holds: tensors that are not persistent are passed over, and tied ones come again."""
+    rest = _Rest(download)
+    spec = await rest.take(_size(download.result.get("spec_bytes")))
+    slots, layout = unpack_spec(spec)["slots"], layout_of(spec)
+    kept = {slot["name"] for slot in slots if slot.get("persistent", True)}
+    numbers = {name: number for number, (name, _) in enumerate(layout, 1)}
+    tied = [slot for slot in slots if slot.get("same_as") is not None and slot["name"] in kept]
+    if not all(slot["same_as"] in numbers for slot in tied):
+        raise BadProgram("a model has a tensor that is the same as none")
+    headers = dict(layout)
+    wanted = [(name, header) for name, header in layout if name in kept]
+    wanted += [(slot["name"], headers[slot["same_as"]]) for slot in tied]
+
+    async def pieces() -> AsyncIterator[Buffer]:
+        for name, header in layout:
+            async for piece in rest.next(header.nbytes):
+                if name in kept:
+                    yield piece
+        for slot in tied:
+            async for piece in await _begin(source, _part_id(source.id, numbers[slot["same_as"]])):
+                yield piece
+
+    return wanted, pieces()
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= limits.MAX_PROGRAM:
+        raise BadProgram("the peer does not say how long a model's program is")
+    return value
+
+
+def _part_id(id: bytes, number: int) -> bytes:
+    return id[:-_PART_BYTES] + number.to_bytes(_PART_BYTES, "big")
+
+
+class _Rest:
+    """The pieces of a download, cut where they are wanted."""
+
+    def __init__(self, download: Download) -> None:
+        self._download = download
+        self._left: Buffer = b""
+
+    async def take(self, nbytes: int) -> bytes:
+        return b"".join([bytes(piece) async for piece in self.next(nbytes)])
+
+    async def next(self, nbytes: int) -> AsyncIterator[Buffer]:
+        while nbytes:
+            if not self._left:
+                self._left = memoryview(await anext(self._download))
+            piece = memoryview(self._left)[:nbytes]
+            self._left = memoryview(self._left)[len(piece) :]
+            nbytes -= len(piece)
+            yield piece
+
+
+async def _save_whole(target: Path, kind: str, layout: Layout, pieces: AsyncIterator[Buffer], overwrite: bool) -> Path:
+    from compute.values import tensor_from
+    from grid.files.values import write
+
+    total = sum(header.nbytes for _, header in layout)
+    check_room(target, total)
+    data, at = memoryview(bytearray(total)), 0
+    async for piece in pieces:
+        data[at : at + len(piece)] = piece
+        at += len(piece)
+    tensors: dict[str, Any] = {}
+    at = 0
+    for name, header in layout:
+        tensors[name] = tensor_from(header, data[at : at + header.nbytes])
+        at += header.nbytes
+    return write(target, tensors if kind == "model" else tensors["value"], overwrite)

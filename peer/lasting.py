@@ -1,0 +1,356 @@
+"""A link to one member that outlives its connections: what was asked over it is asked again over the next one.
+
+Requests keep their order. Each has a number (`once`, SPEC.md, Requests): an end that has it already answers as it did,
+so none takes effect twice. Where the other end has forgotten (it was restarted, or the lease was over: its memory in
+the handshake is another), what may be repeated is asked again, and of the rest it is said that its effect is not known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from peer.asking import Asked, wait_for
+from peer.calls import Response, Statistics
+from peer.connection import Connection
+from protocol import limits
+from protocol.errors import GridError, HandshakeFailed, LinkError, PeerLost, ProtocolError, Unreachable
+
+_log = logging.getLogger("peergrid.lasting")
+
+READS: Final = frozenset({"peers", "status", "search", "describe", "verify"})
+"""Requests that change nothing and do not depend on what was asked before: they need no number."""
+REPEATABLE: Final = READS | {
+    "fetch",
+    "put",
+    "link",
+    "delete",
+    "release",
+    "edit",
+    "offer",
+    "pull",
+    "collected",
+    "introduce",
+}
+"""Requests of which the second has the same effect as the first, whatever the other end has forgotten."""
+
+
+class _Lasted(Asked):
+    """A request of a Lasting: it survives the connections that it was sent over."""
+
+    def __init__(
+        self,
+        link: Lasting,
+        number: int,
+        op: str,
+        args: dict[str, Any],
+        payload: bytes,
+        then: Callable[[Response | GridError], None] | None,
+    ) -> None:
+        super().__init__(loop=link.loop)
+        self.link = link
+        self.number = number
+        self.op = op
+        self.args = args
+        self.payload = payload
+        self.then = then
+        self.memory: int | None = None  # of the end that it was sent to last
+        self.once: int | None = number
+        if op in READS or len(payload) > limits.INLINE_PAYLOAD or (op == "fetch" and "part" in args):
+            self.once = None  # what has a stream is too large to be kept for a repetition
+
+    def answer(self, response: Response) -> None:
+        self.link.over(self.number)
+        Asked.answer(self, response)  # not super(): this is done for every operation
+
+    def fail(self, error: GridError) -> None:
+        self.link.over(self.number)
+        super().fail(error)
+
+    def lost(self, error: GridError) -> None:
+        if self.link.is_closed:
+            self.fail(error)  # else the link asks again
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        is_cancelled = super().cancel(msg)
+        if is_cancelled and self.then is None:
+            self.link.over(self.number)
+        return is_cancelled
+
+    def may_go_to(self, memory: int | None) -> bool:
+        """Whether an end with this memory may be asked, without it taking effect twice."""
+        is_remembered = memory is not None and memory == self.memory and self.once is not None
+        return not self.is_sent or is_remembered or self.op in REPEATABLE
+
+
+class Lasting:
+    """Requests to one member, over whatever connection there is. It dials when the first one is asked.
+
+    After a loss it dials again, for `patience` seconds in all; then what waits fails, and it goes on trying for as long
+    as the other end keeps what is leased here (limits.LEASE_GRACE).
+
+    Args:
+        name: the member's, for messages.
+        connect: an open connection; one try.
+        has_ended: whether it is known that the member's process is gone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Awaitable[Connection]],
+        has_ended: Callable[[], bool] = lambda: False,
+        patience: float = limits.RECONNECT_TIMEOUT,
+    ) -> None:
+        self.name = name
+        self.loop = asyncio.get_running_loop()
+        self.era = 0  # how often the member forgot what this end had there
+        self.is_closed = False
+        self.on_open: Callable[[], None] = lambda: None  # there is a connection, and what waited was asked
+        self.on_forgotten: Callable[[], None] = lambda: None  # a new era has begun
+        self.on_failure: Callable[[GridError], None] = lambda _: None  # the member is given up for now
+        self._connect = connect
+        self._has_ended = has_ended
+        self._patience = patience
+        self._connection: Connection | None = None
+        self._memory: int | None = None
+        self._unanswered: dict[int, _Lasted] = {}
+        self._next = 1
+        self._trouble: _Trouble | None = None
+        self._opened = 0.0
+        self._dialling: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()  # somebody asks: no time for waiting between two tries
+
+    def __repr__(self) -> str:
+        return f"<Lasting link to {self.name}, {'open' if self.is_open else 'not open'}>"
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    @property
+    def peer_name(self) -> str:
+        return self.name
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection that it uses now."""
+        return self._connection
+
+    def statistics(self) -> Statistics:
+        """Of the connection that it uses now."""
+        return self._connection.statistics() if self._connection is not None else Statistics()
+
+    # --- asking -------------------------------------------------------------------------------------------
+
+    def post(
+        self,
+        op: str,
+        args: dict[str, Any],
+        payload: bytes = b"",
+        then: Callable[[Response | GridError], None] | None = None,
+    ) -> Asked:
+        """Ask without waiting; as Connection.post. While there is no connection, requests wait in their order."""
+        number = self._next
+        asked = _Lasted(self, number, op, args, payload, then)
+        if self.is_closed:
+            asked.fail(PeerLost(f"the link to {self.name} is closed", operation=op, peer=self.name))
+            return asked
+        self._next = number + 1
+        unanswered = self._unanswered
+        unanswered[number] = asked
+        connection = self._connection
+        if connection is not None:
+            asked.memory = self._memory
+            connection.ask(asked, op, args, payload, asked.once, next(iter(unanswered)))
+        elif len(unanswered) > limits.MAX_WAITING:
+            asked.fail(
+                Unreachable(f"{self.name} cannot be reached, and {limits.MAX_WAITING} requests wait for it already")
+            )
+        else:
+            self.dial()
+        return asked
+
+    async def request(
+        self, op: str, args: dict[str, Any], payload: bytes = b"", timeout: float | None = None
+    ) -> Response:
+        """Ask and wait for the answer; as Connection.request.
+
+        Raises:
+            GridError: what the other end answered with; PeerLost where it is not known whether it took effect;
+                Unreachable where it was never sent; TimedOut.
+        """
+        return await wait_for(self.post(op, args, payload), timeout, op, self.name)
+
+    def send_now(self) -> None:
+        """Send what was posted now, if that can be done, and not at the end of this turn of the loop."""
+        if self._connection is not None:
+            self._connection.send_now()
+
+    def over(self, number: int) -> None:
+        """The answer to a request is there, or nobody wants it any more."""
+        self._unanswered.pop(number, None)
+        self._trouble = None
+
+    # --- connections --------------------------------------------------------------------------------------
+
+    def met(self, memory: int | None) -> None:
+        """A connection to the member was opened, this link's or another: what it remembers of our lease."""
+        if memory == self._memory:
+            return
+        was_known, self._memory = self._memory is not None, memory
+        if was_known:
+            self.era += 1
+            self.on_forgotten()
+
+    def dial(self) -> None:
+        """Have a connection soon, if there is none."""
+        self._wanted.set()
+        if self._connection is None and not self.is_closed and (self._dialling is None or self._dialling.done()):
+            self._dialling = self.loop.create_task(self._dial(), name=f"dial {self.name}")
+
+    async def _dial(self) -> None:
+        try:
+            await self._dial_until_open()
+        except Exception:
+            _log.exception("defect while dialling %s", self.name)
+            self._fail(PeerLost("a defect at this end; its log has the traceback", peer=self.name))
+
+    async def _dial_until_open(self) -> None:
+        if self._trouble is None:
+            self._trouble = _Trouble(self.loop.time())
+        trouble = self._trouble
+        if self._opened:
+            await self._pause(trouble)
+        while True:
+            self._wanted.clear()
+            try:
+                connection = await self._connect()
+                if connection.is_closed:
+                    raise Unreachable(f"the connection to {self.name} broke at once", peer=self.name)
+            except GridError as error:
+                if self._is_final(error, trouble):
+                    self._fail(error)
+                    if not self._is_worth_trying(error, trouble):
+                        return
+                await self._pause(trouble)
+            else:
+                self._adopt(connection)
+                return
+
+    async def _pause(self, trouble: _Trouble) -> None:
+        """Between two tries; short where somebody asks for a member that was given up already."""
+        wait, left = trouble.next_wait(), trouble.began + self._patience - self.loop.time()
+        if left > 0:
+            await asyncio.sleep(min(wait, left))
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wanted.wait()
+
+    def _is_final(self, error: GridError, trouble: _Trouble) -> bool:
+        """Whether what waits is to be told that the member is not there."""
+        is_refused = error.fields.get("refused") is True
+        if not isinstance(error, LinkError):
+            return True
+        if not self._opened and (is_refused or isinstance(error, HandshakeFailed)):
+            return True
+        patience = self._patience
+        if is_refused and self._has_ended():
+            patience = min(patience, limits.RECONNECT_ENDED)
+        return self.loop.time() - trouble.began >= patience
+
+    def _is_worth_trying(self, error: GridError, trouble: _Trouble) -> bool:
+        """Whether the member may still have what is leased here, if it can be reached again."""
+        if not self._opened or (error.fields.get("refused") is True and self._has_ended()):
+            return False
+        return self.loop.time() - trouble.began < limits.LEASE_GRACE
+
+    def _adopt(self, connection: Connection) -> None:
+        self.met(connection.remote.memory)
+        self._connection = connection
+        self._opened = self.loop.time()
+        connection.on_over = self._on_over
+        for asked in list(self._unanswered.values()):
+            if not asked.may_go_to(self._memory):
+                asked.fail(self._not_known(asked, f"{self.name} was restarted, or was out of reach for too long"))
+        again = list(self._unanswered.values())
+        for asked in again:
+            asked.memory = self._memory
+            connection.ask(asked, asked.op, asked.args, asked.payload, asked.once, again[0].number)
+        self.on_open()
+
+    def _on_over(self, reason: LinkError | None) -> None:
+        self._connection = None
+        if self.is_closed:
+            return
+        if isinstance(reason, ProtocolError):  # to say the same again would end the same way
+            for asked in list(self._unanswered.values()):
+                if asked.is_sent:
+                    asked.fail(reason.again())
+        now = self.loop.time()
+        if self._trouble is None or now - self._opened > limits.RECONNECT_MOST:
+            self._trouble = _Trouble(now)
+        elif now - self._trouble.began > self._patience:  # it comes and goes, and answers nothing
+            self._fail(PeerLost("it is reached, and lost again at once", peer=self.name))
+        self.dial()
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    def _fail(self, error: GridError) -> None:
+        """What waits is told that the member is not there."""
+        trouble = self._trouble
+        for asked in list(self._unanswered.values()):
+            asked.fail(self._not_known(asked, error.message) if asked.is_sent else _not_sent(asked, error))
+        self._trouble = trouble  # nothing was answered
+        self.on_failure(error)
+
+    def _not_known(self, asked: _Lasted, why: str) -> PeerLost:
+        effect = ", and whether it took effect is not known"
+        advice = ". Look what is there before you ask again"
+        if asked.op in READS or asked.op == "fetch":
+            effect = advice = ""
+        return PeerLost(
+            f"the connection to {self.name} broke while {asked.op} was under way{effect}: {why}{advice}",
+            operation=asked.op,
+            peer=self.name,
+        )
+
+    def stop(self) -> None:
+        """No new connection is made. What is under way over the present one may end in order before `close`."""
+        self.is_closed = True
+        if self._dialling is not None:
+            self._dialling.cancel()
+
+    async def close(self) -> None:
+        """Everything that waits fails with PeerLost."""
+        self.stop()
+        for asked in list(self._unanswered.values()):
+            asked.fail(PeerLost(f"the link to {self.name} is closed", operation=asked.op, peer=self.name))
+        if self._dialling is not None:
+            await asyncio.gather(self._dialling, return_exceptions=True)
+
+
+class _Trouble:
+    """A time without answers: when it began, and how long to wait before the next try."""
+
+    __slots__ = ("_wait", "began")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self._wait = limits.RECONNECT_FIRST
+
+    def next_wait(self) -> float:
+        wait = self._wait
+        self._wait = min(2 * wait, limits.RECONNECT_MOST)
+        return wait * random.uniform(0.5, 1.0)  # so that not all clients come back at once
+
+
+def _not_sent(asked: _Lasted, error: GridError) -> GridError:
+    made = error.again()
+    made.operation = made.operation or asked.op
+    return made

@@ -1,0 +1,129 @@
+"""A blob open for reading: nothing leaves it whose block has not been checked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from peer.store.fs import disk_errors
+from peer.store.hashes import HASH_BYTES, block_count, block_hash, block_hash_at
+from peer.store.waiting import undisturbed
+from protocol import limits
+from protocol.errors import BadRequest, Corrupt, StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the payload of a blob file is: `nbytes` from `start` on, with the hashes of its blocks."""
+
+    start: int
+    nbytes: int
+    blocks: bytes
+
+    def is_whole(self) -> bool:
+        """Whether there is a hash for each block."""
+        return len(self.blocks) == HASH_BYTES * block_count(self.nbytes)
+
+
+class BlobFile:
+    """A blob, open for reading. The file stays readable until `close`, even if the object is deleted.
+
+    Attributes:
+        content: its name.
+        layout: where its payload is, and its block hashes.
+    """
+
+    __slots__ = ("_fd", "_last", "_threads", "content", "layout")
+
+    def __init__(self, content: str, fd: int, layout: Layout, threads: ThreadPoolExecutor) -> None:
+        self.content = content
+        self.layout = layout
+        self._fd = fd
+        self._threads = threads
+        self._last: tuple[int, bytes] | None = None  # a block of which the end was not asked for yet, as it was read
+
+    def fileno(self) -> int:
+        """The descriptor: read-only, close-on-exec; to be mapped or sent to a worker, not to be closed.
+
+        What is read through it has not been checked.
+        """
+        if self._fd < 0:
+            raise ValueError("the blob is closed")
+        return self._fd
+
+    async def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` of the payload from `offset` in the file on, each block of them checked.
+
+        BadRequest outside of the payload; Corrupt, which names the block, where they are not what was stored.
+        """
+        return await undisturbed(self.begin_read(offset, nbytes))
+
+    def begin_read(self, offset: int, nbytes: int) -> asyncio.Future[bytes]:
+        """The same, begun at once. The file is to stay open until the future is done."""
+        at = offset - self.layout.start
+        if at < 0 or nbytes < 0 or at + nbytes > self.layout.nbytes:
+            raise BadRequest(f"{nbytes} bytes from {offset} on are not within the payload of a blob")
+        try:
+            return asyncio.get_running_loop().run_in_executor(self._threads, self._read, at, nbytes)
+        except RuntimeError:  # that there are no threads any more
+            raise StorageError("the store is closed") from None
+
+    def _read(self, at: int, nbytes: int) -> bytes:
+        """Whole blocks are read, so that they can be checked; the rest of the last one is kept for the next reading."""
+        end = at + nbytes
+        pieces: list[bytes | memoryview] = []
+        for number in range(at // limits.BLOCK, -(-end // limits.BLOCK) if nbytes else 0):
+            low = number * limits.BLOCK
+            block = self._block(number)
+            self._last = (number, block) if end < low + len(block) else None
+            is_part = at > low or end < low + len(block)
+            pieces.append(memoryview(block)[max(at - low, 0) : end - low] if is_part else block)
+        if len(pieces) == 1 and isinstance(pieces[0], bytes):
+            return pieces[0]
+        return b"".join(pieces)
+
+    def _block(self, number: int) -> bytes:
+        last = self._last
+        if last is not None and last[0] == number:
+            return last[1]
+        low = number * limits.BLOCK
+        data = self._pread(min(limits.BLOCK, self.layout.nbytes - low), self.layout.start + low)
+        if block_hash(data) != block_hash_at(self.layout.blocks, number):
+            raise corrupt(self.content, f"has a damaged block {number}", block=number)
+        return data
+
+    def _pread(self, nbytes: int, offset: int) -> bytes:
+        with disk_errors("the reading of a blob file"):
+            data = os.pread(self.fileno(), nbytes, offset)
+            while len(data) < nbytes:
+                more = os.pread(self.fileno(), nbytes - len(data), offset + len(data))
+                if not more:
+                    raise corrupt(self.content, "was cut short")
+                data += more
+        return data
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        self._last = None
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> BlobFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<BlobFile {self.content[:12]} {self.layout.nbytes} bytes{' closed' if self._fd < 0 else ''}>"
+
+
+def corrupt(content: str, what: str, **fields: Any) -> Corrupt:
+    """The error for a blob that is not what was stored."""
+    return Corrupt(
+        f"blob {content[:12]} {what}; take the object from another holder or delete it", blob=content, **fields
+    )

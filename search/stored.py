@@ -1,0 +1,106 @@
+"""An object as the columns of its rows, there and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from protocol.errors import Corrupt
+from search.records import Record, check_record, rows_of
+from search.text import searched_text
+
+WRITTEN: Final = (
+    "uid, kind, name, owner, description, words, dtype, shape, nrows, nbytes, private, labels, created, tags"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Where an object's bytes are: in the blob file of that name, whose block hashes are `blocks`, or inline.
+
+    `extra` is for the kind's own use.
+    """
+
+    blob: str | None = None
+    inline: bytes | None = None
+    extra: bytes | None = None
+    blocks: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked record, and its columns as they are stored. Made by Index.prepare."""
+
+    record: Record
+    row: tuple[Any, ...]
+
+
+def prepare(record: Record) -> Prepared:
+    """Checks a record. BadRequest if it is malformed (search.records.check_record)."""
+    checked = check_record({**record, "published": True})
+    return Prepared(checked, _row(checked))
+
+
+def _row(record: Record) -> tuple[Any, ...]:
+    """A checked record as the values of WRITTEN."""
+    return (
+        record["id"],
+        record["kind"],
+        record["name"],
+        record["owner"],
+        record["description"],
+        words_of(record["name"], record["description"]),
+        record["dtype"],
+        None if record["shape"] is None else f"[{','.join(map(str, record['shape']))}]",
+        rows_of(record),
+        record["nbytes"],
+        int(record["private"]),
+        texts(record["labels"]),
+        record["created"],
+        texts(record["tags"]),
+    )
+
+
+def words_of(name: str | None, description: str) -> str | None:
+    """The column in which words are searched; None where there is nothing to find."""
+    words = searched_text(name, description)
+    return None if words == "\n" else words
+
+
+def _list(uid: bytes, text: str) -> list[Any]:
+    try:
+        return list(json.loads(text))
+    except ValueError:
+        raise Corrupt(
+            f"the row of object {uid.hex()[:12]} is damaged: take the object from another holder or delete it",
+            id=uid.hex(),
+        ) from None
+
+
+def texts(values: Sequence[str]) -> str:
+    """A JSON list of tags or ids: their grammars have nothing that JSON would escape."""
+    return '["' + '","'.join(values) + '"]' if values else "[]"
+
+
+def record_of(row: Sequence[Any], peer_name: str, peer_id: str) -> Record:
+    """The record in a row of compile.SELECT. Corrupt if it is damaged."""
+    uid, kind, name, owner, description, dtype, shape, nbytes, private, labels, created, tags = row
+    return {
+        "id": uid,
+        "kind": kind,
+        "name": name,
+        "owner": owner,
+        "tags": _list(uid, tags),
+        "description": description,
+        "dtype": dtype,
+        "shape": None if shape is None else _list(uid, shape),
+        "nbytes": nbytes,
+        "private": bool(private),
+        "labels": _list(uid, labels),
+        "created": created,
+        "published": True,
+        "peer": peer_name,
+        "peer_id": peer_id,
+    }

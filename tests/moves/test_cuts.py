@@ -1,0 +1,124 @@
+"""Moves whose lines are cut, reset or stalled after every so many bytes: after recovery exactly one has it, whole.
+
+With PEERGRID_FULL set, at every byte and in every way; else at a sample of them. The object goes to and fro between
+the same two peers, so that what one break leaves behind would show in the next move.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from peer.folders import Folders
+from protocol import limits
+from protocol.errors import GridError
+from tests.faults import FaultProxy
+from tests.moves.two_peers import Two, two_peers
+
+FULL = bool(os.environ.get("PEERGRID_FULL"))
+SMALL = os.urandom(4096)
+LARGE = os.urandom(8 * limits.CHUNK)
+STEP = 1 if FULL else 16
+WAYS = ("fin", "rst", "stall")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes long on purpose takes a moment."""
+    monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.1)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 0.2)
+    monkeypatch.setattr(limits, "RECONNECT_FIRST", 0.002)
+    monkeypatch.setattr(limits, "RECONNECT_MOST", 0.02)
+
+
+class Moved:
+    """An object that is moved to and fro between two peers; each way is broken once."""
+
+    def __init__(self, two: Two, data: bytes) -> None:
+        self.two = two
+        self.data = data
+        self.id = os.urandom(16)
+        self.source, self.target = "alice", "bob"
+
+    def way(self, role: str) -> FaultProxy:
+        """That from target to source, or of the client to either."""
+        if role == "peers":
+            return self.two.to_alice if self.source == "alice" else self.two.to_bob
+        return self.two.client_to[getattr(self, role)]
+
+    async def move(self) -> None:
+        await self.two.move(self.id, source=self.source, target=self.target)
+
+    async def settle(self) -> None:
+        """Exactly one has it, whole; that is the next source."""
+        found = await self.two.settled(self.id)
+        assert list(found.values()) == [self.data], list(found)
+        if self.target in found:
+            self.source, self.target = self.target, self.source
+
+    async def check(self, role: str, direction: str, nbytes: int, way: str) -> None:
+        """One move; the way breaks after so many bytes of that direction, once."""
+        proxy = self.way(role)
+        proxy.cut()
+        faults = getattr(proxy, direction)
+        if way == "stall":
+            faults.stall_after, faults.stalls = nbytes, 1
+        else:
+            faults.cut_after, faults.cuts, faults.reset = nbytes, 1, way == "rst"
+        try:
+            await self.move()
+        except GridError as error:
+            assert len(error.message) > 20, error
+        faults.stall_after = faults.cut_after = None
+        await self.settle()
+
+    async def measure(self, role: str, direction: str) -> int:
+        """The bytes that pass that way when nothing breaks; the more of both ways round."""
+        most = 0
+        for _ in range(2):
+            proxy = self.way(role)
+            proxy.cut()
+            faults = getattr(proxy, direction)
+            before = faults.passed
+            await self.move()
+            await self.settle()
+            most = max(most, faults.passed - before)
+        return most
+
+
+async def check_all(folders: Folders, role: str, direction: str) -> None:
+    async with two_peers(folders) as two:
+        moved = Moved(two, SMALL)
+        await two.put("alice", moved.id, SMALL)
+        for turn, at in enumerate(range(1, await moved.measure(role, direction) + 1, STEP)):
+            ways = WAYS if FULL else [WAYS[2] if turn % 16 == 15 else WAYS[turn % 2]]  # few stalls: they wait
+            for way in ways:
+                # A silent line of requests is found out by its pings, and those are far between.
+                if role == "peers" or way != "stall":
+                    await moved.check(role, direction, at, way)
+
+
+@pytest.mark.timeout(7200 if FULL else 120)
+@pytest.mark.parametrize("direction", ["up", "down"])
+async def test_the_line_between_the_peers_breaks(folders: Folders, direction: str) -> None:
+    await check_all(folders, "peers", direction)
+
+
+@pytest.mark.timeout(7200 if FULL else 120)
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("role", ["source", "target"])
+async def test_the_line_of_the_client_breaks(folders: Folders, role: str, direction: str) -> None:
+    await check_all(folders, role, direction)
+
+
+@pytest.mark.timeout(7200 if FULL else 120)
+async def test_a_large_move_breaks_at_every_chunk(folders: Folders) -> None:
+    async with two_peers(folders) as two:
+        moved = Moved(two, LARGE)
+        await two.put("alice", moved.id, LARGE)
+        nbytes = await moved.measure("peers", "down")
+        for number, chunk in enumerate(range(limits.CHUNK, nbytes, limits.CHUNK)):
+            for about in (-1, 0, 1):
+                for way in WAYS if FULL else [WAYS[(number + about) % 3]]:
+                    await moved.check("peers", "down", chunk + about, way)

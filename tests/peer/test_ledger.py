@@ -1,0 +1,173 @@
+"""Requests that take effect once: what is kept of them, for how long, and who gets it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from peer import ledger as ledger_module
+from peer.calls import Answer
+from peer.leases import LeaseKey
+from peer.ledger import Heard, Ledger, Ledgers
+from protocol import limits
+from protocol.errors import BadRequest, GridError, PeerLost, TooLarge
+
+DORA: LeaseKey = ("d" * 52, bytes(16))
+ERIC: LeaseKey = ("e" * 52, bytes(16))
+DONE = Answer({"results": []}, b"value")
+
+
+@pytest.fixture
+def ledgers() -> Ledgers:
+    return Ledgers()
+
+
+@pytest.fixture
+def ledger(ledgers: Ledgers) -> Ledger:
+    return ledgers.of(DORA)
+
+
+def ask_again(ledger: Ledger, once: int) -> list[Heard]:
+    """What somebody hears who comes with this number once more; it may come later."""
+    heard: list[Heard] = []
+    ledger.again(once, "run", heard.append)
+    return heard
+
+
+def test_a_number_is_new_once(ledger: Ledger) -> None:
+    assert ledger.is_new(1, 1)
+    ledger.begin(1, "run")
+    assert not ledger.is_new(1, 1)
+    assert ledger.is_new(2, 1)
+
+
+def test_one_that_is_done_gets_the_same_answer(ledger: Ledger) -> None:
+    ledger.answered(ledger.begin(1, "run"), DONE)
+    assert ask_again(ledger, 1) == [DONE] == ask_again(ledger, 1)
+
+
+def test_one_that_failed_gets_the_same_error(ledger: Ledger) -> None:
+    ledger.answered(ledger.begin(1, "run"), BadRequest("no such thing", operation="run"))
+    (error,) = ask_again(ledger, 1)
+    assert isinstance(error, BadRequest) and error.message == "no such thing" and error.operation == "run"
+    assert error.__traceback__ is None
+
+
+def test_one_that_is_under_way_is_waited_for(ledger: Ledger) -> None:
+    entry = ledger.begin(1, "run")
+    first, second = ask_again(ledger, 1), ask_again(ledger, 1)
+    assert first == second == []
+    ledger.answered(entry, DONE)
+    assert first == second == [DONE]
+
+
+def test_an_answer_is_kept_until_the_client_has_it(ledger: Ledger) -> None:
+    for number in (1, 2, 3):
+        ledger.answered(ledger.begin(number, "run"), DONE)
+    assert ledger.is_new(4, 3) and len(ledger) == 1
+    assert ask_again(ledger, 3) == [DONE]
+    (gone,) = ask_again(ledger, 2)
+    assert isinstance(gone, PeerLost) and "not known" in gone.message
+
+
+def test_a_number_that_was_given_up_is_not_begun_again(ledger: Ledger) -> None:
+    ledger.give_up(ledger.begin(5, "run"))
+    assert not ledger.is_new(5, 1)
+    (gone,) = ask_again(ledger, 5)
+    assert isinstance(gone, PeerLost)
+
+
+def test_whoever_waits_for_what_is_given_up_is_told(ledger: Ledger) -> None:
+    entry = ledger.begin(1, "run")
+    heard = ask_again(ledger, 1)
+    ledger.give_up(entry)
+    assert [type(each) for each in heard] == [PeerLost]
+
+
+def test_an_answer_that_cannot_be_kept_is_said_to_be_gone(ledger: Ledger) -> None:
+    entry = ledger.begin(1, "run")
+    waiting = ask_again(ledger, 1)
+    ledger.answered(entry, None)
+    assert [type(each) for each in (*waiting, *ask_again(ledger, 1))] == [PeerLost, PeerLost]
+
+
+def test_answers_are_bounded_by_their_bytes(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LEDGER_BYTES", 100_000)
+    for number in range(1, 101):
+        ledger.answered(ledger.begin(number, "run"), Answer({}, bytes(10_000)))
+    assert ledger.nbytes <= 100_000
+    assert isinstance(ask_again(ledger, 1)[0], PeerLost)
+    assert ask_again(ledger, 100) == [Answer({}, bytes(10_000))]
+
+
+def test_long_results_count(ledger: Ledger) -> None:
+    ledger.answered(ledger.begin(1, "describe"), Answer({"record": {"description": "x" * 5_000}}))
+    assert ledger.nbytes > 5_000
+
+
+def test_answers_are_bounded_in_number(ledger: Ledger) -> None:
+    for number in range(1, 3 * limits.MAX_REQUESTS):
+        ledger.answered(ledger.begin(number, "run"), DONE)
+    assert len(ledger) == 2 * limits.MAX_REQUESTS
+
+
+def test_what_is_under_way_is_bounded_too(ledger: Ledger) -> None:
+    for number in range(1, 2 * limits.MAX_REQUESTS + 1):
+        ledger.begin(number, "run")
+    with pytest.raises(TooLarge, match="under way"):
+        ledger.begin(2 * limits.MAX_REQUESTS + 1, "run")
+    assert ledger.is_new(2 * limits.MAX_REQUESTS + 1, 1), "it was not begun"
+
+
+def test_all_ledgers_together_are_bounded(ledgers: Ledgers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "MAX_BYTES", 100_000)
+    for number in range(30):
+        each = ledgers.of(("d" * 52, number.to_bytes(16, "big")))
+        each.answered(each.begin(1, "run"), Answer({}, bytes(10_000)))
+    assert ledgers.nbytes <= 100_000
+    assert ask_again(ledgers.of(("d" * 52, (29).to_bytes(16, "big"))), 1) == [Answer({}, bytes(10_000))]
+
+
+def test_leases_have_ledgers_of_their_own(ledgers: Ledgers, ledger: Ledger) -> None:
+    ledger.begin(1, "run")
+    assert ledgers.of(DORA) is ledger
+    assert ledgers.of(ERIC).is_new(1, 1)
+
+
+def test_a_lease_that_is_over_leaves_nothing(ledgers: Ledgers, ledger: Ledger) -> None:
+    ledger.answered(ledger.begin(1, "run"), DONE)
+    ledger.begin(2, "run")
+    ledgers.forget(DORA)
+    ledgers.forget(ERIC)
+    assert len(ledgers) == 0 and ledgers.nbytes == 0 and len(ledger) == 0
+    assert ledgers.of(DORA).is_new(1, 1)
+
+
+async def test_what_works_on_it_ends_with_the_lease_or_when_given_up(ledgers: Ledgers, ledger: Ledger) -> None:
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    tasks: list[asyncio.Task[Any]] = []
+    entries = []
+    for number in (1, 2):
+        entries.append(ledger.begin(number, "run"))
+        tasks.append(asyncio.create_task(forever()))
+        ledger.started(entries[-1], tasks[-1])
+    assert set(ledgers.tasks) == set(tasks)
+    ledger.give_up(entries[0])
+    await asyncio.wait([tasks[0]])
+    assert not tasks[1].done()
+    ledgers.forget(DORA)
+    assert ledgers.tasks == [tasks[1]], "it is to be waited for until it has ended"
+    await asyncio.wait([tasks[1]])
+    assert ledgers.tasks == [] and all(task.cancelled() for task in tasks)
+
+
+def test_an_answer_that_comes_too_late_is_not_kept(ledger: Ledger) -> None:
+    entry = ledger.begin(1, "run")
+    ledger.give_up(entry)
+    ledger.answered(entry, DONE)
+    assert len(ledger) == 0 and ledger.nbytes == 0
+    assert isinstance(ask_again(ledger, 1)[0], GridError)
