@@ -7,18 +7,18 @@ Files in import order:
     outbox.py     operations on their way to a peer
     pointer.py    pointers: torch tensors whose data live at a peer
     fresh.py      memory for a value that is about to come
-    remote.py     one peer: g["alice"]
-    mesh.py       the grid without tensors: who is there, and what they say they have
     files/        tensors in files of each kind, read and written in pieces
-    putting.py    files into peers
     saving.py     objects into files
+    remote.py     one peer: g["alice"]
+    hits.py       what a search found
+    mesh.py       the grid without tensors: who is there, and what they say they have
+    putting.py    files into peers
     upkeep.py     the stores of this machine's peers: verify, compact
     stored.py     what stored models and plans have in common
     modules.py    modules whose parameters are pointers; stored models
     plans.py      @grid.plan, grid.load: functions that run where the data are
     placement.py  where a plan runs: decides
     running.py    a plan from its arguments to its result
-    hits.py       what a search found
     client.py     the grid: connect, peers, search, run
     local_grid.py peers as processes here, for demos and tests
     scripts.py    plans from a user's own Python file

@@ -30,12 +30,12 @@ Files in import order:
     lasting.py      a link for requests that outlives its connections
     links.py        connections to peers, dialled when first needed
     permissions.py  who may do what with an object: decides
-    tickets.py      the leave to collect an object: decides
-    buffers.py      shared memory for values
+    buffers.py      shared memory for values (over worker/memory.py)
     store/          published objects: SQLite and safetensors files
     worker/         the processes that run operations
     workers.py      starts, finds and ends them
     objects.py      all objects of a peer, found under one rule
+    spans.py        values of temporaries on their way out, parts of stored files among them
     secrecy.py      what private data must not tell besides their values: decides
     operations.py   operations as they come: their form, what they name and change
     batches.py      operations on their way to workers, and what became of them
@@ -46,11 +46,13 @@ Files in import order:
     uploads.py      values on their way in that survive the line over which they come
     exports.py      values on their way out that may be asked for again from the middle
     transfers.py    put, fetch, publish, remove
+    tickets.py      the leave to collect an object: decides
     failpoints.py   where a test can end this process
     taken.py        a temporary as it was when its move began
     moves.py        from peer to peer, at the holder: offer, collect, collected
     notes.py        what came by a move and is not confirmed
     pulls.py        from peer to peer, at the target: pull
+    upkeep.py       verify and compact, for the operator
     requests.py     what can be asked, one method each
     peer.py         wires the parts together
     process.py      a peer in this process, until it is told to stop

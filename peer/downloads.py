@@ -85,6 +85,11 @@ class Download:
         return None if self._is_small else self
 
     @property
+    def hashes(self) -> list[int]:
+        """Of all blocks of the value, when it has been read to its end."""
+        return self._hashes
+
+    @property
     def _is_small(self) -> bool:
         return self._part is not None and self._part.stream is None and self._start == 0
 
@@ -165,6 +170,8 @@ class Download:
         part, self._part = self._part, None
         if part is not None and part.stream is not None:
             part.stream.abort(message)
+            if self._failure is None:
+                self._hashes += part.stream.hashes
         connection, token = self._connection, self._token
         self._connection = self._token = None
         if token is not None and connection is not None and not connection.is_closed:

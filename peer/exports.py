@@ -14,7 +14,7 @@ import os
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
@@ -22,7 +22,7 @@ from typing import Any, Final
 from peer.buffers import Buffer
 from peer.calls import Answer
 from peer.hashing import hash_of
-from peer.payloads import AtHand, Payload, Resumed
+from peer.payloads import Payload, Resumed, Wrapped, hashes_of
 from peer.spans import StoredSpan, Value, memory_of, payload_of
 from protocol import codec, limits
 from protocol.errors import BadRequest, Changed
@@ -175,7 +175,7 @@ class Exports:
                 known = list(struct.unpack_from(f"<{offset // limits.BLOCK}Q", blocks))
             else:
                 known = self._known(at.token)
-                if not isinstance(payload, AtHand):
+                if hashes_of(payload) is None:
                     payload = _Noting(payload, known)
             if not offset:
                 return payload
@@ -204,36 +204,22 @@ async def _fill(known: list[int], payload: Payload, offset: int) -> None:
         await asyncio.sleep(0)
 
 
-class _Noting:
-    """A payload that has to be read from the disk: the hashes of its blocks are noted as it is, for the next time."""
+class _Noting(Wrapped):
+    """A payload whose hashes are not known yet: they are noted as it is read, for its sending and for the next time."""
 
     def __init__(self, payload: Payload, known: list[int]) -> None:
-        self._payload = payload
+        super().__init__(payload)
         self._known = known
-        self.nbytes = payload.nbytes
+        self.hashes = known
 
     async def read(self, offset: int, size: int) -> codec.Buffer:
-        data = await self._payload.read(offset, size)
-        if size == limits.BLOCK and offset == len(self._known) * limits.BLOCK:
+        return self._noted(offset, await super().read(offset, size))
+
+    def now(self, offset: int, size: int) -> codec.Buffer | None:
+        data = super().now(offset, size)
+        return None if data is None else self._noted(offset, data)
+
+    def _noted(self, offset: int, data: codec.Buffer) -> codec.Buffer:
+        if offset == len(self._known) * limits.BLOCK and len(data) == min(limits.BLOCK, self.nbytes - offset):
             self._known.append(hash_of(data))
         return data
-
-    def close(self) -> None:
-        self._payload.close()
-
-
-class Watched:
-    """A payload, and who wants to hear when it is closed."""
-
-    def __init__(self, payload: Payload, on_close: Callable[[], None]) -> None:
-        self._payload = payload
-        self._on_close = on_close
-        self.nbytes = payload.nbytes
-        self.read = payload.read
-        if isinstance(payload, AtHand):
-            self.now = payload.now  # so this is at hand, too
-            self.hashes: Sequence[int] | None = getattr(payload, "hashes", None)  # as of MemoryPayload
-
-    def close(self) -> None:
-        self._payload.close()
-        self._on_close()

@@ -33,6 +33,10 @@ class Stream(Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    @property
+    def hashes(self) -> list[int]:
+        """Of the blocks that came and were checked."""
+
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> memoryview: ...
@@ -104,7 +108,7 @@ class TemporaryIntake:
             return
         is_whole = not buffer.filled
         await _fill(buffer, source)
-        if is_whole and isinstance(source.stream, IncomingStream):
+        if is_whole and source.stream is not None:
             buffer.hashes = source.stream.hashes
 
     async def content(self) -> str | None:

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import msgpack
@@ -26,7 +26,7 @@ from peer.calls import Answer
 from peer.execution import Execution
 from peer.exports import Exports, Position
 from peer.objects import Held, Objects, Published, Temporary, show_id
-from peer.payloads import AtHand, Payload
+from peer.payloads import Watched
 from peer.spans import payload_of
 from peer.store.store import Store
 from peer.taken import Taken, is_as_taken, let_go, take
@@ -129,7 +129,7 @@ class Moves:
             told["nbytes"] = payload.nbytes
             payload.close()
             return Answer(told)
-        return Answer(told, _InUse(payload, self._used(ticket)))
+        return Answer(told, Watched(payload, self._used(ticket)))
 
     def _used(self, ticket: Ticket) -> Callable[[], None]:
         """Keeps the ticket from lapsing until what is returned is called."""
@@ -272,24 +272,6 @@ def version_of(record: Mapping[str, Any]) -> bytes:
 
 
 _TOLD: Final = ("kind", "owner", "name", "description", "tags", "dtype", "shape", "nbytes", "labels")
-
-
-class _InUse:
-    """A payload, and what is to be called when it is closed."""
-
-    def __init__(self, payload: Payload, on_close: Callable[[], None]) -> None:
-        self._payload = payload
-        self._on_close = on_close
-        self.nbytes = payload.nbytes
-        self.read = payload.read
-        self.preceding: Sequence[int] = getattr(payload, "preceding", ())  # as of Resumed
-        if isinstance(payload, AtHand):
-            self.now = payload.now  # and so this is at hand, too
-            self.hashes: Sequence[int] | None = getattr(payload, "hashes", None)  # as of MemoryPayload
-
-    def close(self) -> None:
-        self._payload.close()
-        self._on_close()
 
 
 def _changed(id: bytes) -> Changed:

@@ -27,11 +27,57 @@ class Payload(Protocol):
 
 @runtime_checkable
 class AtHand(Protocol):
-    """A payload that can be read without waiting."""
+    """A payload that can be read without waiting, at least in parts."""
 
-    def now(self, offset: int, size: int) -> Buffer:
-        """As `read`."""
+    def now(self, offset: int, size: int) -> Buffer | None:
+        """As `read`; None where that has to be waited for."""
         ...
+
+
+def hashes_of(payload: Payload) -> Sequence[int] | None:
+    """The hashes of the payload's blocks, where they are known: each by the time that its block has been read."""
+    hashes: Sequence[int] | None = getattr(payload, "hashes", None)
+    return hashes
+
+
+def preceding_of(payload: Payload) -> Sequence[int]:
+    """The hashes of the blocks before, of a payload that begins in the middle of a value."""
+    preceding: Sequence[int] = getattr(payload, "preceding", ())
+    return preceding
+
+
+class Wrapped:
+    """A payload that is another one, and more: a subclass says what."""
+
+    def __init__(self, payload: Payload) -> None:
+        self._payload = payload
+        self.hashes = hashes_of(payload)
+        self.preceding = preceding_of(payload)
+
+    @property
+    def nbytes(self) -> int:
+        return self._payload.nbytes
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        return await self._payload.read(offset, size)
+
+    def now(self, offset: int, size: int) -> Buffer | None:
+        return self._payload.now(offset, size) if isinstance(self._payload, AtHand) else None
+
+    def close(self) -> None:
+        self._payload.close()
+
+
+class Watched(Wrapped):
+    """A payload, and who wants to hear when it has been closed."""
+
+    def __init__(self, payload: Payload, on_close: Callable[[], None]) -> None:
+        super().__init__(payload)
+        self._on_close = on_close
+
+    def close(self) -> None:
+        super().close()
+        self._on_close()
 
 
 class MemoryPayload:
@@ -101,7 +147,7 @@ class JoinedPayload:
             piece.release()
 
 
-class Resumed:
+class Resumed(Wrapped):
     """The bytes of `payload` from `offset` on (a multiple of limits.BLOCK), which it closes.
 
     `preceding` are the hashes of the blocks before: the digest at the end is that of the whole value.
@@ -110,19 +156,21 @@ class Resumed:
     def __init__(self, payload: Payload, offset: int, preceding: Sequence[int]) -> None:
         if offset % limits.BLOCK or len(preceding) != offset // limits.BLOCK or offset >= payload.nbytes:
             raise ValueError(f"{len(preceding)} blocks before byte {offset} of {payload.nbytes}")
-        self._payload = payload
+        super().__init__(payload)
         self._offset = offset
         self.preceding = preceding
+        is_known = self.hashes is not None and len(self.hashes) * limits.BLOCK >= payload.nbytes
+        self.hashes = self.hashes[len(preceding) :] if self.hashes is not None and is_known else None
 
     @property
     def nbytes(self) -> int:
         return self._payload.nbytes - self._offset
 
     async def read(self, offset: int, size: int) -> Buffer:
-        return await self._payload.read(self._offset + offset, size)
+        return await super().read(self._offset + offset, size)
 
-    def close(self) -> None:
-        self._payload.close()
+    def now(self, offset: int, size: int) -> Buffer | None:
+        return super().now(self._offset + offset, size)
 
 
 def split(payload: Buffer | Payload) -> tuple[Buffer, Payload | None]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from peer.calls import Traffic
 from peer.hashing import Digest, hash_of
-from peer.payloads import AtHand, Payload
+from peer.payloads import AtHand, Payload, hashes_of, preceding_of
 from peer.transport import Socket, acknowledged, can_send_now, send_large, send_now, under_way, wait_sent
 from protocol import limits
 from protocol.codec import Buffer
@@ -45,9 +45,9 @@ class _Outgoing:
         self.payload = payload
         self.nbytes = payload.nbytes
         self.offset = 0
-        self.digest = Digest(getattr(payload, "preceding", ()))  # of a Resumed one
+        self.digest = Digest(preceding_of(payload))
         self.now = payload.now if isinstance(payload, AtHand) else None
-        self._hashes: Sequence[int] | None = getattr(payload, "hashes", None)  # where they are known
+        self._hashes = hashes_of(payload)
         self.reading: asyncio.Task[Buffer] | None = None
         self.progress = -1  # as the session counts it, when it was last looked at
         self.quiet_since = now
@@ -192,25 +192,27 @@ class Sending:
 
     def _read(self, outgoing: _Outgoing, size: int) -> Buffer | None:
         """The next bytes of a payload, if they are there; they are asked for, and `run` is woken when they come."""
-        payload = outgoing.payload
         try:
-            if outgoing.now is not None:
-                data = outgoing.now(outgoing.offset, size)
-            elif outgoing.reading is None:
-                outgoing.reading = self._loop.create_task(_whole(payload, outgoing.offset, size))
-                outgoing.reading.add_done_callback(lambda _: self._wake.set())
-                return None
-            elif not outgoing.reading.done():
-                return None
-            else:
-                reading, outgoing.reading = outgoing.reading, None
-                data = reading.result()
-            if len(data) != size:
+            data = self._come(outgoing, size)
+            if data is not None and len(data) != size:
                 raise Corrupt(f"{len(data)} bytes where there should be {size}")
         except (Exception, asyncio.CancelledError) as error:
             self._break_off(outgoing, error)
             return None
         return data
+
+    def _come(self, outgoing: _Outgoing, size: int) -> Buffer | None:
+        reading = outgoing.reading
+        if reading is None:
+            data = outgoing.now(outgoing.offset, size) if outgoing.now is not None else None
+            if data is None:
+                reading = outgoing.reading = self._loop.create_task(_whole(outgoing.payload, outgoing.offset, size))
+                reading.add_done_callback(lambda _: self._wake.set())
+            return data
+        if not reading.done():
+            return None
+        outgoing.reading = None
+        return reading.result()
 
     async def _send_chunk(self, outgoing: _Outgoing, data: Buffer) -> None:
         found = outgoing.hash_of(data)

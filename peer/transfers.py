@@ -11,11 +11,11 @@ from peer.arrivals import Arrival
 from peer.buffers import BufferPool
 from peer.calls import Answer, Call
 from peer.execution import Execution
-from peer.exports import Exports, Position, Watched, token_of
+from peer.exports import Exports, Position, token_of
 from peer.intake import Intake, PublishedIntake, Source, TemporaryIntake
 from peer.leases import LeaseKey
 from peer.objects import Held, Objects, Published, Temporary, part_ids, show_id
-from peer.payloads import MemoryPayload, Payload
+from peer.payloads import MemoryPayload, Payload, Watched
 from peer.spans import Value, payload_of
 from peer.store.contents import Contents
 from peer.store.store import Arrived, Store

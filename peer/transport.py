@@ -177,8 +177,7 @@ def send_large(socket: Socket, head: bytes, payload: Buffer) -> None:
     size = len(head) + len(payload)
     transport = socket.transport
     if socket.protocol.side is not CLIENT:
-        transport.write(_head(size, 0) + head)
-        transport.write(payload)
+        transport.writelines((_head(size, 0) + head, payload))  # together: each write wakes the other end
         return
     mask = _fresh_mask()
     transport.write(_head(size, _MASKED) + mask + apply_mask(head, mask))

@@ -92,10 +92,11 @@ class _SourceAtHand(_Source):
         assert isinstance(payload, AtHand)
         self._at_hand: AtHand = payload
 
-    def now(self, offset: int, size: int) -> Buffer:
+    def now(self, offset: int, size: int) -> Buffer | None:
         with self._noting_failure():
             data = self._at_hand.now(offset, size)
-        self._was_read(offset + size)
+        if data is not None:
+            self._was_read(offset + size)
         return data
 
 

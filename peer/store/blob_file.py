@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from types import TracebackType
 from typing import Any
 
+from peer import blocks
 from peer.store.fs import disk_errors
 from peer.store.hashes import HASH_BYTES, block_count, block_hash, block_hash_at
 from peer.store.waiting import undisturbed
 from protocol import limits
+from protocol.codec import Buffer
 from protocol.errors import BadRequest, Corrupt, StorageError
 
 
@@ -44,7 +48,7 @@ class BlobFile:
         self.layout = layout
         self._fd = fd
         self._threads = threads
-        self._last: tuple[int, bytes] | None = None  # a block of which the end was not asked for yet, as it was read
+        self._last: tuple[int, memoryview] | None = None  # a block whose end was not asked for yet
 
     def fileno(self) -> int:
         """The descriptor: read-only, close-on-exec; to be mapped or sent to a worker, not to be closed.
@@ -55,38 +59,40 @@ class BlobFile:
             raise ValueError("the blob is closed")
         return self._fd
 
-    async def read(self, offset: int, nbytes: int) -> bytes:
+    async def read(self, offset: int, nbytes: int) -> Buffer:
         """Exactly `nbytes` of the payload from `offset` in the file on, each block of them checked.
 
         BadRequest outside of the payload; Corrupt, which names the block, where they are not what was stored.
         """
-        return await undisturbed(self.begin_read(offset, nbytes))
+        (data,) = await undisturbed(self.begin_read(offset, (nbytes,)))
+        return data
 
-    def begin_read(self, offset: int, nbytes: int) -> asyncio.Future[bytes]:
-        """The same, begun at once. The file is to stay open until the future is done."""
-        at = offset - self.layout.start
-        if at < 0 or nbytes < 0 or at + nbytes > self.layout.nbytes:
+    def begin_read(self, offset: int, sizes: Sequence[int]) -> asyncio.Future[list[Buffer]]:
+        """The same of several pieces, one after another, begun at once. The file is to stay open until it is done."""
+        at, nbytes = offset - self.layout.start, sum(sizes)
+        if at < 0 or min(sizes) < 0 or at + nbytes > self.layout.nbytes:
             raise BadRequest(f"{nbytes} bytes from {offset} on are not within the payload of a blob")
         try:
-            return asyncio.get_running_loop().run_in_executor(self._threads, self._read, at, nbytes)
+            return asyncio.get_running_loop().run_in_executor(self._threads, self._read_all, at, sizes)
         except RuntimeError:  # that there are no threads any more
             raise StorageError("the store is closed") from None
 
-    def _read(self, at: int, nbytes: int) -> bytes:
+    def _read_all(self, at: int, sizes: Sequence[int]) -> list[Buffer]:
+        return [self._read(start, size) for start, size in zip(accumulate(sizes, initial=at), sizes, strict=False)]
+
+    def _read(self, at: int, nbytes: int) -> Buffer:
         """Whole blocks are read, so that they can be checked; the rest of the last one is kept for the next reading."""
         end = at + nbytes
-        pieces: list[bytes | memoryview] = []
+        pieces: list[Buffer] = []
         for number in range(at // limits.BLOCK, -(-end // limits.BLOCK) if nbytes else 0):
             low = number * limits.BLOCK
             block = self._block(number)
             self._last = (number, block) if end < low + len(block) else None
             is_part = at > low or end < low + len(block)
             pieces.append(memoryview(block)[max(at - low, 0) : end - low] if is_part else block)
-        if len(pieces) == 1 and isinstance(pieces[0], bytes):
-            return pieces[0]
-        return b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _block(self, number: int) -> bytes:
+    def _block(self, number: int) -> memoryview:
         last = self._last
         if last is not None and last[0] == number:
             return last[1]
@@ -96,14 +102,14 @@ class BlobFile:
             raise corrupt(self.content, f"has a damaged block {number}", block=number)
         return data
 
-    def _pread(self, nbytes: int, offset: int) -> bytes:
+    def _pread(self, nbytes: int, offset: int) -> memoryview:
+        data, done = blocks.take()[:nbytes], 0
         with disk_errors("the reading of a blob file"):
-            data = os.pread(self.fileno(), nbytes, offset)
-            while len(data) < nbytes:
-                more = os.pread(self.fileno(), nbytes - len(data), offset + len(data))
-                if not more:
+            while done < nbytes:
+                count = os.preadv(self.fileno(), [data[done:]], offset + done)
+                if not count:
                     raise corrupt(self.content, "was cut short")
-                data += more
+                done += count
         return data
 
     def close(self) -> None:

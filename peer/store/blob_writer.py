@@ -58,6 +58,7 @@ class BlobWriter:
         self._fd: int | None = None
         self._waiting: deque[bytes | memoryview] = deque()
         self.taken = 0  # changed by the loop's thread alone
+        self._flushed = 0  # bytes of the file that the disk was told to write
         self._written = 0  # payload bytes written and hashed; changed by the job's thread alone
         self._job: asyncio.Future[None] | None = None
 
@@ -156,7 +157,9 @@ class BlobWriter:
             self._hashes.payload(data)
             before, self._written = self._written, self._written + len(data)
             if before // limits.STORE_WRITEBACK != self._written // limits.STORE_WRITEBACK:
-                start_writeback(fd, len(self._header), self._written)
+                end = len(self._header) + self._written
+                start_writeback(fd, self._flushed, end - self._flushed)
+                self._flushed = end
 
     def _seal(self) -> tuple[str, bytes]:
         self._drain()

@@ -8,6 +8,8 @@ starts, and costs a tenth of the reading. Figures: docs/decisions/0006-content-n
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from typing import Final
 
 from blake3 import blake3
@@ -31,6 +33,11 @@ def block_count(nbytes: int) -> int:
 def block_hash_at(blocks: bytes, number: int) -> int:
     """The hash of block `number` in a list of them (StoredObject.blocks)."""
     return int.from_bytes(blocks[number * HASH_BYTES : (number + 1) * HASH_BYTES], "little")
+
+
+def unpack_hashes(blocks: bytes) -> Sequence[int]:
+    """All hashes of a list of them."""
+    return struct.unpack(f"<{len(blocks) // HASH_BYTES}Q", blocks)
 
 
 class FileHasher:

@@ -79,7 +79,7 @@ class Moves:
         def change(db: sqlite3.Connection) -> Gone[bool]:
             return self._give_up(db, token, object, unchanged, until)
 
-        return await self._whole(self._removal.change(change))
+        return await self._whole(self._removal.change(change, is_hurried=True))
 
     def _give_up(
         self,

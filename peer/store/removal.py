@@ -7,7 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from peer.store.blobs import Blobs
 from peer.store.database import Database
@@ -36,7 +36,16 @@ class Removal:
             the last other object of the same contents could unlink what is being placed.
     """
 
-    def __init__(self, folder: Folder, blobs: Blobs, database: Database, index: Index, names: KeyLocks) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        blobs: Blobs,
+        database: Database,
+        index: Index,
+        names: KeyLocks,
+        under_way: set[asyncio.Task[Any]],
+    ) -> None:
+        self._under_way = under_way  # what the store waits for before it closes
         self._folder = folder
         self._blobs = blobs
         self._database = database
@@ -47,16 +56,27 @@ class Removal:
         """Delete objects; how many were here. To be run undisturbed, as all here."""
         return await self.change(lambda db: self._delete_rows(db, uids))
 
-    async def change(self, change: Callable[[sqlite3.Connection], Gone[T]]) -> T:
-        """Commit a change that takes objects away, on a full disk too; then their blobs go, if nothing names them."""
+    async def change(self, change: Callable[[sqlite3.Connection], Gone[T]], *, is_hurried: bool = False) -> T:
+        """Commit a change that takes objects away, on a full disk too; then their blobs go, if nothing names them.
+
+        Where it is hurried they go behind the caller's back: unlinking a large file takes a while.
+        """
         try:
             gone = await self._database.write(change)
         except StorageFull:
             gone = await self._change_when_full(change)
-        for blob in gone.blobs:
+        if is_hurried and gone.blobs:
+            task = asyncio.ensure_future(self._remove_blobs(gone.blobs))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+        else:
+            await self._remove_blobs(gone.blobs)
+        return gone.result
+
+    async def _remove_blobs(self, blobs: set[str]) -> None:
+        for blob in blobs:
             async with self.names.hold(blob):
                 await self.remove_unused(blob)
-        return gone.result
 
     async def remove_unused(self, blob: str) -> int:
         """Unlink a blob that no row names; the bytes freed. The caller holds its name.

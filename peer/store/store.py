@@ -75,12 +75,12 @@ class Store:
         self._blobs = blobs
         self._database = database
         self._index = index
-        self._removal = Removal(folder, blobs, database, index, KeyLocks())
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._removal = Removal(folder, blobs, database, index, KeyLocks(), self._under_way)
         self._publishing = Publishing(folder, blobs, database, index, self._removal)
         self._upkeep = Upkeep(blobs, database, index, self._removal)
         self.moves = Moves(database, index, self._removal, self._whole)
         self._writers: set[StoreWriter] = set()
-        self._under_way: set[asyncio.Task[Any]] = set()
         self._missing = 0
         self._is_closed = False
 
@@ -298,7 +298,7 @@ class Store:
                 raise BadRequest(f"{nbytes} bytes from {offset} on are not within {len(stored.inline)}")
             return stored.inline[offset : offset + nbytes]
         with await self.blob(stored) as file:
-            return await file.read(offset, nbytes)
+            return bytes(await file.read(offset, nbytes))
 
     async def payload(
         self, stored: StoredObject, *, span: tuple[int, int] | None = None, prefix: bytes = b""

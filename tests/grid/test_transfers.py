@@ -249,7 +249,7 @@ async def test_a_client_that_vanishes_leaves_nothing_when_its_time_is_over(
         with pytest.raises(PeerLost, match="bytes, and could not go on"):
             await sending
         await until(lambda: line.peer._uploads.count == 0)
-        assert list((folders.peer_data("alice") / "blobs").iterdir()) == []
+        await until(lambda: not list((folders.peer_data("alice") / "blobs").iterdir()))
 
 
 async def test_the_same_content_is_stored_once(folders: Folders) -> None:
