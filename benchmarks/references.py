@@ -19,6 +19,7 @@ import importlib.util
 import mmap
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -42,10 +43,15 @@ def rate(nbytes: int, seconds: float) -> float:
 class Child:
     """A process that runs one of the functions below, and says what it has to say in lines."""
 
-    def __init__(self, function: str, *args: object) -> None:
+    def __init__(self, function: str, *args: object, process_group: int | None = None) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.references", function, *map(str, args)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            process_group=process_group,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
@@ -71,19 +77,34 @@ class Child:
 
 
 class Reference(Child):
-    """One way to copy; it starts at once, and copies once so that all is warm. `where`: the folder for files."""
+    """One way to copy; it starts at once, and copies once so that all is warm. `where`: the folder for files.
+
+    Its processes are stopped while it is not measured: some of them poll, and would slow down all others.
+    """
 
     def __init__(self, name: str, nbytes: int, where: Path | None = None) -> None:
-        super().__init__(name, nbytes, where or tempfile.gettempdir())
+        super().__init__(name, nbytes, where or tempfile.gettempdir(), process_group=0)
         self._is_ready = False
 
     def measure(self) -> float:
         """MB/s of one copy. RuntimeError if there is none in time."""
+        self._signal(signal.SIGCONT)
         if not self._is_ready:
             self.hear(_STARTS_WITHIN)
             self._is_ready = True
         self.say("go")
-        return float(self.hear(_ENDS_WITHIN))
+        try:
+            return float(self.hear(_ENDS_WITHIN))
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        self._signal(signal.SIGCONT)
+        super().close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
 
 def installed() -> list[str]:
