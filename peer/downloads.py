@@ -89,6 +89,13 @@ class Download:
         """Of all blocks of the value, when it has been read to its end."""
         return self._hashes
 
+    def block_hash(self, number: int) -> int:
+        """Of a block that was read."""
+        before = self._start // limits.BLOCK
+        if number < before or self._part is None or self._part.stream is None:
+            return self._hashes[number]
+        return self._part.stream.hashes[number - before]
+
     @property
     def _is_small(self) -> bool:
         return self._part is not None and self._part.stream is None and self._start == 0

@@ -72,6 +72,11 @@ class IncomingStream:
     def has_arrived(self) -> bool:
         return self._arrived == self.nbytes
 
+    def block_hash(self, number: int) -> int:
+        """Of a block of the value that was read."""
+        before = len(self.preceding)
+        return self.preceding[number] if number < before else self.hashes[number - before]
+
     def __aiter__(self) -> IncomingStream:
         return self
 

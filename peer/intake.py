@@ -37,6 +37,8 @@ class Stream(Protocol):
     def hashes(self) -> list[int]:
         """Of the blocks that came and were checked."""
 
+    def block_hash(self, number: int) -> int: ...
+
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> memoryview: ...
@@ -168,7 +170,14 @@ class PublishedIntake:
             if self._writer is None:
                 await undisturbed(self._begin(memoryview(piece)))
             else:
-                await self._writer.write(piece, is_kept=source.stream is not None)
+                known = self._known_hash(piece, source.stream)
+                await self._writer.write(piece, is_kept=source.stream is not None, block_hash=known)
+
+    def _known_hash(self, piece: Buffer, stream: Stream | None) -> int | None:
+        """The hash of a piece that is one block of what is stored, and was checked on its way here."""
+        if stream is None or self._spec or len(piece) != limits.BLOCK or self.taken % limits.BLOCK:
+            return None
+        return stream.block_hash(self.taken // limits.BLOCK)
 
     async def _begin(self, piece: memoryview) -> None:
         """Take a piece with which the spec may be whole: from then on there is a writer."""

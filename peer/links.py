@@ -118,6 +118,7 @@ class Links:
         self._links: dict[tuple[str, bool], asyncio.Task[Connection]] = {}
         self._lasting: dict[str, Lasting] = {}
         self._is_closed = False
+        self._dialled: set[Connection] = set()  # those that have been given up, and are not closed yet, among them
         self.traffic = TrafficLog()
 
     def lasting(self, member: Member) -> Lasting:
@@ -182,6 +183,8 @@ class Links:
         ours = Introduction(self._introduction.role, self._introduction.name, id, self._introduction.lease)
         connection = await open_as_dialer(url, ours, self._identity, self._handler)
         self.traffic.follow(connection)
+        self._dialled.add(connection)
+        connection.closed.add_done_callback(lambda _: self._dialled.discard(connection))
         if id in self._lasting:
             self._lasting[id].met(connection.remote.memory)
         if self._on_open is not None:
@@ -215,8 +218,8 @@ class Links:
         tasks, self._links = list(self._links.values()), {}
         for task in tasks:
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(result.close() for result in results if isinstance(result, Connection)))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(connection.close() for connection in list(self._dialled)))
         await asyncio.gather(*(link.close() for link in self._lasting.values()))
 
     def statistics(self) -> dict[str, Statistics]:

@@ -51,6 +51,7 @@ class Wrapped:
 
     def __init__(self, payload: Payload) -> None:
         self._payload = payload
+        self._now = payload.now if isinstance(payload, AtHand) else None
         self.hashes = hashes_of(payload)
         self.preceding = preceding_of(payload)
 
@@ -62,7 +63,7 @@ class Wrapped:
         return await self._payload.read(offset, size)
 
     def now(self, offset: int, size: int) -> Buffer | None:
-        return self._payload.now(offset, size) if isinstance(self._payload, AtHand) else None
+        return None if self._now is None else self._now(offset, size)
 
     def close(self) -> None:
         self._payload.close()

@@ -56,7 +56,7 @@ class BlobWriter:
         self._live = live
         live.add(self._temporary)
         self._fd: int | None = None
-        self._waiting: deque[bytes | memoryview] = deque()
+        self._waiting: deque[tuple[bytes | memoryview, int | None]] = deque()
         self.taken = 0  # changed by the loop's thread alone
         self._flushed = 0  # bytes of the file that the disk was told to write
         self._written = 0  # payload bytes written and hashed; changed by the job's thread alone
@@ -76,16 +76,18 @@ class BlobWriter:
         """StorageFull if the disk has no room for all of it: before a byte is taken."""
         await self._in_thread(self._begin)
 
-    async def write(self, chunk: bytes | bytearray | memoryview, *, is_kept: bool = False) -> None:
+    async def write(
+        self, chunk: bytes | bytearray | memoryview, *, is_kept: bool = False, block_hash: int | None = None
+    ) -> None:
         """Take the next bytes. Waits only while more than STORE_WRITE_BEHIND bytes wait for the disk.
 
         The chunk may be reused when this returns; with `is_kept` only when nothing refers to it any more, and then
-        nothing is copied. BadTensor for more bytes than the contents have.
+        nothing is copied. `block_hash`: see StoreWriter. BadTensor for more bytes than the contents have.
         """
         data = _kept(chunk, is_kept)
         if self.taken + len(data) > self._nbytes:
             raise BadTensor(f"more than the {self._nbytes} bytes announced came")
-        self._waiting.append(data)
+        self._waiting.append((data, block_hash))
         self.taken += len(data)
         if self.taken - self._written >= _PUMP:
             self._pump()
@@ -151,10 +153,10 @@ class BlobWriter:
     def _drain(self) -> None:
         fd = self._file()
         while self._waiting:
-            data = self._waiting.popleft()
+            data, block_hash = self._waiting.popleft()
             with disk_errors(f"{len(data)} bytes of a blob file"):
                 write_all(self._fs, fd, data)
-            self._hashes.payload(data)
+            self._hashes.payload(data, block_hash)
             before, self._written = self._written, self._written + len(data)
             if before // limits.STORE_WRITEBACK != self._written // limits.STORE_WRITEBACK:
                 end = len(self._header) + self._written

@@ -52,8 +52,12 @@ class FileHasher:
     def header(self, data: bytes | memoryview) -> None:
         self._whole.update(data)
 
-    def payload(self, data: bytes | memoryview) -> None:
+    def payload(self, data: bytes | memoryview, known: int | None = None) -> None:
+        """The next bytes; `known` is their hash where they are a block of their own."""
         self._whole.update(data)
+        if known is not None and not self._filled and len(data) == limits.BLOCK:
+            self._close(known)
+            return
         rest = memoryview(data)
         while rest:
             part = rest[: limits.BLOCK - self._filled]

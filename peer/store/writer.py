@@ -36,17 +36,18 @@ class StoreWriter:
         """Payload bytes accepted so far: where a broken transfer goes on."""
         return len(self._inline) if self.blob is None else self.blob.taken
 
-    async def write(self, chunk: Buffer, *, is_kept: bool = False) -> None:
+    async def write(self, chunk: Buffer, *, is_kept: bool = False, block_hash: int | None = None) -> None:
         """Take the next bytes. Waits while too many wait for the disk.
 
         The chunk may be reused when this returns. With `is_kept` its owner promises not to change it for as long as
-        anything refers to it; it is then written from where it lies, without a copy.
+        anything refers to it; it is then written from where it lies, without a copy. `block_hash` is that of a chunk
+        which is one whole block, where it is known.
         BadTensor for more bytes than the contents have; after a StorageError nothing but `abort` is left to do.
         """
         if self._is_spent:
             raise _spent()
         if self.blob is not None:
-            await self.blob.write(chunk, is_kept=is_kept)
+            await self.blob.write(chunk, is_kept=is_kept, block_hash=block_hash)
         elif len(self._inline) + memoryview(chunk).nbytes > self.contents.nbytes:
             raise BadTensor(f"more than the {self.contents.nbytes} bytes announced came")
         else:

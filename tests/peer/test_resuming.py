@@ -247,7 +247,8 @@ async def test_a_byte_that_came_out_wrong_is_found_and_its_block_asked_for_again
 async def test_blocks_that_are_wrong_every_time_are_an_error_that_names_the_source(
     bad: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peer.sending.hash_of", lambda block: 1)
+    for module in ("exports", "sending"):
+        monkeypatch.setattr(f"peer.{module}.hash_of", lambda block: 1)
     async with bad(value_of(8 * BLOCK)) as line:
         with pytest.raises(Corrupt, match=r"block 0 .*from alice"):
             await line.fetched()
