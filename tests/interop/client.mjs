@@ -4,7 +4,7 @@
 import crypto from "node:crypto";
 import net from "node:net";
 
-const CHUNK = 1048576, INLINE_PAYLOAD = 65536, MAX_HEADER = 65536, MAX_FRAME = 1114176, WINDOW = 8388608;
+const CHUNK = 524288, INLINE_PAYLOAD = 65536, MAX_HEADER = 65536, MAX_FRAME = 589888, WINDOW = 8388608;
 const [HELLO, CHALLENGE, PROOF, WELCOME, REQUEST, REPLY, FAULT, CHUNKS, CREDIT, ABORT] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
 
 function check(condition, what) {
@@ -440,7 +440,7 @@ async function main(url, expect) {
   const smallArgs = { id: small, kind: "tensor", dtype: "float32", shape: [2, 3], publish: true, tags: ["#interop", "#small"], description: "from node, with ünïcode" };
   seen.put_small = shown((await session.request("put", smallArgs, smallData)).result.record);
 
-  const large = crypto.randomBytes(16), largeData = crypto.randomBytes(12 * CHUNK + 4 * 1000);
+  const large = crypto.randomBytes(16), largeData = crypto.randomBytes(24 * CHUNK + 4 * 1000);
   const largeArgs = { id: large, kind: "tensor", dtype: "int32", shape: [largeData.length / 4], publish: true, tags: ["#interop", "#large"] };
   seen.put_large = shown((await session.request("put", largeArgs, largeData)).result.record);
 

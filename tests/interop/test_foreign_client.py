@@ -59,7 +59,7 @@ def _check_objects(seen: dict[str, Any]) -> None:
     assert (small["dtype"], small["shape"], small["nbytes"], small["kind"]) == ("float32", [2, 3], 24, "tensor")
     assert sorted(small["tags"]) == ["interop", "small"] and small["published"] is True
     assert small["description"] == "from node, with ünïcode" and small["owner"] == seen["handshake"]["id"]
-    assert (large["dtype"], large["nbytes"]) == ("int32", 12 * limits.MIB + 4_000)
+    assert (large["dtype"], large["nbytes"]) == ("int32", 24 * limits.CHUNK + 4_000)
     assert seen["search"]["truncated"] is False
     assert [record["id"] for record in seen["search"]["records"]] == [large["id"], small["id"]]  # newest first
     assert [record["id"] for record in seen["search_small"]] == [small["id"]]
@@ -99,9 +99,9 @@ def _check_faults(seen: dict[str, Any]) -> None:
 def _check_streams(seen: dict[str, Any]) -> None:
     assert seen["fetch_large"] == {
         "dtype": "int32",
-        "shape": [3 * limits.MIB + 1_000],
+        "shape": [6 * limits.CHUNK + 1_000],
         "same": True,
-        "nbytes": 12 * limits.MIB + 4_000,
+        "nbytes": 24 * limits.CHUNK + 4_000,
     }
     assert seen["credits_given"] > 0 and seen["credits_taken"] > 0
     assert seen["largest_unread"] <= limits.WINDOW

@@ -108,7 +108,7 @@ def deliver(direct: Direct, data: bytes, step: int | random.Random = 1 << 30) ->
     while at < len(data):
         buffer = direct.get_buffer(-1)
         assert len(buffer), "a transport takes an empty buffer for a defect"
-        size = step if isinstance(step, int) else step.choice((1, 2, 7, 100, 5_000, 70_000, 1 << 20))
+        size = step if isinstance(step, int) else step.choice((1, 2, 7, 100, 5_000, 70_000, limits.CHUNK))
         piece = data[at : at + min(size, len(buffer))]
         buffer[: len(piece)] = piece
         direct.buffer_updated(len(piece))
@@ -134,7 +134,7 @@ def test_all_messages_come_in_order_however_the_bytes_are_cut(side: str, seed: i
         elif kind == "small":
             sent.append((Opcode.BINARY, chance.randbytes(chance.choice((0, 1, 125, 126, 127, 2_000))), True))
         elif kind == "large":
-            sent.append((Opcode.BINARY, chance.randbytes(chance.choice((65_535, 65_536, 900_000))), True))
+            sent.append((Opcode.BINARY, chance.randbytes(chance.choice((65_535, 65_536, 500_000))), True))
         elif kind == "long header":
             sent.append((Opcode.BINARY, message_of(offset, BLOCK[:70_000], message="x" * 300), True))
         else:

@@ -59,7 +59,7 @@ class StoredFile:
         """Zeros that take no room on the disk."""
         with path.open("wb") as file:
             file.truncate(START + nbytes)
-        return cls(path, nbytes, _hash(bytes(MIB)) * (nbytes // MIB))
+        return cls(path, nbytes, _hash(bytes(limits.BLOCK)) * (nbytes // limits.BLOCK))
 
     def flip(self, at: int) -> None:
         (byte,) = os.pread(self.fd, 1, START + at)
@@ -83,7 +83,7 @@ class StoredFile:
 
 
 def _blocks(payload: bytes) -> Iterator[bytes]:
-    return (payload[at : at + MIB] for at in range(0, len(payload), MIB))
+    return (payload[at : at + limits.BLOCK] for at in range(0, len(payload), limits.BLOCK))
 
 
 def _hash(block: bytes) -> bytes:
@@ -356,11 +356,11 @@ def test_a_flipped_bit_is_found_by_what_reads_it_and_by_nothing_else(
         failing(asker, "aten.cat.default", [row, row]),
     ):
         assert isinstance(reading, Corrupt)
-        shown = f"block 5 of object {given.hex()[:12]} is not what was stored"
+        shown = f"block {5 * MIB // limits.BLOCK} of object {given.hex()[:12]} is not what was stored"
         assert reading.message == f"{shown}: take the object from another holder, or delete it"
-        assert reading.fields == {"object": given.hex(), "block": 5}
+        assert reading.fields == {"object": given.hex(), "block": 5 * MIB // limits.BLOCK}
     with pytest.raises(Corrupt):
-        export(asker, row)
+        export(asker, asker.op("aten.slice.Tensor", row, 0, 0, 100))
     with pytest.raises(Corrupt):
         export(asker, asker.op("aten.slice.Tensor", x, 1, 0, MIB // 2))
     assert asker.op("aten.sum.default", asker.op("aten.slice.Tensor", x, 0, 6))
@@ -405,7 +405,7 @@ def test_a_program_reads_no_bad_bytes_either(asker: Asker, stored: Callable[...,
     async def work() -> Any:
         return await asker.worker.run_program(bytes.fromhex(program.id), data, [x], [new_id()])
 
-    with pytest.raises(Corrupt, match="block 1"):
+    with pytest.raises(Corrupt, match=f"block {MIB // limits.BLOCK} of"):
         asker.do(work())
 
 
@@ -443,7 +443,7 @@ def test_a_misaligned_tensor_of_a_model_is_copied_and_checked(asker: Asker, stor
     flat = torch.frombuffer(bytearray(payload[MIB + 1 : 2 * MIB + 1]), dtype=torch.int32)
     assert torch.equal(asker.value(asker.op("aten.neg.default", x)), -flat)
     file.flip(2 * MIB)
-    with pytest.raises(Corrupt, match="block 2"):
+    with pytest.raises(Corrupt, match=f"block {2 * MIB // limits.BLOCK} of"):
         export(
             asker, give(asker, StoredFile(file.path, file.nbytes, file.hashes.hashes), "int32", (9,), at=2 * MIB + 1)
         )
