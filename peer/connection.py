@@ -241,7 +241,7 @@ class Connection:
             self._serving.give_up(abort.request)
             return
         assert abort.stream is not None
-        self._receiving.break_off(abort.stream, abort.message)
+        self._receiving.break_off(abort)
         self._sending.stop(abort.stream)
 
     # --- writing ------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from peer.calls import Traffic
 from peer.incoming import IncomingStream
 from peer.sending import Sending
-from protocol.errors import PeerLost
-from protocol.messages import Chunk
+from protocol.errors import GridError, PeerLost, StorageError
+from protocol.messages import Abort, Chunk
 from protocol.session import Session
 
 
@@ -77,12 +77,18 @@ class Receiving:
         if into.has_arrived:
             del self._streams[chunk.stream]
 
-    def break_off(self, stream: int, message: str) -> None:
-        """The other end has given this stream up."""
-        into = self._streams.pop(stream, None)
+    def break_off(self, abort: Abort) -> None:
+        """The other end has given a stream up."""
+        into = self._streams.pop(abort.stream or 0, None)
         if into is not None:
-            self._forget(stream)
-            into.fail(PeerLost(f"{self.peer_name} gave the transfer up: {message}", peer=self.peer_name))
+            self._forget(into.id)
+            into.fail(self._why(abort))
+
+    def _why(self, abort: Abort) -> GridError:
+        error = GridError.from_fault({"code": abort.code, "message": abort.message, "peer": self.peer_name})
+        if isinstance(error, StorageError):  # what is wrong is there, and not with the line
+            return error
+        return PeerLost(f"{self.peer_name} gave the transfer up: {abort.message}", peer=self.peer_name)
 
     def end(self, lost: PeerLost) -> None:
         """Nothing more will come."""

@@ -145,10 +145,10 @@ class Sending:
         if self._watch is None:
             self._watch = self._loop.call_later(limits.STALL_TIMEOUT / 4, self._look)
 
-    def give_up(self, stream: int, message: str) -> None:
+    def give_up(self, stream: int, message: str, code: str | None = None) -> None:
         """Tell the other end that no more of this stream comes, if it has not gone yet."""
         if stream in self._streams:
-            self._session.abort_stream(stream, message)
+            self._session.abort_stream(stream, message, code)
             self.stop(stream)
 
     def stop(self, stream: int) -> None:
@@ -237,11 +237,11 @@ class Sending:
     def _break_off(self, outgoing: _Outgoing, error: BaseException) -> None:
         """A payload of ours cannot be read."""
         if isinstance(error, GridError):
-            message = error.message
-        else:  # what a stranger may know of it is that it broke
-            _log.error("a payload for %s broke off", self._name, exc_info=error)
-            message = "its bytes cannot be read; the log there says why"
-        self.give_up(outgoing.stream, message)
+            self.give_up(outgoing.stream, error.message, error.code)
+            return
+        # What a stranger may know of it is that it broke.
+        _log.error("a payload for %s broke off", self._name, exc_info=error)
+        self.give_up(outgoing.stream, "its bytes cannot be read; the log there says why")
 
     # --- deadlines ----------------------------------------------------------------------------------------
 

@@ -237,18 +237,21 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Either end gives up `stream`, or the asker gives up `request`; both sides forget it."""
+    """Either end gives up `stream`, or the asker gives up `request`; both sides forget it. `code` is that of the error
+    for which the sender of a stream gives it up."""
 
     type: ClassVar[FrameType] = FrameType.ABORT
     stream: int | None = None
     request: int | None = None
     message: str = ""
+    code: str | None = None
 
     def __post_init__(self) -> None:
         _check((self.stream is None) != (self.request is None), "Abort: a stream or a request")
         _check(self.stream is None or _is_id(self.stream), "Abort: stream is a positive integer")
         _check(self.request is None or _is_id(self.request), "Abort: request is a positive integer")
         _check(isinstance(self.message, str), "Abort: message is text")
+        _check(_is_text_or_none(self.code), "Abort: code is text")
 
 
 Message = Hello | Challenge | Proof | Welcome | Request | Reply | Fault | Chunk | Credit | Abort

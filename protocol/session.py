@@ -257,10 +257,10 @@ class Session:
         if self._streams.consumed(stream, nbytes):
             self._credits[stream] = self._credits.get(stream, 0) + nbytes
 
-    def abort_stream(self, stream: int, message: str) -> None:
+    def abort_stream(self, stream: int, message: str, code: str | None = None) -> None:
         """Give up a stream, ours or theirs."""
         self._streams.forget(stream)
-        self._queue(Abort(stream=stream, message=message[: limits.MAX_FAULT_TEXT]))
+        self._queue(Abort(stream=stream, message=message[: limits.MAX_FAULT_TEXT], code=code))
 
     def abort_request(self, id: int) -> None:
         """Give up a request of ours; its answer will be ignored."""

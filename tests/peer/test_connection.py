@@ -537,7 +537,7 @@ async def test_a_payload_that_cannot_be_read_ends_its_own_transfer(
 async def test_a_request_whose_payload_cannot_be_read_fails(connected: Connected) -> None:
     source = Source(LARGE, Corrupt("bits have rotted"))
     async with connected() as line:
-        with pytest.raises(PeerLost, match="bits have rotted"):
+        with pytest.raises(Corrupt, match="bits have rotted"):
             await line.near.request("echo", {}, source)
         await line.near.request("go on", {})
         assert source.closed == 1
