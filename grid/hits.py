@@ -86,9 +86,15 @@ def only(query: str, records: Sequence[Mapping[str, Any]], unreachable: Mapping[
         raise NotFound(f"nothing matches {query!r}{missing}")
     if len(records) > 1:
         listed = ", ".join(map(_short, records[:5])) + (", ..." if len(records) > 5 else "")
-        raise Ambiguous(f"{len(records)} objects match {query!r}: {listed}. Add a tag, peer:NAME or id:")
+        raise Ambiguous(
+            f"{len(records)} objects match {query!r}: {listed}. Add its name, a tag or peer:NAME, or give its id"
+        )
     return dict(records[0])
 
 
 def _short(record: Mapping[str, Any]) -> str:
-    return f"{record['peer']}:{record['id'].hex()[:12]} ({' '.join('#' + tag for tag in record.get('tags', ()))})"
+    name, shape = record.get("name"), record.get("shape")
+    told = [f"'{name}'"] if name else []
+    told += [f"{record['dtype']} {list(shape)}"] if shape is not None else []
+    told += ["#" + tag for tag in record.get("tags", ())]
+    return f"{record['peer']}:{record['id'].hex()[:12]} ({' '.join(told)})"

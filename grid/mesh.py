@@ -209,6 +209,10 @@ class Mesh:
         """An open connection to that peer: for requests, or the other one, for large payloads. LinkError."""
         return await self._links.to(member, bulk=bulk)
 
+    async def reach(self, member: Member) -> None:
+        """Before a large transfer begins: wait for a line that is down, where it was there before. LinkError."""
+        await self._links.reach(member, bulk=True)
+
     async def _read(self, member: Member, op: str, args: dict[str, Any]) -> tuple[dict[str, Any], Buffer]:
         """Ask for what changes nothing, and its payload. A connection that breaks is replaced once: what cannot be
         reached then is of no use to somebody who asks many."""

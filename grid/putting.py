@@ -105,6 +105,11 @@ class Putting:
     async def _put(self, file: Asked, entry: Entry, fields: Record, progress: Progress) -> Record:
         args = {"id": fresh_id(), **fields, **entry.header.to_wire()}
         source = _opened(file, entry)
+        try:
+            await self.mesh.reach(self.member)
+        except BaseException:
+            source.close()
+            raise
         connect = partial(self.mesh.to, self.member, bulk=source.nbytes > limits.INLINE_PAYLOAD)
         answer = await upload(connect, args, source, self.member.name, progress)
         return {"peer": self.member.name, "peer_id": self.member.id, **answer.result["record"]}

@@ -20,13 +20,15 @@ from grid.pointer import Pointer
 from grid.saving import Source, save_object
 from peer.calls import Response, Statistics
 from peer.connection import Connection
+from peer.lasting import Lasting
 from peer.links import Links
 from peer.membership import Member
 from peer.payloads import JoinedPayload, Payload, read_all
 from peer.resuming import Download, Progress, upload
+from peer.uploading import forget, undoing
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import BadRequest, BadTensor, GridError, LinkError, NotFound
+from protocol.errors import BadRequest, BadTensor, GridError, LinkError, NotFound, PeerLost
 from protocol.tensors import TensorHeader
 from search.tags import parse_tags
 
@@ -135,7 +137,12 @@ class RemotePeer:
         handle = Handle(self, record["id"], owns=not record["published"], record=record)
         made = Pointer.of(handle, tensor.dtype, header.shape, requires_grad=tensor.requires_grad and tensor.is_leaf)
         if isinstance(tensor.grad, torch.Tensor) and made.requires_grad:
-            made.grad = await self._send_tensor(tensor.grad, (), "", private, None, None)
+            try:
+                made.grad = await self._send_tensor(tensor.grad, (), "", private, None, None)
+            except asyncio.CancelledError:
+                if tags:  # a temporary goes with its pointer
+                    self._links.lasting(self.member).post("delete", {"ids": [handle.id]}).add_done_callback(forget)
+                raise
         return made
 
     async def put(
@@ -144,21 +151,43 @@ class RemotePeer:
         """The request `put` of SPEC.md; the record of what is there now.
 
         The bytes are given in pieces, or as a payload (peer/payloads.py), which may read them from a file and have more
-        of them than memory. When the line breaks a large one goes on over another (peer/resuming.py).
+        of them than memory. When the line breaks a large one goes on over another (peer/resuming.py). The id is this
+        call's alone: cancelled, it deletes what came of it, and waits for nothing.
         """
         payload: Payload = JoinedPayload(data) if isinstance(data, Sequence) else data
         args = {"id": id, **fields}
         if payload.nbytes > limits.INLINE_PAYLOAD:
+            try:
+                await self.reach()
+            except BaseException:
+                payload.close()
+                raise
             return _record(await upload(self.connect, args, payload, self.name, progress))
         try:
             body = bytes(await read_all(payload))
         finally:
             payload.close()
-        return _record(await (await self.outbox.flush()).request("put", args, body))
+        return _record(await self._put_small(args, body))
+
+    async def _put_small(self, args: dict[str, Any], body: bytes) -> Response:
+        link = await self.outbox.flush()
+        asked = link.post("put", args, body)
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            if not asked.is_sent:
+                asked.cancel()
+            else:  # only when it is answered there is surely something to be deleted, or nothing
+                asked.add_done_callback(lambda _: _undo(link, asked, args))
+            raise
 
     async def connect(self) -> Connection:
         """An open connection for large payloads. LinkError."""
         return await self._links.to(self.member, bulk=True)
+
+    async def reach(self) -> None:
+        """Before a large transfer begins: where the line is down, and was there before, wait for it as requests do."""
+        await self._links.reach(self.member, bulk=True)
 
     # --- values -------------------------------------------------------------------------------------------
 
@@ -196,6 +225,7 @@ class RemotePeer:
     async def download(self, id: bytes, progress: Progress | None = None) -> Download:
         """The answer to `fetch` of any object, when all that was asked before is done; to be read to its end."""
         await self.outbox.settle()
+        await self.reach()
         return await Download.begin(self.connect, "fetch", {"id": id}, self.name, progress)
 
     async def save(
@@ -203,6 +233,7 @@ class RemotePeer:
     ) -> Path:
         """An object's value into a file; see Pointer.save."""
         await self.outbox.settle()
+        await self.reach()
         return await save_object(Source(self.connect, self.name, id, kind), path, overwrite, progress)
 
     async def read_spec(self, id: bytes) -> bytes:
@@ -305,11 +336,11 @@ class RemotePeer:
         try:
             return dict((await target.request("pull", args))["record"])
         except LinkError as error:
-            if move:
-                error.message += (
-                    f". Whether the object is still at {self.name} or at {target.name} already is not known, and it is "
-                    "at one of them: move it again when both are there"
-                )
+            if move and isinstance(error, PeerLost):
+                where = f"at {self.name} still, or whole at {target.name}"
+                error.message += f". The object is {where}: move it again when both are there"
+            elif move:
+                error.message += f". The object is at {self.name} still"
             raise
 
     async def _arrived(self, id: bytes, target: RemotePeer) -> dict[str, Any] | None:
@@ -331,6 +362,12 @@ async def _into_memory(answer: Response | Download) -> bytearray | memoryview:
     data = fresh(answer.stream.nbytes)
     await answer.stream.into(data)
     return data
+
+
+def _undo(link: Lasting, asked: asyncio.Future[Response], args: dict[str, Any]) -> None:
+    """A put that nobody waits for was answered."""
+    if not asked.cancelled() and asked.exception() is None:
+        link.post(*undoing(args)).add_done_callback(forget)
 
 
 def _record(answer: Response) -> dict[str, Any]:

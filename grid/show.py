@@ -281,7 +281,9 @@ def print_verified(report: Mapping[str, Any]) -> None:
         columns = ("id", "name", "tags", "what is wrong")
         rows = ((one["id"].hex()[:12], one["name"] or "", " ".join(tags(one)), one["what"]) for one in damaged)
         console.print(table(*columns, rows=rows))
-        console.print("restore these from another peer that has them, or delete them with 'grid rm'")
+        console.print(
+            "put the same file there again, which mends it, copy it from another holder, or delete it: 'grid rm'"
+        )
     for text in database:
         console.print(escape(f"{peer}: the database: {clean(text)}"), soft_wrap=True)
 

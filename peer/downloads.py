@@ -229,7 +229,7 @@ class Download:
     async def _open(self, offset: int) -> None:
         connection = self._connection = await self._reconnect()
         args = {**self._args, "offset": offset, "token": self._token}
-        part = await connection.request(self._op, args, timeout=limits.STALL_TIMEOUT)
+        part = await connection.request(self._op, args)  # may wait its turn there; whether the line is good, pings tell
         if _size(part) != self.nbytes - offset:
             if part.stream is not None:
                 part.stream.abort("not the rest")

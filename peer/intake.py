@@ -4,6 +4,7 @@ intake = ...Intake(...)
 await intake.take(source)     the bytes of a request or an answer; again after a break, from `taken` on
 await intake.finish()         all are there: its record. A published object is durable then
 await intake.abort()          at any time instead: nothing is left of it
+await intake.withdraw()       after `finish`: the object goes again, as nobody wants it any more
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class Intake(Protocol):
 
     async def abort(self) -> None: ...
 
+    async def withdraw(self) -> None: ...
+
 
 class TemporaryIntake:
     """Into a buffer; of a pointer there is nothing to take."""
@@ -129,6 +132,9 @@ class TemporaryIntake:
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             buffer.release()
+
+    async def withdraw(self) -> None:
+        self._objects.remove(self._arrival.id)
 
 
 async def _fill(buffer: Memory, source: Source) -> None:
@@ -218,3 +224,7 @@ class PublishedIntake:
     async def abort(self) -> None:
         if self._writer is not None:
             await self._writer.abort()
+
+    async def withdraw(self) -> None:
+        await self._store.delete(self._arrival.id)
+        self._objects.store_changed(self._arrival.id)

@@ -23,6 +23,8 @@ from protocol.errors import GridError, PeerLost, TooLarge
 Heard = Answer | GridError
 _ENTRY_BYTES: Final = 512  # what an answer without anything to speak of takes here
 _MAX_RUNNING: Final = 2 * limits.MAX_REQUESTS  # of one lease: those of a connection that broke, and their successors
+_MAX_RUNNING_OF_ONE: Final = 4 * _MAX_RUNNING  # of all leases of one principal
+_MAX_WAITERS: Final = 4  # of one entry: each stands for a connection, and all but the newest of them are broken
 _SMALL: Final = frozenset({int, float, bool, str, type(None)})
 _LISTS: Final = frozenset({list, tuple})
 
@@ -39,12 +41,13 @@ def forgotten(op: str) -> PeerLost:
 class Entry:
     """One request that was begun. `answer` once it is known; until then `waiters` are those who came for it again."""
 
-    __slots__ = ("answer", "nbytes", "once", "op", "task", "waiters")
+    __slots__ = ("answer", "is_running", "nbytes", "once", "op", "task", "waiters")
 
     def __init__(self, once: int, op: str) -> None:
         self.once = once
         self.op = op
         self.answer: Heard | None = None
+        self.is_running = True
         self.nbytes = 0
         self.task: asyncio.Task[None] | None = None  # what works on it, where that is a task
         self.waiters: list[Callable[[Heard], None]] | None = None
@@ -53,11 +56,12 @@ class Entry:
 class Ledger:
     """The requests of one lease: at most `limits.LEDGER_BYTES` of answers, and 2 x limits.MAX_REQUESTS of them."""
 
-    def __init__(self, book: Ledgers) -> None:
+    def __init__(self, book: Ledgers, principal: str) -> None:
         self._book = book
+        self._principal = principal
         self._entries: dict[int, Entry] = {}  # in the order of their numbers
         self._last = 0
-        self._running = 0
+        self._running = 0  # begun, and what works on it has not ended: whatever became of the entry
         self.tasks: set[asyncio.Task[None]] = set()  # that work on requests of this lease
         self.nbytes = 0
 
@@ -68,13 +72,25 @@ class Ledger:
         """This task works on it, whether its connection is there or not."""
         entry.task = task
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(lambda ended: self._ended(entry, ended))
+
+    def _ended(self, entry: Entry, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self._rests(entry)
+
+    def _rests(self, entry: Entry) -> None:
+        """Nothing works on it any more."""
+        if entry.is_running:
+            entry.is_running = False
+            self._running -= 1
+            self._book.began(self._principal, -1)
 
     def is_new(self, once: int, seen: int | None) -> bool:
-        """Whether a request of this number was never begun. Answers to numbers below `seen` have arrived: they go."""
+        """Whether a request of this number was never begun. Answers to numbers below `seen` have arrived: they go, up
+        to the first one that is under way."""
         entries = self._entries
         if seen is not None and entries:
-            while entries and (first := next(iter(entries))) < seen:
+            while entries and (first := next(iter(entries))) < seen and entries[first].answer is not None:
                 self._remove(entries[first])
         return once > self._last
 
@@ -82,20 +98,21 @@ class Ledger:
         """A new one is begun.
 
         Raises:
-            TooLarge: too many of this lease are under way; it was not begun.
+            TooLarge: too many of this lease, or of this principal, are under way; it was not begun.
         """
-        if self._running >= _MAX_RUNNING:
+        if self._running >= _MAX_RUNNING or self._book.running_of(self._principal) >= _MAX_RUNNING_OF_ONE:
             raise TooLarge(
                 f"{self._running} requests of this client are under way: wait for answers", limit="MAX_REQUESTS"
             )
         self._last = once
         self._running += 1
+        self._book.began(self._principal, 1)
         entry = self._entries[once] = Entry(once, op)
         return entry
 
     def again(self, once: int, op: str, waiter: Callable[[Heard], None]) -> Entry | None:
         """One that was begun came again: `waiter` is called with the answer, now or when it is there. The entry, if
-        it is to be waited for."""
+        it is to be waited for. Of many waiters only the newest wait on: the others hear that the answer is gone."""
         entry = self._entries.get(once)
         if entry is None:
             waiter(forgotten(op))
@@ -105,8 +122,15 @@ class Ledger:
             if entry.waiters is None:
                 entry.waiters = []
             entry.waiters.append(waiter)
+            if len(entry.waiters) > _MAX_WAITERS:
+                entry.waiters.pop(0)(forgotten(op))
             return entry
         return None
+
+    def leave(self, entry: Entry, waiter: Callable[[Heard], None]) -> None:
+        """It does not wait any more: its connection is over."""
+        if entry.waiters is not None and waiter in entry.waiters:
+            entry.waiters.remove(waiter)
 
     def answered(self, entry: Entry, answer: Heard | None) -> None:
         """What it came to; None for an answer that cannot be kept, being large."""
@@ -114,9 +138,9 @@ class Ledger:
         if isinstance(heard, GridError):
             heard = heard.again()  # without what its traceback holds on to
         waiters, entry.waiters = entry.waiters, None
+        if entry.task is None:
+            self._rests(entry)
         if self._entries.get(entry.once) is entry:
-            if entry.answer is None:
-                self._running -= 1
             nbytes = _size(heard)
             self._count(nbytes - entry.nbytes)
             entry.answer, entry.nbytes = heard, nbytes
@@ -138,12 +162,14 @@ class Ledger:
         """Nobody will come for any of them."""
         for entry in list(self._entries.values()):
             self.give_up(entry)
+            if entry.task is None:
+                self._rests(entry)
+        for task in self.tasks:
+            task.cancel()  # of those that are in no entry, too
 
     def _remove(self, entry: Entry) -> None:
         if self._entries.pop(entry.once, None) is not None:
             self._count(-entry.nbytes)
-            if entry.answer is None:
-                self._running -= 1
 
     def _count(self, nbytes: int) -> None:
         self.nbytes += nbytes
@@ -174,16 +200,29 @@ class Ledgers:
     def __init__(self) -> None:
         self._ledgers: OrderedDict[LeaseKey, Ledger] = OrderedDict()
         self._ending: set[asyncio.Task[None]] = set()  # of ledgers that were forgotten
+        self._running: dict[str, int] = {}  # requests under way, by principal
         self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._ledgers)
 
+    def running_of(self, principal: str) -> int:
+        """How many requests of all its leases are under way, those of leases that are over included."""
+        return self._running.get(principal, 0)
+
+    def began(self, principal: str, count: int) -> None:
+        """So many more of its requests are under way; fewer, where it is negative."""
+        running = self._running.get(principal, 0) + count
+        if running:
+            self._running[principal] = running
+        else:
+            del self._running[principal]
+
     def of(self, key: LeaseKey) -> Ledger:
         """The ledger of a lease, for one more connection of it."""
         ledger = self._ledgers.get(key)
         if ledger is None:
-            ledger = self._ledgers[key] = Ledger(self)
+            ledger = self._ledgers[key] = Ledger(self, key[0])
         self._ledgers.move_to_end(key)
         return ledger
 

@@ -16,6 +16,7 @@ from peer.lasting import Lasting
 from peer.membership import Member, Membership
 from peer.neighbours import Neighbours
 from peer.opening import open_as_dialer
+from peer.patience import first_line
 from protocol import limits
 from protocol.errors import HandshakeFailed, LinkError, Unreachable
 from protocol.handshake import Introduction
@@ -43,6 +44,10 @@ class TrafficLog:
     def follow(self, connection: Connection) -> None:
         self._open.append(connection)
         connection.closed.add_done_callback(lambda _: self._settle(connection))
+
+    def knows(self, id: str) -> bool:
+        """Whether there was a connection to that end."""
+        return id in self._past or any(connection.remote.id == id for connection in self._open)
 
     def statistics(self) -> dict[str, Statistics]:
         """All that connections carried so far, by the other end's id."""
@@ -129,6 +134,16 @@ class Links:
                 member.name, lambda: self.to(member), lambda: self._has_ended(member.id), self._patience
             )
         return link
+
+    async def reach(self, member: Member, *, bulk: bool = False) -> Connection:
+        """`to` for a transfer that begins: a member that was reached before is tried again for as long as a lasting
+        link would; one that never was, once."""
+        return await first_line(lambda: self.to(member, bulk=bulk), lambda: self._patience_with(member.id))
+
+    def _patience_with(self, id: str) -> float:
+        if not self.traffic.knows(id):
+            return 0.0
+        return min(self._patience, limits.RECONNECT_ENDED) if self._has_ended(id) else self._patience
 
     async def to(self, member: Member, *, bulk: bool = False) -> Connection:
         """An open connection to that peer; concurrent callers share one.

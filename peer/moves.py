@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgpack
@@ -38,11 +39,13 @@ from protocol.identity import is_peer_id
 
 TICKET_BYTES: Final = 32
 MAX_VERSION: Final = 32  # bytes
+_BATCH: Final = 1_000  # offers that one transaction withdraws
 _SWEEP: Final = 3_600.0  # seconds between two looks for offers in the store that are weeks old
 
 
 class Moves:
-    """Gets its parts from the peer that wires it. `settled` waits until nothing is open about how an object came here.
+    """Gets its parts from the peer that wires it. `settled` waits until nothing is open about how an object of this
+    owner came here.
 
     Call `sweep` now and then, and `close` at the end.
     """
@@ -55,7 +58,7 @@ class Moves:
         transfers: Transfers,
         exports: Exports,
         store: Store,
-        settled: Callable[[bytes], Awaitable[None]],
+        settled: Callable[[bytes, str], Awaitable[None]],
     ) -> None:
         self._own = own  # our peer id
         self._objects = objects
@@ -65,7 +68,7 @@ class Moves:
         self._store = store
         self._settled = settled
         self._tickets = Tickets(lambda: os.urandom(TICKET_BYTES), self._let_go)
-        self._lapsed: list[bytes] = []  # tickets that are in the store and were never used
+        self._lapsed: dict[bytes, None] = {}  # tickets that were never used, and are in the store still: oldest first
         self._next_sweep = time.monotonic() + _SWEEP
 
     # --- offer --------------------------------------------------------------------------------------------
@@ -81,11 +84,12 @@ class Moves:
         is_durable = is_move and isinstance(held, Published)
         if is_durable:
             # Else the peer that it came from, asked later on to let go of it, might by then be the only one to have it.
-            await self._settled(id)
+            await self._settled(id, held.owner)
         ticket = self._tickets.issue(id, asker, target, is_move, time.monotonic(), is_durable=is_durable)
         if is_durable:
             try:
-                await self._store.moves.offer(ticket.token, id, asker, target, time.time() + limits.MOVE_KEPT)
+                with self._in_use(ticket):
+                    await self._store.moves.offer(ticket.token, id, asker, target, time.time() + limits.MOVE_KEPT)
             except BaseException:
                 self._tickets.spend(ticket.token)
                 raise
@@ -110,6 +114,10 @@ class Moves:
             raise _changed(ticket.object)
         if ticket.is_given_up:
             raise NotFound("this transfer is over: its object was given up to the target", gone=True)
+        with self._in_use(ticket):  # a temporary may be long in the making
+            return await self._collected_by(ticket, Position.of(args))
+
+    async def _collected_by(self, ticket: Ticket, at: Position) -> Answer:
         failpoints.hit("collect:asked")
         try:
             held = await self._objects.find(ticket.asker, ticket.object)
@@ -117,7 +125,6 @@ class Moves:
             error.fields["gone"] = True  # perhaps to this very target, by another ticket
             raise
         self._check_may(ticket.asker, held, ticket.is_move)
-        at = Position.of(args)
         coming = self._published(ticket, held, at) if isinstance(held, Published) else self._temporary(ticket, held, at)
         answer, version = await coming
         ticket.was_collected = True
@@ -130,6 +137,14 @@ class Moves:
             payload.close()
             return Answer(told)
         return Answer(told, Watched(payload, self._used(ticket)))
+
+    @contextlib.contextmanager
+    def _in_use(self, ticket: Ticket) -> Iterator[None]:
+        over = self._used(ticket)
+        try:
+            yield
+        finally:
+            over()
 
     def _used(self, ticket: Ticket) -> Callable[[], None]:
         """Keeps the ticket from lapsing until what is returned is called."""
@@ -187,11 +202,14 @@ class Moves:
         Said again, it is acknowledged again.
         """
         ticket = await self._presented(args.get("ticket"), peer)
+        with self._in_use(ticket):
+            await self._end(ticket, args.get("version"))
+
+    async def _end(self, ticket: Ticket, version: object) -> None:
         failpoints.hit("collected:asked")
         if not ticket.is_move:
             self._tickets.spend(ticket.token)
         elif not ticket.is_given_up:
-            version = args.get("version")
             if not isinstance(version, bytes):
                 raise BadRequest("version is what collect answered")
             if ticket.is_refused:
@@ -231,7 +249,9 @@ class Moves:
         """The ticket that the other end shows. NotFound, Denied."""
         if not isinstance(token, bytes) or len(token) != TICKET_BYTES:
             raise BadRequest(f"a ticket is {TICKET_BYTES} bytes")
-        ticket = self._tickets.find(token) or await self._restored(token)
+        ticket = self._tickets.find(token)
+        if ticket is None and token not in self._lapsed:  # those are about to be withdrawn: stale, whatever is there
+            ticket = await self._restored(token)
         return self._tickets.check(ticket, peer, time.monotonic())
 
     async def _restored(self, token: bytes) -> Ticket | None:
@@ -248,14 +268,16 @@ class Moves:
         if taking is not None:
             taking.add_done_callback(let_go)
         if ticket.is_durable and not ticket.was_collected:
-            self._lapsed.append(ticket.token)
+            self._lapsed[ticket.token] = None
 
     async def sweep(self) -> None:
         """Forget what is stale, with the memory that it holds."""
         self._tickets.sweep(time.monotonic())
         with contextlib.suppress(StorageError):  # the next start sweeps the store as well
-            while self._lapsed:
-                await self._store.moves.withdraw(self._lapsed.pop())
+            while batch := list(itertools.islice(self._lapsed, _BATCH)):
+                await self._store.moves.withdraw(*batch)
+                for token in batch:
+                    del self._lapsed[token]
             if time.monotonic() > self._next_sweep:
                 self._next_sweep = time.monotonic() + _SWEEP
                 await self._store.moves.sweep()

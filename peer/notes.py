@@ -26,7 +26,7 @@ from peer.store.store import Store
 from peer.store.waiting import KeyLocks
 from peer.transfers import Transfers
 from protocol import limits
-from protocol.errors import Changed, Denied, GridError, LinkError, NotFound, StorageError, TimedOut, Unreachable
+from protocol.errors import Changed, Denied, GridError, LinkError, NotFound, StorageError, Unreachable
 
 _TICKET_BYTES: Final = 32
 _log = logging.getLogger("peergrid.moves")
@@ -34,13 +34,17 @@ _log = logging.getLogger("peergrid.moves")
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """`object` came from the peer `source` by `ticket`, in the state `version`; `is_durable`: the store says so."""
+    """`object` came from the peer `source` by `ticket`, in the state `version`; `is_durable`: the store says so.
+
+    `owner` is its owner here; None of a note from the store, which does not say.
+    """
 
     ticket: bytes
     source: str
     object: bytes
     version: bytes
     is_durable: bool
+    owner: str | None = None
 
     def arrived(self) -> Arrived:
         """As the store keeps it: all that is to be shown to the source."""
@@ -68,14 +72,11 @@ class Tries:
         return None if self._clock() + wait > self._until else wait
 
 
-async def ask(links: Links, member: Member, op: str, args: dict[str, Any]) -> Response:
-    """Ask another peer once. A line on which no answer comes is given up: the next one is asked over another."""
+async def ask(links: Links, member: Member, op: str, args: dict[str, Any], timeout: float | None = None) -> Response:
+    """Ask another peer once. Only the line's own pings say that it is dead: the answer may wait for a long operation,
+    and others use the line too."""
     line = await links.to(member)
-    try:
-        return await line.request(op, args, timeout=limits.STALL_TIMEOUT)
-    except TimedOut as error:
-        line.give_up(error.message)
-        raise
+    return await line.request(op, args, timeout=timeout)
 
 
 class Notes:
@@ -136,9 +137,12 @@ class Notes:
         """Something may have become durable that nobody could add: a publication was cancelled midway."""
         self._news.set()
 
-    async def settled(self, object: bytes) -> None:
-        """Return when nothing is open about how this object came here. Changed if it is gone for that; Unreachable."""
+    async def settled(self, object: bytes, owner: str) -> None:
+        """Return when nothing is open about how this object, of this owner, came here. Changed if it is gone for that;
+        Unreachable."""
         for note in self.about(object):
+            if note.owner not in (None, owner):
+                continue  # that was another object under this id: its source may keep others waiting for ever
             if not await self.tell(note):
                 raise Unreachable(
                     f"object {show_id(object)} came from {self._name(note.source)}, which cannot be reached to confirm "
@@ -168,7 +172,7 @@ class Notes:
                 self._news.set()
 
     async def _tell_once(self, note: Note) -> bool:
-        async with self._telling.hold(note.object.hex()):
+        async with self._telling.hold(f"{note.object.hex()} {note.source}"):
             if note.ticket not in self._notes:
                 return True
             try:
@@ -206,7 +210,9 @@ class Notes:
         member = self._member(note.source)
         if member is None:
             raise Unreachable(f"peer {note.source[:12]} is not known here")
-        await ask(self._links, member, "collected", {"ticket": note.ticket, "version": note.version})
+        said = {"ticket": note.ticket, "version": note.version}
+        # Others wait to be told meanwhile; a try that was too short is followed by the next.
+        await ask(self._links, member, "collected", said, timeout=limits.STALL_TIMEOUT)
 
     async def _forget(self, *notes: Note) -> None:
         for note in notes:
@@ -226,7 +232,9 @@ class Notes:
             await self._store.moves.drop(note.arrived().token, note.object)
             self._transfers.forget(held, note.object)
         else:
-            self._execution.release([note.object])
+            held_here = self._objects.temporary(note.object)
+            if held_here is not None and held_here.owner == note.owner:
+                self._execution.release([note.object])
         self._notes.pop(note.ticket, None)
 
     def _others(self, note: Note) -> list[Note]:

@@ -54,6 +54,7 @@ class Temporary:
     target: Target | None = None
     failure: GridError | None = None
     is_published: bool = field(default=False, init=False)
+    is_being_published: bool = field(default=False, init=False)  # see publications.py
 
     @property
     def kind(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from compute.writes import written_positions
-from peer.objects import Held, Temporary, check_id
+from peer.objects import Held, Temporary, check_id, show_id
 from protocol import limits
 from protocol.errors import BadRequest, TooLarge
 
@@ -68,4 +68,8 @@ def written_by(name: str, args: list[Any], kwargs: dict[str, Any], inputs: dict[
         raise BadRequest(f"{name}: give the tensors that it changes by position, not by name")
     given = [args[position] for position in positions if position < len(args)]
     changed = [inputs.get(value) for value in given if isinstance(value, bytes)]
-    return [held for held in changed if isinstance(held, Temporary)]
+    written = [held for held in changed if isinstance(held, Temporary)]
+    for held in written:
+        if held.is_being_published:
+            raise BadRequest(f"{name}: {show_id(held.id)} is being published, and what is published is not changed")
+    return written

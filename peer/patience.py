@@ -1,9 +1,10 @@
-"""How long a broken transfer is tried again: decides, and the caller waits."""
+"""How long a broken transfer is tried again: decides, and the caller waits. And how long one is that begins."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from peer.connection import Connection
 from protocol import limits
@@ -73,3 +74,21 @@ class Patience:
             done=done,
             nbytes=nbytes,
         )
+
+
+async def first_line(connect: Callable[[], Awaitable[Connection]], patience: Callable[[], float]) -> Connection:
+    """A connection for a transfer that begins: tried for so many seconds, of which `patience` is asked at each failure.
+
+    Raises:
+        GridError: of the last try.
+    """
+    began, wait = time.monotonic(), limits.RECONNECT_FIRST
+    while True:
+        try:
+            return await connect()
+        except LinkError as error:
+            left = began + patience() - time.monotonic()
+            if left <= 0 or error.fields.get("closed") is True:
+                raise
+            await asyncio.sleep(min(wait, left))
+            wait = min(2 * wait, limits.RECONNECT_MOST)

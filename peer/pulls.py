@@ -5,8 +5,9 @@
     published    object and note, in one transaction
     confirmed    the holder has given its copy up (notes.py); the note goes
 
-A pull of the same ticket that comes again (the asker's line broke, or this process was killed) waits for the one under
-way, or takes up where that ended.
+Pulls of one id by one asker come one after the other; those of others go their own way, and whose object is published
+first has the id. A pull of the same ticket that comes again (the asker's line broke, or this process was killed) waits
+for the one under way, or takes up where that ended.
 """
 
 from __future__ import annotations
@@ -134,12 +135,13 @@ class Pulls:
     async def _run(self, running: _UnderWay, lease: LeaseKey) -> dict[str, Any]:
         wish = running.wish
         failpoints.hit("pull:begun")
-        async with self._ids.hold(wish.id.hex()):
+        # By asker: another's pull of this id, which may take without end, holds up nobody.
+        async with self._ids.hold(f"{wish.asker} {wish.id.hex()}"):
             note = self._notes.by(wish.ticket)
             if note is None:
                 # An earlier ticket for the same object, of a move that was cut: that comes first.
                 with contextlib.suppress(Changed):
-                    await self._notes.settled(wish.id)
+                    await self._notes.settled(wish.id, wish.asker)
                 note, record = await self._bring(running, lease)
             else:
                 record = await self._record(wish)
@@ -297,5 +299,7 @@ class _Coming:
         if not wish.publish:
             fields["tags"] = []
         arrival = Arrival.of(fields, wish.asker, frozenset(labels))
-        note = Note(wish.ticket, wish.source, wish.id, version, arrival.publish) if told.get("move") else None
+        note = (
+            Note(wish.ticket, wish.source, wish.id, version, arrival.publish, wish.asker) if told.get("move") else None
+        )
         return cls(arrival, content if isinstance(content, str) and _CONTENT.fullmatch(content) else None, note)

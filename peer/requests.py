@@ -217,8 +217,8 @@ class Requests:
         description = call.args.get("description")
         if description is not None:
             check_description("description", description)
-        parts = self._parts
-        async with parts.execution.lane(asker):
+        parts, publications = self._parts, self._parts.transfers.publications
+        async with publications.lane(asker, [id]):
             held = await parts.objects.find(asker, id)
             permissions.check_edit(asker, held, f"object {show_id(id)}")
             if isinstance(held, Temporary):
@@ -226,8 +226,10 @@ class Requests:
                     raise BadRequest(
                         f"{show_id(id)} has no tags: give it one, then it is published and can be described"
                     )
-                return Answer({"record": await parts.transfers.publish(held, add, description)})
-            return Answer({"record": await self._edit_published(held, add, remove, description)})
+                publishing = await publications.begin(held, add, description)
+            else:
+                return Answer({"record": await self._edit_published(held, add, remove, description)})
+        return Answer({"record": await publishing})  # outside the lane: writing it may take a while
 
     async def _edit_published(
         self, held: Published, add: tuple[str, ...], remove: tuple[str, ...], description: str | None
@@ -254,9 +256,9 @@ class Requests:
 
     async def delete(self, call: Call) -> Answer:
         asker, parts = call.connection.remote.id, self._parts
-        deleted = 0
-        async with parts.execution.lane(asker):
-            held = [await parts.objects.find(asker, id) for id in _ids(call.args.get("ids"))]
+        deleted, ids = 0, _ids(call.args.get("ids"))
+        async with parts.transfers.publications.lane(asker, ids):
+            held = [await parts.objects.find(asker, id) for id in ids]
             for one in held:
                 permissions.check_edit(asker, one, f"object {show_id(one.id)}")
                 if isinstance(one, Published) and one.part is not None:
@@ -267,7 +269,7 @@ class Requests:
 
     async def clear(self, call: Call) -> Answer:
         asker, parts = call.connection.remote.id, self._parts
-        async with parts.execution.lane(asker):
+        async with parts.transfers.publications.lane(asker):
             deleted = parts.execution.release(parts.objects.owned_by(asker))
             deleted += await parts.store.clear(asker)
             parts.objects.store_cleared()

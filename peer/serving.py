@@ -111,6 +111,9 @@ class Serving:
         held, self._held = self._held, deque()
         for _, answer in held:
             close_payload(answer.payload)
+        if self._ledger is not None:
+            for id in self._entries.keys() & self._answering.keys():  # that wait for what others began
+                self._ledger.leave(self._entries.pop(id), self._answering.pop(id))
 
     # --- without a task -----------------------------------------------------------------------------------
 

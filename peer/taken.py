@@ -48,6 +48,8 @@ async def take(execution: Execution, asker: str, held: Temporary) -> Taken:
 
 async def is_as_taken(execution: Execution, taken: Taken) -> bool:
     """Whether nobody wrote to it since. For a caller that has its owner's lane: nobody can meanwhile."""
+    if taken.held.is_being_published:
+        return False  # that was asked before: it stays here, as one that is published
     if taken.header is None or execution.writes(taken.held) == taken.writes:
         return True
     try:

@@ -1,14 +1,15 @@
 """Tickets: the leave to collect one object, given by its holder to one other peer. Decides; waits for nothing.
 
 A ticket is good for `lifetime` seconds, counted anew with everything that its target does with it: a transfer may
-take as long as it takes. Those of published objects that are to be moved are in the store as well, and come back from
-there (`restore`) after a restart, or when this process has forgotten them. That a temporary was given up is
-remembered for a while, so that the target may say twice that it has it.
+take as long as it takes. Where too many are out, those who have the most make room for those who have fewer. Those of
+published objects that are to be moved are in the store as well, and come back from there (`restore`) after a restart,
+or when this process has forgotten them. That a temporary was given up is remembered for a while, so that the target may
+say twice that it has it.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Ticket:
         is_given_up: the target has the object, and ours is gone.
         is_refused: the target was told that the object stays, and to drop what it has.
         was_collected: the target has come with it.
-        takers: answers with the value that are on their way: until they are over it does not lapse.
+        takers: what is being done with it, answers with the value on their way among that: meanwhile it does not lapse.
         value: of a temporary, what the target gets: the same bytes however often it comes. Moves fills it.
     """
 
@@ -66,9 +67,9 @@ class Tickets:
     def issue(
         self, object: bytes, asker: str, target: str, is_move: bool, now: float, *, is_durable: bool = False
     ) -> Ticket:
-        """A new ticket. TooLarge while too many are out."""
+        """A new ticket. TooLarge while too many are out, and nobody who has more than this asker can spare one."""
         self.sweep(now)
-        if len(self._tickets) >= limits.MAX_TICKETS:
+        if len(self._tickets) >= limits.MAX_TICKETS and not self._make_room(asker):
             raise TooLarge(
                 f"too many transfers were offered and not collected: try again in {self._lifetime:g} s",
                 limit="MAX_TICKETS",
@@ -78,6 +79,19 @@ class Tickets:
         ticket = Ticket(self._secret(), object, asker, target, is_move, is_durable, now + self._lifetime)
         self._tickets[ticket.token] = ticket
         return ticket
+
+    def _make_room(self, asker: str) -> bool:
+        """Let one go of an asker who has more than this one: nobody can keep the others out."""
+        counts = Counter(ticket.asker for ticket in self._tickets.values())
+        for other, count in counts.most_common():
+            if count <= counts[asker]:
+                return False
+            idle = [ticket for ticket in self._tickets.values() if ticket.asker == other and not ticket.takers]
+            if idle:
+                # The oldest that was not used; one of a published object comes back from the store.
+                self.spend(min(idle, key=lambda ticket: ticket.was_collected and not ticket.is_durable).token)
+                return True
+        return False
 
     def restore(self, token: bytes, offered: Offered, now: float) -> Ticket:
         """One from the store, which its target shows."""

@@ -1,4 +1,6 @@
-"""Values in and out of a peer: put, fetch, publish, remove. The way from peer to peer is in moves.py and pulls.py."""
+"""Values in and out of a peer: put, fetch, remove. Tags on a temporary: publications.py. From peer to peer: moves.py
+and pulls.py.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,11 @@ from peer.intake import Intake, PublishedIntake, Source, TemporaryIntake
 from peer.leases import LeaseKey
 from peer.objects import Held, Objects, Published, Temporary, part_ids, show_id
 from peer.payloads import MemoryPayload, Payload, Watched
-from peer.spans import Value, payload_of
-from peer.store.contents import Contents
+from peer.publications import Publications
 from peer.store.store import Arrived, Store
 from peer.uploads import Uploads
 from protocol import limits
 from protocol.errors import BadRequest, Changed, Corrupt, NotFound
-from protocol.tensors import TensorHeader
 
 _START: Final = Position()
 
@@ -45,6 +45,7 @@ class Transfers:
         self._execution = execution
         self._exports = exports
         self._uploads = uploads
+        self.publications = Publications(objects, store, execution)
 
     # --- in -----------------------------------------------------------------------------------------------
 
@@ -123,47 +124,6 @@ class Transfers:
             return TemporaryIntake(arrival, lease, nbytes, self._objects, self._buffers)
         await self._objects.check_publishable(arrival.id, arrival.kind)
         return PublishedIntake(arrival, nbytes, self._objects, self._store)
-
-    async def publish(self, held: Temporary, tags: tuple[str, ...], description: str | None) -> dict[str, Any]:
-        """Make a temporary durable under the same id."""
-        await self._objects.check_publishable(held.id, held.kind)
-        arrival = Arrival(
-            held.id,
-            held.kind,
-            held.owner,
-            held.labels,
-            held.header,
-            0,
-            True,
-            tags,
-            description or "",
-            None,
-            held.target,
-        )
-        if held.target is not None:
-            await self._store.publish(arrival.record(held.created, 0), await self._store.writer(arrival.contents(b"")))
-        else:
-            header, value = await self._execution.snapshot(held)
-            arrival = Arrival(
-                held.id, "tensor", held.owner, held.labels, header, 0, True, tags, description or "", None
-            )
-            await self._publish_value(arrival, header, value)
-        self._execution.release([held.id])
-        self._objects.store_changed(held.id)
-        return arrival.record(held.created, 0 if arrival.header is None else arrival.header.nbytes)
-
-    async def _publish_value(self, arrival: Arrival, header: TensorHeader, value: Value) -> None:
-        payload = payload_of(value)
-        writer = await self._store.writer(Contents.one(header))
-        try:
-            for offset in range(0, payload.nbytes, limits.CHUNK):
-                await writer.write(await payload.read(offset, min(limits.CHUNK, payload.nbytes - offset)))
-        except BaseException:
-            await writer.abort()
-            raise
-        finally:
-            payload.close()
-        await self._store.publish(arrival.record(time.time(), header.nbytes), writer)
 
     # --- out ----------------------------------------------------------------------------------------------
 

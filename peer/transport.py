@@ -330,7 +330,7 @@ def _is_address(url: str) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
-        return "connection refused; is it running?"
+        return "connection refused, so it may not be running"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from peer.calls import Response
 from peer.connection import Connection
 from peer.downloads import Connect, Progress
 from peer.hashing import hash_of
-from peer.patience import Patience
+from peer.patience import Patience, first_line
 from peer.payloads import AtHand, Payload, Resumed, close_payload
 from protocol import limits
 from protocol.codec import Buffer
@@ -23,7 +23,8 @@ async def upload(
 ) -> Response:
     """`put` with `args` and this payload, however often the line breaks; the answer. `name` is the peer's, for errors.
 
-    Closes the payload. Cancelling tells the peer to throw away what it has.
+    Closes the payload. Cancelling tells the peer to throw away what it has, also where that is all of it: then the
+    object of that id, which is to be this upload's alone, is deleted.
 
     Raises:
         GridError: what the peer answers, or why the payload cannot be read; LinkError where the peer is not reached.
@@ -67,6 +68,10 @@ class _Source:
             self._most = to
             if self._progress is not None:
                 self._progress(to, self.nbytes)
+
+    @property
+    def was_read_whole(self) -> bool:
+        return self._most == self.nbytes
 
     def close(self) -> None:
         """A connection is done with it."""
@@ -112,13 +117,36 @@ class _Upload:
         self._is_begun = False
 
     async def run(self) -> Response:
-        while True:
-            try:
-                answer = await self._try()
-            except GridError as error:
-                await asyncio.sleep(self._judged(error))
-            else:
-                return answer
+        try:
+            while True:
+                try:
+                    return await self._try()
+                except GridError as error:
+                    wait = self._judged(error)
+                await asyncio.sleep(wait)
+        except asyncio.CancelledError:
+            if self._is_begun:
+                self._withdraw()
+            raise
+
+    def _withdraw(self) -> None:
+        """It was given up, and the peer may have all of it by now. Waits for nothing."""
+        connection = self._connection
+        if connection is not None and not connection.is_closed:  # after what told the peer to stop
+            connection.post(*undoing(self._args)).add_done_callback(forget)
+            return
+        if not self._source.was_read_whole:  # then it is no more than a part, which nobody comes back for
+            return
+        task = asyncio.get_running_loop().create_task(self._withdraw_later())
+        _background.add(task)
+        task.add_done_callback(_background.discard)
+
+    async def _withdraw_later(self) -> None:
+        with contextlib.suppress(GridError):
+            connection = await first_line(self._connect, lambda: limits.RECONNECT_TIMEOUT)
+            known = await connection.request("resume", self._args)  # what it is finishing is waited for
+            if "record" in known.result:
+                await connection.request(*undoing(self._args))
 
     def _judged(self, error: GridError) -> float:
         if self._source.failure is not None:
@@ -134,7 +162,8 @@ class _Upload:
         connection = self._connection = await self._connect()
         offset = 0
         if self._is_begun:
-            known = await connection.request("resume", self._args, timeout=limits.STALL_TIMEOUT)
+            # It may be finishing what it has, for as long as its disk takes: that the line is good, pings tell.
+            known = await connection.request("resume", self._args)
             if "record" in known.result:
                 return known
             offset = _offset(known.result, self._source.nbytes)
@@ -163,3 +192,17 @@ def _offset(result: dict[str, Any], nbytes: int) -> int:
     if type(offset) is not int or not 0 <= offset <= nbytes or offset % limits.BLOCK:
         raise BadRequest("the peer does not say how much of the upload it has")
     return offset
+
+
+_background: set[asyncio.Task[None]] = set()
+
+
+def undoing(args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The request that undoes a `put` with these arguments."""
+    return "delete" if args.get("publish") or args.get("tags") else "release", {"ids": [args["id"]]}
+
+
+def forget(future: asyncio.Future[Any]) -> None:
+    """Nobody waits for this answer; that it is an error is no defect."""
+    if not future.cancelled():
+        future.exception()

@@ -2,18 +2,20 @@
 
 An upload is known by the principal and the object's id. When its line breaks, what came is kept for RESUME_TIMEOUT;
 `resume` says how much that is, and `put` with that offset goes on. One that a line is still bringing is taken over
-by whoever asks for it: the asker knows that the line is dead before we do. What the asker gives up itself, and what
-nobody comes back for, is thrown away. The record of one that was finished is kept for as long, since its answer may
-have been lost.
+by whoever asks for it: the asker knows that the line is dead before we do. What the asker gives up itself, also while
+it is being finished, and what nobody comes back for, is thrown away. The record of one
+that was finished is kept for as long, since its answer may have been lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+from weakref import WeakValueDictionary
 
 from peer.arrivals import Arrival
 from peer.calls import Call
@@ -21,7 +23,9 @@ from peer.incoming import IncomingStream
 from peer.intake import Intake
 from peer.objects import show_id
 from protocol import limits
-from protocol.errors import BadRequest, Corrupt, PeerLost, TimedOut
+from protocol.errors import BadRequest, Corrupt, GridError, PeerLost, TimedOut, TooLarge
+
+_log = logging.getLogger("peergrid.uploads")
 
 Key = tuple[str, bytes]
 """(principal, object id)."""
@@ -59,6 +63,11 @@ class _Upload:
         return is_it and self.finishing is None and self.intake.taken == offset
 
     @property
+    def is_coming(self) -> bool:
+        """Whether a line brings it just now."""
+        return not self.idle.is_set() and self.finishing is None
+
+    @property
     def memory(self) -> int:
         return 0 if self.finishing is not None else self.intake.memory
 
@@ -69,6 +78,8 @@ class Uploads:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._uploads: dict[Key, _Upload] = {}
+        self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[None]] = set()  # what is thrown away behind a line that ended
 
     @property
     def count(self) -> int:
@@ -82,19 +93,36 @@ class Uploads:
 
         Raises:
             BadRequest: what is here of it does not end at `offset`, or is of another value.
+            TooLarge: lines bring as much of this principal's already as may be kept of it.
         """
         key, nbytes = (asker, arrival.id), offset + call.nbytes
-        upload = await self._taken_over(key)
-        if not offset:
-            if upload is not None:
-                await self._drop(key, upload)
-            upload = _Upload(arrival, nbytes, await begin(nbytes))
-            await self._make_room(asker, upload)
-            self._uploads[key] = upload
-        if upload is None or not upload.stands_at(arrival, nbytes, offset):
-            taken = 0 if upload is None else upload.intake.taken
-            raise BadRequest(f"{taken} bytes of {show_id(arrival.id)} are here, not {offset}: ask with `resume` first")
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock:  # of two at once the second takes over what the first has begun
+            upload = await self._taken_over(key)
+            if not offset:
+                if upload is not None:
+                    await self._drop(key, upload)
+                upload = await self._begun(key, _Upload(arrival, nbytes, await begin(nbytes)))
+            if upload is None or not upload.stands_at(arrival, nbytes, offset):
+                taken = 0 if upload is None else upload.intake.taken
+                raise BadRequest(
+                    f"{taken} bytes of {show_id(arrival.id)} are here, not {offset}: ask with `resume` first"
+                )
+            upload.idle.clear()
         return await self._bring(key, upload, call)
+
+    async def _begun(self, key: Key, upload: _Upload) -> _Upload:
+        """A new one, known and busy from now on, when there is room for it."""
+        try:
+            self._check_room(key[0])
+            upload.idle.clear()
+            self._uploads[key] = upload
+            await self._make_room(key[0])
+        except BaseException:
+            upload.idle.set()
+            await self._drop(key, upload)
+            raise
+        return upload
 
     async def resume(self, asker: str, arrival: Arrival) -> dict[str, Any]:
         """How much of an upload is here: {"offset"}, or its {"record"} where that is all. Nothing more of it comes over
@@ -125,14 +153,15 @@ class Uploads:
 
     async def _bring(self, key: Key, upload: _Upload, call: Call) -> dict[str, Any]:
         upload.source, upload.is_taken_over = call.stream, False
-        upload.idle.clear()
         if call.stream is not None:
             call.stream.preceding = tuple(upload.hashes)
         try:
             await self._take(upload, call)
             return await asyncio.shield(upload.finish())
         except BaseException as error:
-            if not self._is_to_be_kept(error, upload, call):
+            if self._is_given_up(error, upload, call) and upload.finishing is not None:
+                self._behind(self._withdraw(key, upload, upload.finishing))
+            elif not self._is_to_be_kept(error, upload, call):
                 await self._drop(key, upload)
             raise
         finally:
@@ -142,6 +171,16 @@ class Uploads:
             upload.source = None
             upload.expires = self._clock() + limits.RESUME_TIMEOUT
             upload.idle.set()
+            if self._uploads.get(key) is not upload:
+                self._behind(self._drop(key, upload))
+            elif self._is_too_much(key[0]):
+                self._behind(self._make_room(key[0]))
+
+    def _behind(self, steps: Coroutine[Any, Any, None]) -> None:
+        """Done whatever becomes of the request, whose task may be cancelled again."""
+        task = asyncio.get_running_loop().create_task(steps)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _take(self, upload: _Upload, call: Call) -> None:
         """What the line brings; of one that broke also what had come and was not put away yet (disks may be slow)."""
@@ -168,18 +207,57 @@ class Uploads:
             return upload.is_taken_over or call.connection.is_closed
         return isinstance(error, TimedOut | Corrupt)
 
+    def _is_given_up(self, error: BaseException, upload: _Upload, call: Call) -> bool:
+        """Whether the asker said, over a line that is good, that it does not want it."""
+        is_asker = isinstance(error, asyncio.CancelledError) and not call.connection.is_closed
+        return is_asker and not upload.is_taken_over
+
+    async def _withdraw(self, key: Key, upload: _Upload, finishing: asyncio.Task[dict[str, Any]]) -> None:
+        """Given up when all of it was here: it is finished, as that cannot be stopped, and goes then."""
+        await asyncio.wait({finishing})
+        await self._drop(key, upload)
+        if _has_failed(finishing):
+            return
+        try:
+            await upload.intake.withdraw()
+        except GridError as error:
+            _log.warning("object %s was given up by its sender, and cannot be deleted: %s", show_id(key[1]), error)
+
     # --- room -----------------------------------------------------------------------------------------------
 
-    async def _make_room(self, asker: str, fresh: _Upload) -> None:
-        """Those of the same principal that broke give way to a new one, the oldest first."""
-        own = [(key, upload) for key, upload in self._uploads.items() if key[0] == asker]
-        count, memory = len(own) + 1, fresh.memory + sum(upload.memory for _, upload in own)
-        for key, upload in own:
-            if count <= limits.MAX_PARTIALS and memory <= limits.PARTIAL_BYTES:
+    def _check_room(self, asker: str) -> None:
+        """TooLarge where what lines bring of this principal's, which cannot give way, is as much as may be kept."""
+        coming = [upload.memory for upload in self._own(asker).values() if upload.is_coming]
+        if len(coming) >= limits.MAX_PARTIALS:
+            raise TooLarge(
+                f"{len(coming)} transfers of yours are coming in already: wait until some are done",
+                limit="MAX_PARTIALS",
+                size=len(coming) + 1,
+                allowed=limits.MAX_PARTIALS,
+            )
+        if sum(coming) > limits.PARTIAL_BYTES:
+            raise TooLarge(
+                f"transfers of yours that come in already take {sum(coming)} bytes of memory: wait until some are done",
+                limit="PARTIAL_BYTES",
+                size=sum(coming),
+                allowed=limits.PARTIAL_BYTES,
+            )
+
+    async def _make_room(self, asker: str) -> None:
+        """Those of the principal that no line brings give way, the oldest first."""
+        while self._is_too_much(asker):
+            idle = ((key, upload) for key, upload in self._own(asker).items() if not upload.is_busy)
+            oldest = next(idle, None)
+            if oldest is None:
                 return
-            if not upload.is_busy:
-                count, memory = count - 1, memory - upload.memory
-                await self._drop(key, upload)
+            await self._drop(*oldest)
+
+    def _is_too_much(self, asker: str) -> bool:
+        own = self._own(asker).values()
+        return len(own) > limits.MAX_PARTIALS or sum(upload.memory for upload in own) > limits.PARTIAL_BYTES
+
+    def _own(self, asker: str) -> dict[Key, _Upload]:
+        return {key: upload for key, upload in self._uploads.items() if key[0] == asker}
 
     async def sweep(self) -> None:
         """Throw away what nobody came back for."""
@@ -194,6 +272,8 @@ class Uploads:
             if upload.finishing is not None:
                 await asyncio.wait({upload.finishing})
             await self._drop(key, upload)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
 
     async def _drop(self, key: Key, upload: _Upload) -> None:
         if self._uploads.get(key) is upload:

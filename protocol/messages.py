@@ -136,6 +136,8 @@ class Request:
             raise ProtocolError("Request: id is a positive integer")
         if self.once is not None and not (_is_id(self.once) and (self.seen is None or _is_id(self.seen))):
             raise ProtocolError("Request: once and seen are positive integers")
+        if self.once is not None and self.seen is not None and self.seen > self.once:
+            raise ProtocolError("Request: seen is at most once, whose answer cannot have arrived")
         if not isinstance(self.op, str) or not 0 < len(self.op) <= limits.MAX_NAME:
             raise ProtocolError("Request: op is a name")
         if not isinstance(self.args, dict):

@@ -48,6 +48,8 @@ async def transfer(g: Grid, ref: str, peer: str, what: str, as_json: bool) -> No
         raise
     if as_json:
         show.json_out(show.plain(arrived.record))
+    elif target.name == source and what == "move":
+        print(f"{target.name} has it already: {show.named(arrived.record)}")
     else:
         print(f"{target.name} has it from {source}: {show.named(arrived.record)}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
 from collections.abc import AsyncIterable, Iterator
 from pathlib import Path
@@ -73,9 +75,11 @@ def _format(file: IO[bytes], layout: Layout, path: Path) -> Iterator[Format]:
 def appearing(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
     """A file to be filled, which is at `path` when the block ends well, and nowhere when it does not."""
     target = check_target(path, overwrite)
+    _sweep(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with temporary.open("x+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # for as long as this process lives: see _sweep
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -88,6 +92,14 @@ def appearing(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
         raise BadFile(f"{target} cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes that were killed while they wrote this file have left: nobody holds a lock on it."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def check_room(path: Path, nbytes: int) -> None:

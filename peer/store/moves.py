@@ -105,10 +105,16 @@ class Moves:
         journal.note_done(db, token, until)
         return Gone(True, gone.blobs)
 
-    async def withdraw(self, token: bytes) -> None:
-        """Forget an offer that was not taken up; one that is done stays, and is acknowledged again."""
-        _check_token(token)
-        await self._database.write(lambda db: journal.drop_offer(db, token))
+    async def withdraw(self, *tokens: bytes) -> None:
+        """Forget offers that were not taken up, in one transaction. Those that are done stay."""
+        for token in tokens:
+            _check_token(token)
+
+        def change(db: sqlite3.Connection) -> None:
+            for token in tokens:
+                journal.drop_offer(db, token)
+
+        await self._database.write(change)
 
     async def sweep(self, now: float | None = None) -> int:
         """Forget offers whose time is over; how many. Each start does, and whoever lives long may at times.
@@ -135,15 +141,19 @@ class Moves:
     async def drop(self, token: bytes, object: bytes) -> bool:
         """The source keeps it: delete our copy and forget the note, in one transaction; whether there was a copy.
 
-        Nothing is deleted without the note: then the move was confirmed.
+        Nothing is deleted without the note: then the move was confirmed; nor what was made later under this id.
         """
         _check_token(token)
         return await self._whole(self._removal.change(lambda db: self._drop(db, token, object)))
 
     def _drop(self, db: sqlite3.Connection, token: bytes, object: bytes) -> Gone[bool]:
-        if not any(note.token == token and note.object == object for note in journal.arrivals(db)):
+        notes = [note for note in journal.arrivals(db) if note.token == token and note.object == object]
+        if not notes:
             return Gone(False)
         journal.drop_arrival(db, token)
+        record = self._index.get(db, object)
+        if record is not None and record["created"] > notes[0].since:
+            return Gone(False)
         return self._removal.delete_row(db, object)
 
 

@@ -229,6 +229,55 @@ async def test_a_send_that_is_given_up_leaves_nothing_half(folders: Folders) -> 
         assert line.peer._buffers.statistics().used == 0
 
 
+@pytest.mark.parametrize("nbytes", [1000, 3 * limits.MIB])
+@pytest.mark.parametrize("tags", [(), ("#given-up",)], ids=["temporary", "published"])
+async def test_a_send_that_is_given_up_at_its_end_leaves_nothing(
+    folders: Folders, tags: tuple[str, ...], nbytes: int
+) -> None:
+    async with over_proxy(folders) as line:
+        value = tensor_of(nbytes)
+        await (await line.alice.send(value)).fetch()
+        for moment in range(20):
+            full = asyncio.Event()
+            sending = asyncio.ensure_future(
+                line.alice.send(
+                    value + moment, tags=tags, progress=lambda done, of, full=full: full.set() if done == of else None
+                )
+            )
+            if nbytes > limits.INLINE_PAYLOAD:
+                await full.wait()
+            await asyncio.sleep(moment % 10 * 0.001)
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await (await sending).delete()
+        del sending
+        status = await line.alice.status()
+        async with asyncio.timeout(20):
+            while status["objects"] or status["temporaries"]:
+                await asyncio.sleep(0.02)
+                status = await line.alice.status()
+
+
+@pytest.mark.parametrize("what", ["fetch", "send", "save"])
+async def test_what_begins_while_the_line_is_down_waits_for_it(folders: Folders, what: str, tmp_path: Path) -> None:
+    async with over_proxy(folders) as line:
+        value = tensor_of(2 * limits.MIB)
+        pointer = await line.alice.send(value, tags=["#large"])
+        line.proxy.refuse = True
+        line.proxy.cut()
+        await until(lambda: line.alice._links.existing(line.alice.id) is None)
+        begun = {
+            "fetch": lambda: pointer.fetch(),
+            "send": lambda: line.alice.send(value),
+            "save": lambda: pointer.save(tmp_path / "value.npy"),
+        }[what]
+        doing = asyncio.ensure_future(begun())
+        await asyncio.wait({doing}, timeout=0.5)
+        assert not doing.done()
+        line.proxy.refuse = False
+        assert await doing is not None
+
+
 async def test_a_client_that_vanishes_leaves_nothing_when_its_time_is_over(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:

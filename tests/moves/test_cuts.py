@@ -27,6 +27,8 @@ WAYS = ("fin", "rst", "stall")
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes long on purpose takes a moment."""
     monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.1)
+    monkeypatch.setattr(limits, "PING_INTERVAL", 0.2)
+    monkeypatch.setattr(limits, "PING_TIMEOUT", 0.2)
     monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 0.2)
     monkeypatch.setattr(limits, "RECONNECT_FIRST", 0.002)
     monkeypatch.setattr(limits, "RECONNECT_MOST", 0.02)

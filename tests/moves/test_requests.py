@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
 
+from peer import moves as moves_module
+from peer import taken
+from peer.connection import Connection
 from peer.folders import Folders
+from peer.keys import Identity
 from peer.membership import Member
+from peer.notes import Note
+from peer.opening import open_as_dialer
 from peer.peer import Peer, Settings
+from peer.store.journal import note_arrival
 from protocol import limits
-from protocol.errors import BadRequest, Changed, Denied, NotFound, StorageFull, Unreachable
-from tests.moves.two_peers import Two, two_peers
+from protocol.errors import AlreadyExists, BadRequest, Changed, Denied, NotFound, StorageFull, TooLarge, Unreachable
+from protocol.handshake import Introduction
+from tests.moves.two_peers import DORA, Two, tensor, two_peers
 
 SMALL = bytes(range(256)) * 16
 LARGE = os.urandom(3 * limits.CHUNK + 5)
@@ -323,3 +332,198 @@ async def test_a_pull_cancelled_at_any_moment_and_asked_for_anew(folders: Folder
                 assert list(await two.settled(id)) == [target]
             assert await two.settled(id) == {target: data}
             ways = (target, source)
+
+
+async def collecting(two: Two, ticket: bytes) -> bytes:
+    """`collect` of the ticket from alice, as bob; the version."""
+    bob, alice = two.peers["bob"], two.peers["alice"]
+    line = await bob._links.to(Member(alice.id, "alice", (alice.url,)))
+    return bytes((await line.request("collect", {"ticket": ticket})).result["version"])
+
+
+async def test_a_ticket_that_lapses_while_it_is_withdrawn_is_not_taken_up(folders: Folders) -> None:
+    async with two_peers(folders) as two:
+        id = os.urandom(16)
+        await two.put("alice", id, SMALL)
+        moves = two.peers["alice"]._moves
+        ticket = await two.offer(id)
+        withdraw, begun, go = moves._store.moves.withdraw, asyncio.Event(), asyncio.Event()
+
+        async def slowly(*tokens: bytes) -> None:
+            begun.set()
+            await go.wait()
+            await withdraw(*tokens)
+
+        moves._store.moves.withdraw = slowly  # type: ignore[method-assign]
+        moves._tickets.sweep(1e12)
+        sweeping = asyncio.create_task(moves.sweep())
+        async with asyncio.timeout(10):
+            await begun.wait()
+        with pytest.raises(NotFound, match="stale"):
+            await collecting(two, ticket)
+        go.set()
+        await sweeping
+        with pytest.raises(NotFound):
+            await collecting(two, ticket)
+        await two.move(id)
+        assert await two.settled(id) == {"bob": SMALL}
+
+
+async def test_a_lapsed_ticket_that_could_not_be_withdrawn_is_withdrawn_later(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_peers(folders) as two:
+        id = os.urandom(16)
+        await two.put("alice", id, SMALL)
+        moves = two.peers["alice"]._moves
+        ticket = await two.offer(id)
+
+        async def full(*_: Any) -> None:
+            raise StorageFull("the disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(moves._store.moves, "withdraw", full)
+            moves._tickets.sweep(1e12)
+            await moves.sweep()
+            with pytest.raises(NotFound):
+                await collecting(two, ticket)
+        await moves.sweep()
+        assert await moves._store.moves.find(ticket) is None
+
+
+async def test_a_ticket_does_not_lapse_while_its_target_is_answered(folders: Folders) -> None:
+    async with two_peers(folders) as two:
+        id = os.urandom(16)
+        await two.put("alice", id, SMALL)
+        moves = two.peers["alice"]._moves
+        ticket = await two.offer(id)
+        find = moves._objects.find
+
+        async def sweep_then_find(*args: Any) -> Any:
+            moves._tickets.sweep(1e12)
+            await moves.sweep()
+            return await find(*args)
+
+        moves._objects.find = sweep_then_find  # type: ignore[method-assign,assignment]
+        assert await collecting(two, ticket)
+        moves._objects.find = find  # type: ignore[method-assign]
+        await two.pull(ticket, id)
+        assert await two.settled(id) == {"bob": SMALL}
+
+
+async def test_what_a_stranger_pulls_under_the_same_id_holds_up_nobody(folders: Folders) -> None:
+    async with two_peers(folders) as two:
+        id = os.urandom(16)
+        await two.put("alice", id, SMALL)
+        alice, bob = two.peers["alice"], two.peers["bob"]
+        begun = asyncio.Event()
+        describe = bob._pulls._described
+
+        async def never_described(wish: Any) -> Any:
+            if wish.asker == DORA.id:
+                return await describe(wish)
+            begun.set()
+            return await asyncio.Future()
+
+        bob._pulls._described = never_described  # type: ignore[method-assign]
+        args = {"peer": alice.id, "ticket": os.urandom(32), "id": id, "publish": True}
+        stranger = "s" * 52
+        stalled = asyncio.create_task(bob._pulls.pull(stranger, (stranger, b""), args))
+        async with asyncio.timeout(10):
+            await begun.wait()
+            # Nor what a stranger brought here, whose source does not answer.
+            bob._notes.add(Note(os.urandom(32), "n" * 52, id, b"", False, stranger))
+            await two.move(id)
+        assert not stalled.done()
+        assert list(await two.holders(id)) == ["bob"]
+        stalled.cancel()
+        await asyncio.gather(stalled, return_exceptions=True)
+
+
+async def test_who_is_first_to_publish_has_the_id(folders: Folders) -> None:
+    async with two_peers(folders) as two:
+        id = os.urandom(16)
+        await two.put("alice", id, LARGE)
+        ticket = await two.offer(id)
+        pulling = await begin_and_stall(two, two.pull(ticket, id))
+        other = os.urandom(100)
+        async with _stranger(two) as line:
+            await line.request("put", tensor(id, len(other)), other)
+        go_on(two)
+        with pytest.raises(AlreadyExists):
+            await pulling
+        assert await two.settled(id) == {"alice": LARGE, "bob": other}
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+async def test_a_refusal_drops_nothing_that_another_has_made_under_the_id_since(
+    folders: Folders, is_durable: bool
+) -> None:
+    async with two_peers(folders) as two:
+        id, bob = os.urandom(16), two.peers["bob"]
+        note = Note(os.urandom(32), "n" * 52, id, b"v" * 16, is_durable, "s" * 52)
+        if is_durable:
+            await bob._store._database.write(lambda db: note_arrival(db, note.arrived(), id, 1.0))
+        await two.put("bob", id, SMALL, tags=("mine",) if is_durable else ())
+        await bob._notes._drop(note)
+        assert (await two.ask("bob", "describe", {"id": id}))["record"]["id"] == id
+        assert not await bob._store.moves.unconfirmed()
+
+
+async def test_a_value_that_takes_long_to_make_breaks_no_line(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.05)
+    async with two_peers(folders) as two:
+        id = os.urandom(16)
+        await two.put("alice", id, SMALL, tags=())
+        alice, bob = two.peers["alice"], two.peers["bob"]
+        asked, made, take = asyncio.Event(), asyncio.Event(), taken.take
+
+        async def slowly(*args: Any) -> Any:
+            asked.set()
+            await made.wait()
+            return await take(*args)
+
+        monkeypatch.setattr(moves_module, "take", slowly)
+        ticket = await two.offer(id)
+        pulling = asyncio.create_task(two.pull(ticket, id, publish=False))
+        async with asyncio.timeout(10):
+            await asked.wait()
+            line = await bob._links.to(Member(alice.id, "alice", (alice.url,)))
+            until = asyncio.get_running_loop().time() + 4 * limits.STALL_TIMEOUT
+            while asyncio.get_running_loop().time() < until:
+                await line.request("peers", {})
+            alice._moves._tickets.sweep(1e12)  # nor does the ticket lapse
+            assert not pulling.done() and not line.is_closed
+            made.set()
+            assert (await pulling)["id"] == id
+            assert not line.is_closed
+
+
+async def test_a_strangers_offers_keep_nobody_out(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_TICKETS", 8)
+    async with two_peers(folders) as two:
+        mine, theirs = os.urandom(16), os.urandom(16)
+        await two.put("alice", mine, SMALL)
+        async with _stranger(two, "alice") as line:
+            await line.request("put", tensor(theirs, 100), bytes(100))
+            offer = {"id": theirs, "target": two.peers["bob"].id, "move": True}
+            tickets = [(await line.request("offer", offer)).result["ticket"] for _ in range(8)]
+            with pytest.raises(TooLarge):
+                await line.request("offer", offer)
+        await two.move(mine)
+        assert await two.settled(mine) == {"bob": SMALL}
+        alice = two.peers["alice"]
+        await alice._moves.sweep()
+        kept = [await alice._store.moves.find(ticket) is not None for ticket in tickets]
+        assert kept == [False] + [True] * 7
+
+
+@contextlib.asynccontextmanager
+async def _stranger(two: Two, name: str = "bob") -> AsyncIterator[Connection]:
+    line = await open_as_dialer(two.peers[name].url, Introduction("client", "mallory"), Identity.generate())
+    try:
+        yield line
+    finally:
+        await line.close()

@@ -171,3 +171,78 @@ def test_an_answer_that_comes_too_late_is_not_kept(ledger: Ledger) -> None:
     ledger.answered(entry, DONE)
     assert len(ledger) == 0 and ledger.nbytes == 0
     assert isinstance(ask_again(ledger, 1)[0], GridError)
+
+
+def test_what_is_under_way_stays_whatever_the_client_says_it_has(ledger: Ledger) -> None:
+    entry = ledger.begin(1, "run")
+    assert ledger.is_new(2, 2) and len(ledger) == 1
+    heard = ask_again(ledger, 1)
+    ledger.answered(entry, DONE)
+    assert heard == [DONE]
+    assert ledger.is_new(2, 2) and len(ledger) == 0
+
+
+async def test_what_was_given_up_counts_until_it_has_ended(
+    ledgers: Ledgers, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_MAX_RUNNING", 1)
+    is_over = asyncio.Event()
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await is_over.wait()
+
+    entry = ledger.begin(1, "run")
+    task = asyncio.create_task(stubborn())
+    ledger.started(entry, task)
+    await asyncio.sleep(0)
+    ledger.give_up(entry)
+    with pytest.raises(TooLarge):
+        ledger.begin(2, "run")
+    is_over.set()
+    await asyncio.wait([task])
+    ledger.begin(2, "run")
+    assert ledgers.running_of(DORA[0]) == 1
+
+
+async def test_what_is_in_no_entry_any_more_ends_with_the_lease_too(ledgers: Ledgers, ledger: Ledger) -> None:
+    entry = ledger.begin(1, "run")
+    task = asyncio.create_task(asyncio.Event().wait())
+    ledger.started(entry, task)  # type: ignore[arg-type]
+    ledger.answered(entry, DONE)  # its task may still have something to do
+    assert ledger.is_new(2, 2) and len(ledger) == 0
+    ledgers.forget(DORA)
+    await asyncio.wait([task], timeout=10)
+    assert task.cancelled() and ledgers.tasks == [] and ledgers.running_of(DORA[0]) == 0
+
+
+def test_all_leases_of_a_principal_together_are_bounded(ledgers: Ledgers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_MAX_RUNNING_OF_ONE", 3)
+    entries = [ledgers.of((DORA[0], bytes([number]) * 16)).begin(1, "run") for number in range(3)]
+    more = ledgers.of((DORA[0], bytes([9]) * 16))
+    with pytest.raises(TooLarge, match="under way"):
+        more.begin(1, "run")
+    ledgers.of(ERIC).begin(1, "run")
+    ledgers.of((DORA[0], bytes(16))).answered(entries[0], DONE)
+    more.begin(1, "run")
+
+
+def test_of_those_who_wait_for_one_answer_the_newest_get_it(ledger: Ledger) -> None:
+    entry = ledger.begin(1, "run")
+    heard = [ask_again(ledger, 1) for _ in range(1_000)]
+    assert entry.waiters is not None and len(entry.waiters) <= 4
+    assert isinstance(heard[0][0], PeerLost)
+    ledger.answered(entry, DONE)
+    assert heard[-1] == [DONE]
+
+
+def test_who_leaves_waits_no_more(ledger: Ledger) -> None:
+    entry = ledger.begin(1, "run")
+    heard: list[Heard] = []
+    waiter = heard.append
+    ledger.again(1, "run", waiter)
+    ledger.leave(entry, waiter)
+    ledger.answered(entry, DONE)
+    assert heard == [] and ask_again(ledger, 1) == [DONE]

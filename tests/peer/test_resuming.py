@@ -45,7 +45,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self.is_aborted = False
+        self.is_aborted = self.is_withdrawn = False
         self.finished = asyncio.Event()
         self.may_finish = asyncio.Event()
         self.may_finish.set()
@@ -75,6 +75,9 @@ class Kept:
     async def abort(self) -> None:
         self.is_aborted = True
 
+    async def withdraw(self) -> None:
+        self.is_withdrawn = True
+
 
 @dataclass
 class Holder:
@@ -91,7 +94,7 @@ class Holder:
         match call.op:
             case "fetch":
                 return await self.fetch(Position.of(call.args))
-            case "fetched":
+            case "fetched" | "delete" | "release":
                 return Answer({})
             case "put":
                 arrival = Arrival.of({**call.args, "shape": [1]}, "x", frozenset())
@@ -443,3 +446,77 @@ async def test_a_source_that_cannot_be_read_says_why_and_leaves_nothing(bad: Any
             await upload(line.connect, ARGS, Broken([value_of(4 * BLOCK)]), "alice")
         await until(lambda: not line.holder.uploads.count)
         assert line.holder.intakes[0].is_aborted
+
+
+async def test_a_disk_that_takes_long_to_finish_is_waited_for_after_a_break(
+    bad: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.05)
+    monkeypatch.setattr(limits, "RESUME_TIMEOUT", 0.2)
+    value = value_of(3 * BLOCK)
+    async with bad() as line:
+        begin = line.holder.begin
+
+        async def held_back(nbytes: int) -> Kept:
+            made = await begin(nbytes)
+            made.may_finish.clear()
+            return made
+
+        line.holder.begin = held_back
+        putting = asyncio.ensure_future(line.put(value))
+        await until(lambda: line.holder.intakes and line.holder.intakes[0].taken == len(value))
+        line.proxy.cut()
+        await until(lambda: "resume" in line.holder.asked)
+        await asyncio.wait({putting}, timeout=0.6)
+        line.holder.intakes[0].may_finish.set()
+        assert await putting == {"nbytes": len(value)}
+        assert line.holder.asked.count("resume") == 1 and line.proxy.connections == 2
+
+
+async def test_the_rest_of_a_fetch_may_wait_its_turn_at_the_peer(bad: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = value_of(9 * BLOCK)
+    async with bad(value) as line:
+        line.proxy.down.cut_after, line.proxy.down.cuts = 4 * BLOCK, 1
+        download = await line.download()
+        turn, fetch = asyncio.Event(), line.holder.fetch
+
+        async def wait(at: Position) -> Answer:
+            await turn.wait()
+            return await fetch(at)
+
+        line.holder.fetch = wait
+        monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.05)
+        reading = asyncio.ensure_future(download.into(memoryview(bytearray(len(value)))))
+        await until(lambda: line.holder.asked.count("fetch") == 2)
+        await asyncio.wait({reading}, timeout=0.3)
+        monkeypatch.undo()
+        turn.set()
+        await reading
+        assert line.holder.asked.count("fetch") == 2
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_put_that_is_given_up_when_all_is_there_is_undone(bad: Any, is_cut: bool) -> None:
+    value = value_of(3 * BLOCK)
+    async with bad() as line:
+        begin = line.holder.begin
+
+        async def held_back(nbytes: int) -> Kept:
+            made = await begin(nbytes)
+            made.may_finish.clear()
+            return made
+
+        line.holder.begin = held_back
+        putting = asyncio.ensure_future(line.put(value))
+        await until(lambda: any(upload.finishing for upload in line.holder.uploads._uploads.values()))
+        if is_cut:
+            line.proxy.refuse = True
+            line.proxy.cut()
+            await until(lambda: not any(upload.source for upload in line.holder.uploads._uploads.values()))
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        line.proxy.refuse = False
+        line.holder.intakes[0].may_finish.set()
+        await until(lambda: "release" in line.holder.asked)
+        await until(lambda: is_cut or line.holder.intakes[0].is_withdrawn)

@@ -131,6 +131,34 @@ def test_offers_that_nobody_collects_do_not_pile_up(
     assert issue(tickets, now=61) and len(gone) == 5
 
 
+def test_who_has_the_most_tickets_makes_room_for_the_others(
+    tickets: Tickets, gone: list[Ticket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_TICKETS", 6)
+
+    def issue_to(asker: str) -> Ticket:
+        return tickets.issue(OBJECT, asker, BOB, True, 0)
+
+    hog = [issue_to(CAROL) for _ in range(6)]
+    hog[0].takers = 1  # its value is on its way
+    hog[1].was_collected = True
+    mine = [issue_to(ASKER) for _ in range(3)]
+    assert gone == hog[2:5]  # the oldest that nobody used
+    assert all(tickets.find(ticket.token) is ticket for ticket in (*mine, *hog[:2], hog[5]))
+    for asker in (ASKER, CAROL):  # as many as the other has: it is refused alone
+        with pytest.raises(TooLarge):
+            issue_to(asker)
+    assert issue_to(BOB) and len(gone) == 4
+
+
+def test_a_ticket_in_use_is_not_let_go_for_others(tickets: Tickets, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_TICKETS", 3)
+    for ticket in [issue(tickets) for _ in range(3)]:
+        ticket.takers = 1
+    with pytest.raises(TooLarge):
+        tickets.issue(OBJECT, CAROL, BOB, True, 0)
+
+
 def test_what_was_given_up_takes_no_room_from_new_offers(tickets: Tickets, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_TICKETS", 5)
     made = []

@@ -14,7 +14,7 @@ from peer.arrivals import Arrival
 from peer.intake import pieces_of
 from peer.uploads import Uploads
 from protocol import limits
-from protocol.errors import BadRequest, Corrupt, GridError, PeerLost, StorageFull, TimedOut
+from protocol.errors import BadRequest, Corrupt, GridError, PeerLost, StorageFull, TimedOut, TooLarge
 
 BLOCK = limits.BLOCK
 
@@ -75,7 +75,9 @@ class Intake:
         self.taken = 0
         self.failure = failure
         self.finished = 0
-        self.is_aborted = False
+        self.is_aborted = self.is_withdrawn = False
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
 
     @property
     def memory(self) -> int:
@@ -90,6 +92,7 @@ class Intake:
 
     async def finish(self, arrived: Any = None) -> dict[str, Any]:
         await asyncio.sleep(0)
+        await self.may_finish.wait()
         if self.failure is not None:
             raise self.failure
         self.finished += 1
@@ -97,6 +100,9 @@ class Intake:
 
     async def abort(self) -> None:
         self.is_aborted = True
+
+    async def withdraw(self) -> None:
+        self.is_withdrawn = True
 
 
 @dataclass
@@ -377,3 +383,101 @@ async def test_what_had_come_whole_over_a_line_that_broke_is_finished(peer: Any)
         with pytest.raises(asyncio.CancelledError):
             await putting
         assert await alice.resume() == {"record": {"nbytes": 2 * BLOCK}}
+
+
+async def test_of_two_that_begin_at_once_none_is_left_in_no_table(peer: Any) -> None:
+    async with peer() as alice:
+        connections = [Connection(), Connection()]
+        streams = [Stream(2 * BLOCK), Stream(2 * BLOCK)]
+        begin = alice.begin
+
+        async def slowly(nbytes: int) -> Intake:
+            await asyncio.sleep(0)
+            return await begin(nbytes)
+
+        alice.begin = slowly
+        both = [alice.put(stream, connection=line) for stream, line in zip(streams, connections, strict=True)]
+        await settle()
+        for stream, line in zip(streams, connections, strict=True):
+            line.is_closed = True
+            stream.fail(PeerLost("the line broke"))
+        await asyncio.gather(*both, return_exceptions=True)
+        await settle()
+        assert alice.uploads.count == 1
+        assert [intake.is_aborted for intake in alice.made] == [True, False]
+
+
+async def test_one_that_is_cancelled_while_room_is_made_is_thrown_away(
+    peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_PARTIALS", 1)
+    async with peer() as alice:
+        await alice.broken(1, of=4)
+        slow = asyncio.Event()
+        abort = alice.made[0].abort
+
+        async def slowly() -> None:
+            await slow.wait()
+            await abort()
+
+        alice.made[0].abort = slowly
+        putting = alice.put(Stream(4 * BLOCK), number=1)
+        await settle()
+        putting.cancel()
+        await asyncio.gather(putting, return_exceptions=True)
+        assert alice.made[1].is_aborted and alice.uploads.count == 0
+        alice.made[0].is_aborted = True  # what the test held back
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_PARTIALS", 2), ("PARTIAL_BYTES", 9 * BLOCK)])
+async def test_those_that_break_together_give_way_too(
+    peer: Any, limit: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with peer() as alice:
+        connection, streams = Connection(), [Stream(4 * BLOCK) for _ in range(5)]
+        puts = [alice.put(stream, number=number, connection=connection) for number, stream in enumerate(streams)]
+        for stream in streams:
+            stream.bring()
+        await settle()
+        monkeypatch.setattr(limits, limit, value)
+        connection.is_closed = True
+        for stream in streams:
+            stream.fail(PeerLost("the line broke"))
+        await asyncio.gather(*puts, return_exceptions=True)
+        await settle()
+        assert alice.uploads.count == 2
+        assert [intake.is_aborted for intake in alice.made] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_PARTIALS", 2), ("PARTIAL_BYTES", 7 * BLOCK)])
+async def test_more_than_may_be_kept_is_refused_while_lines_bring_it(
+    peer: Any, limit: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, limit, value)
+    async with peer() as alice:
+        streams = [Stream(4 * BLOCK) for _ in range(2)]
+        puts = [alice.put(stream, number=number) for number, stream in enumerate(streams)]
+        await settle()
+        with pytest.raises(TooLarge, match="transfers of yours"):
+            await alice.put(Stream(4 * BLOCK), number=2)
+        others = alice.put(Stream(0), number=3, asker="erin")
+        assert await others == {"nbytes": 0}
+        for stream in streams:
+            stream.bring(4)
+        assert await asyncio.gather(*puts) == 2 * [{"nbytes": 4 * BLOCK}]
+
+
+async def test_what_its_sender_gives_up_while_it_is_finished_goes_then(peer: Any) -> None:
+    async with peer() as alice:
+        stream = Stream(BLOCK)
+        putting = alice.put(stream)
+        await until(lambda: alice.made)
+        alice.made[0].may_finish.clear()
+        stream.bring()
+        await settle()
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        alice.made[0].may_finish.set()
+        await until(lambda: alice.made[0].is_withdrawn)
+        assert alice.made[0].finished == 1 and alice.uploads.count == 0

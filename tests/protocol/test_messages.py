@@ -94,6 +94,7 @@ BAD: list[tuple[type, dict[str, Any]]] = [
     *[
         (Request, {"id": 1, "op": "put", "args": {}, **wrong})
         for wrong in (
+            {"once": 5, "seen": 6},
             {"id": 0},
             {"id": -1},
             {"id": True},

@@ -26,6 +26,17 @@ async def offer(store, kit, nbytes=100, token=TOKEN):
     return record["id"]
 
 
+def test_offers_are_withdrawn_together_and_those_that_are_done_stay(run, kit):
+    async def body(store, folder):
+        done = await offer(store, kit)
+        await store.moves.offer(OTHER, done, ASKER, TARGET, SOON)
+        assert await store.moves.give_up(TOKEN, done, always)
+        await store.moves.withdraw(TOKEN, OTHER)
+        assert (await store.moves.find(TOKEN)).is_done and await store.moves.find(OTHER) is None
+
+    run(body)
+
+
 # --- at the source ----------------------------------------------------------------------------------------
 def test_an_offer_is_there_after_a_restart_and_its_token_is_nowhere(run, kit, tmp_path):
     ids = []
