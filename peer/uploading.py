@@ -15,7 +15,7 @@ from peer.patience import Patience, first_line
 from peer.payloads import AtHand, Payload, Resumed, close_payload
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import BadRequest, Corrupt, GridError, TimedOut
+from protocol.errors import BadRequest, Corrupt, GridError, LinkError, TimedOut
 
 
 async def upload(
@@ -132,14 +132,20 @@ class _Upload:
     def _withdraw(self) -> None:
         """It was given up, and the peer may have all of it by now. Waits for nothing."""
         connection = self._connection
-        if connection is not None and not connection.is_closed:  # after what told the peer to stop
-            connection.post(*undoing(self._args)).add_done_callback(forget)
-            return
-        if not self._source.was_read_whole:  # then it is no more than a part, which nobody comes back for
-            return
-        task = asyncio.get_running_loop().create_task(self._withdraw_later())
-        _background.add(task)
-        task.add_done_callback(_background.discard)
+        if connection is None or connection.is_closed:
+            self._withdraw_soon()
+        else:  # after what told the peer to stop, which may be lost with a line that is dead already
+            connection.post(*undoing(self._args)).add_done_callback(self._was_asked)
+
+    def _was_asked(self, asked: asyncio.Future[Response]) -> None:
+        if not asked.cancelled() and isinstance(asked.exception(), LinkError):
+            self._withdraw_soon()
+
+    def _withdraw_soon(self) -> None:
+        if self._source.was_read_whole:  # else it is no more than a part, which goes when nobody comes back for it
+            task = asyncio.get_running_loop().create_task(self._withdraw_later())
+            _background.add(task)
+            task.add_done_callback(_background.discard)
 
     async def _withdraw_later(self) -> None:
         with contextlib.suppress(GridError):
