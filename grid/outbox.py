@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 
 from grid.handle import Handle
-from peer.asking import Asked
+from peer.asking import Asked, forget
 from peer.calls import Response
 from peer.lasting import Lasting
 from protocol import limits
@@ -150,7 +150,7 @@ class Outbox:
                 stop += 1
             self._post(max(stop, 1))
         while self._released and (not had_operations or len(self._released) >= _RELEASE_BATCH):
-            self._link.post("release", {"ids": self._take_released()}).add_done_callback(_forget)
+            self._link.post("release", {"ids": self._take_released()}).add_done_callback(forget)
 
     def _post(self, stop: int, fetch: bytes | None = None) -> asyncio.Future[Response]:
         """One `run` request with the first operations of the queue."""
@@ -244,8 +244,3 @@ def _size(operation: list[Any]) -> int:
         else:
             return 16 + len(name) + _SMALL_BYTES * (len(args) + len(outs))
     return len(msgpack.packb(operation))
-
-
-def _forget(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

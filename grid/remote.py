@@ -18,6 +18,7 @@ from grid.ids import fresh_id
 from grid.outbox import Outbox
 from grid.pointer import Pointer
 from grid.saving import Source, save_object
+from peer.asking import forget
 from peer.calls import Response, Statistics
 from peer.connection import Connection
 from peer.lasting import Lasting
@@ -25,7 +26,7 @@ from peer.links import Links
 from peer.membership import Member
 from peer.payloads import JoinedPayload, Payload, read_all
 from peer.resuming import Download, Progress, upload
-from peer.uploading import forget, undoing
+from peer.uploading import undoing
 from protocol import limits
 from protocol.codec import Buffer
 from protocol.errors import BadRequest, BadTensor, GridError, LinkError, NotFound, PeerLost

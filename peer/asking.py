@@ -219,3 +219,9 @@ def drop(future: asyncio.Future[Response]) -> None:
         stream = future.result().stream
         if stream is not None:
             stream.abort()
+
+
+def forget(future: asyncio.Future[Any]) -> None:
+    """For a future's end: nobody waits for it, and that it is an error is no defect."""
+    if not future.cancelled():
+        future.exception()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from peer.asking import forget
 from peer.calls import Response
 from peer.connection import Connection
 from peer.patience import Patience
@@ -182,7 +183,7 @@ class Download:
         connection, token = self._connection, self._token
         self._connection = self._token = None
         if token is not None and connection is not None and not connection.is_closed:
-            connection.post("fetched", {"token": token}).add_done_callback(_forget)
+            connection.post("fetched", {"token": token}).add_done_callback(forget)
 
     def _advance(self, done: int) -> None:
         self._done = min(done, self.nbytes)
@@ -245,8 +246,3 @@ class Download:
 
 def _size(response: Response) -> int:
     return response.stream.nbytes if response.stream is not None else len(response.payload)
-
-
-def _forget(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

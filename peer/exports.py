@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from typing import Any, Final
 
 from peer.buffers import Buffer
 from peer.calls import Answer
-from peer.hashing import hash_of
+from peer.hashing import hash_of, unpack_hashes
 from peer.payloads import Payload, Resumed, Wrapped, hashes_of
 from peer.spans import StoredSpan, Value, memory_of, payload_of
 from protocol import codec, limits
@@ -172,11 +171,12 @@ class Exports:
             if offset and offset >= payload.nbytes:
                 raise BadRequest(f"offset {offset} of a value of {payload.nbytes} bytes")
             if blocks is not None:
-                known = list(struct.unpack_from(f"<{offset // limits.BLOCK}Q", blocks))
+                known = list(unpack_hashes(blocks))
+            elif (hashes := hashes_of(payload)) is not None:
+                known = list(hashes)
             else:
                 known = self._known(at.token)
-                if hashes_of(payload) is None:
-                    payload = _Noting(payload, known)
+                payload = _Noting(payload, known)
             if not offset:
                 return payload
             await _fill(known, payload, offset)

@@ -1,5 +1,7 @@
 """Hashes of blocks: XXH3-64 of each, and the XXH3-128 over them all that stands for the whole value (SPEC.md, 6).
 
+One rule for the wire, the store and the workers: what was hashed in one place is checked in the others.
+
 They find what broke on the way, or what an end sent wrongly; against an end that lies on purpose the names of
 contents (BLAKE3) are kept.
 """
@@ -12,14 +14,31 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest, xxh3_128
 
+from protocol import limits
 from protocol.codec import Buffer
 
 _U64: Final = struct.Struct("<Q")
+HASH_BYTES: Final = _U64.size
 
 
 def hash_of(block: Buffer) -> int:
     """XXH3-64: a tenth of a millisecond for a whole block."""
     return xxh3_64_intdigest(block)
+
+
+def block_count(nbytes: int) -> int:
+    """Blocks in a value of so many bytes; the last may be shorter."""
+    return -(-nbytes // limits.BLOCK)
+
+
+def block_hash_at(blocks: bytes, number: int) -> int:
+    """The hash of block `number` in a packed list of them (StoredObject.blocks): each as u64 little-endian."""
+    return int.from_bytes(blocks[number * HASH_BYTES : (number + 1) * HASH_BYTES], "little")
+
+
+def unpack_hashes(blocks: bytes) -> Sequence[int]:
+    """All hashes of a packed list of them."""
+    return struct.unpack(f"<{len(blocks) // HASH_BYTES}Q", blocks)
 
 
 class Digest:

@@ -30,8 +30,7 @@ async def upload(
         GridError: what the peer answers, or why the payload cannot be read; LinkError where the peer is not reached.
     """
     try:
-        make = _SourceAtHand if isinstance(payload, AtHand) else _Source
-        return await _Upload(connect, args, make(payload, progress), name).run()
+        return await _Upload(connect, args, _Source(payload, progress), name).run()
     finally:
         close_payload(payload)
 
@@ -41,6 +40,7 @@ class _Source:
 
     def __init__(self, payload: Payload, progress: Progress | None) -> None:
         self._payload = payload
+        self._now = payload.now if isinstance(payload, AtHand) else None
         self._progress = progress
         self._hashes: list[int] = []  # of the first blocks
         self._most = 0
@@ -52,6 +52,13 @@ class _Source:
         with self._noting_failure():
             data = await self._payload.read(offset, size)
         self._was_read(offset + size)
+        return data
+
+    def now(self, offset: int, size: int) -> Buffer | None:
+        with self._noting_failure():
+            data = None if self._now is None else self._now(offset, size)
+        if data is not None:
+            self._was_read(offset + size)
         return data
 
     @contextlib.contextmanager
@@ -87,22 +94,6 @@ class _Source:
             self._hashes.append(hash_of(block))
             await asyncio.sleep(0)
         return Resumed(self, offset, self._hashes[:count])
-
-
-class _SourceAtHand(_Source):
-    """The same, of what can be read without waiting."""
-
-    def __init__(self, payload: Payload, progress: Progress | None) -> None:
-        super().__init__(payload, progress)
-        assert isinstance(payload, AtHand)
-        self._at_hand: AtHand = payload
-
-    def now(self, offset: int, size: int) -> Buffer | None:
-        with self._noting_failure():
-            data = self._at_hand.now(offset, size)
-        if data is not None:
-            self._was_read(offset + size)
-        return data
 
 
 class _Upload:
@@ -206,9 +197,3 @@ _background: set[asyncio.Task[None]] = set()
 def undoing(args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The request that undoes a `put` with these arguments."""
     return "delete" if args.get("publish") or args.get("tags") else "release", {"ids": [args["id"]]}
-
-
-def forget(future: asyncio.Future[Any]) -> None:
-    """Nobody waits for this answer; that it is an error is no defect."""
-    if not future.cancelled():
-        future.exception()

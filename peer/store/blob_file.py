@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from peer import blocks
+from peer.hashing import HASH_BYTES, block_count, block_hash_at, hash_of
 from peer.store.fs import disk_errors
-from peer.store.hashes import HASH_BYTES, block_count, block_hash, block_hash_at
 from peer.store.waiting import undisturbed
 from protocol import limits
 from protocol.codec import Buffer
@@ -98,7 +98,7 @@ class BlobFile:
             return last[1]
         low = number * limits.BLOCK
         data = self._pread(min(limits.BLOCK, self.layout.nbytes - low), self.layout.start + low)
-        if block_hash(data) != block_hash_at(self.layout.blocks, number):
+        if hash_of(data) != block_hash_at(self.layout.blocks, number):
             raise corrupt(self.content, f"has a damaged block {number}", block=number)
         return data
 

@@ -8,36 +8,11 @@ starts, and costs a tenth of the reading. Figures: docs/decisions/0006-content-n
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
-from typing import Final
-
 from blake3 import blake3
-from xxhash import xxh3_64, xxh3_64_intdigest
+from xxhash import xxh3_64
 
+from peer.hashing import HASH_BYTES, hash_of
 from protocol import limits
-
-HASH_BYTES: Final = 8  # one block's hash: u64 little-endian
-
-
-def block_hash(data: bytes | memoryview) -> int:
-    """The hash of one block."""
-    return xxh3_64_intdigest(data)
-
-
-def block_count(nbytes: int) -> int:
-    """Blocks in a payload of so many bytes; the last may be shorter."""
-    return -(-nbytes // limits.BLOCK)
-
-
-def block_hash_at(blocks: bytes, number: int) -> int:
-    """The hash of block `number` in a list of them (StoredObject.blocks)."""
-    return int.from_bytes(blocks[number * HASH_BYTES : (number + 1) * HASH_BYTES], "little")
-
-
-def unpack_hashes(blocks: bytes) -> Sequence[int]:
-    """All hashes of a list of them."""
-    return struct.unpack(f"<{len(blocks) // HASH_BYTES}Q", blocks)
 
 
 class FileHasher:
@@ -63,7 +38,7 @@ class FileHasher:
             part = rest[: limits.BLOCK - self._filled]
             rest = rest[len(part) :]
             if len(part) == limits.BLOCK:
-                self._close(block_hash(part))  # no state to keep: half the cost
+                self._close(hash_of(part))  # no state to keep: half the cost
                 continue
             self._open.update(part)
             self._filled += len(part)

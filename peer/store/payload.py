@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from peer.hashing import unpack_hashes
 from peer.store.blob_file import BlobFile
-from peer.store.hashes import unpack_hashes
 from peer.store.waiting import undisturbed
 from protocol import limits
 from protocol.codec import Buffer

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from peer.hashing import HASH_BYTES
 from peer.store import rows
 from peer.store.blobs import Blobs
 from peer.store.database import Database
-from peer.store.hashes import HASH_BYTES
 from peer.store.removal import Removal
 from peer.store.rows import StoredObject
 from protocol.errors import Corrupt, StorageError

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakSet
 
-from xxhash import xxh3_64_intdigest
-
+from peer.hashing import HASH_BYTES, block_count, block_hash_at, hash_of
 from peer.worker import memory
 from protocol import limits
 from protocol.errors import BadTensor, Corrupt
 
-_HASH: Final = 8  # bytes of one hash, u64 little-endian
 _BLOCK: Final = limits.BLOCK
 
 
@@ -37,31 +35,30 @@ class BlockHashes:
     first: int = 0
 
     def __post_init__(self) -> None:
-        if self.start < 0 or self.first < 0 or len(self.hashes) % _HASH:
+        if self.start < 0 or self.first < 0 or len(self.hashes) % HASH_BYTES:
             raise BadTensor("block hashes that make no sense")
 
     def of(self, offset: int, nbytes: int) -> BlockHashes:
         """Those that `nbytes` from `offset` of the file on lie in."""
         first, last = self._blocks_of(offset, nbytes)
-        at = _HASH * (first - self.first)
-        hashes = self.hashes[at : at + _HASH * (last - first)]
+        at = HASH_BYTES * (first - self.first)
+        hashes = self.hashes[at : at + HASH_BYTES * (last - first)]
         return BlockHashes(self.start, self.nbytes, hashes, first)
 
     def covering(self, offset: int, nbytes: int) -> tuple[int, int]:
         """Where the blocks begin and end in the file that these bytes lie in. BadTensor where hashes are missing."""
         first, last = self._blocks_of(offset, nbytes)
-        if not self.first <= first or last - self.first > len(self.hashes) // _HASH:
+        if not self.first <= first or last - self.first > len(self.hashes) // HASH_BYTES:
             raise BadTensor("fewer hashes came than the tensor has blocks")
         return self.start + first * _BLOCK, self.start + min(last * _BLOCK, self.nbytes)
 
     def hash_of(self, block: int) -> int:
-        at = _HASH * (block - self.first)
-        return int.from_bytes(self.hashes[at : at + _HASH], "little")
+        return block_hash_at(self.hashes, block - self.first)
 
     @property
     def count(self) -> int:
         """Blocks of the whole payload."""
-        return -(-self.nbytes // _BLOCK)
+        return block_count(self.nbytes)
 
     def to_wire(self) -> list[Any]:
         return [self.start, self.nbytes, self.hashes, self.first]
@@ -141,7 +138,7 @@ class Guard:
         self._check_bytes = check_bytes
         # Bytes are looked at for each tensor, blocks for all together: neighbours share the block between them.
         self._first = 0 if check_bytes else hashes.first
-        self._done = bytearray(len(hashes.hashes) // _HASH) if check_bytes else known.good
+        self._done = bytearray(len(hashes.hashes) // HASH_BYTES) if check_bytes else known.good
 
     def check(self, start: int, stop: int) -> None:
         """Check the blocks that the tensor's bytes from `start` to `stop` lie in, unless they have been.
@@ -177,7 +174,7 @@ class Guard:
             if not memory.populate(address, nbytes):
                 raise self._corrupt(block, "cannot be read")
             with memory.view_at(address, nbytes) as data:
-                if xxh3_64_intdigest(data) != self._hashes.hash_of(block):
+                if hash_of(data) != self._hashes.hash_of(block):
                     raise self._corrupt(block, "is not what was stored")
             self._known.good[block] = 1
         if self._check_bytes is not None:

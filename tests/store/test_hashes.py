@@ -7,7 +7,8 @@ import pytest
 from blake3 import blake3
 from xxhash import xxh3_64_intdigest
 
-from peer.store.hashes import FileHasher, block_count, block_hash_at
+from peer.hashing import block_count, block_hash_at
+from peer.store.hashes import FileHasher
 from protocol import limits
 
 
