@@ -1,22 +1,23 @@
 """The command line: what can be said. `grid --help`; the manual is docs/cli.md. What it does is in grid/commands/.
 
 What is slow to import (torch, and so much of the package grid) is imported by the commands that need it: help,
-completion, `start`, `up` and `down` answer at once, and looking, storing files and upkeep need no torch.
+completion, `start`, `up` and `down` answer at once, and only what computes or prints values needs torch.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-Work = Callable[..., Awaitable[Any]]
+Work = Callable[..., Coroutine[Any, Any, Any]]
 
 
 @dataclass(slots=True)
@@ -54,10 +55,11 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help=".
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")]
 OwnPeer = Annotated[
     str | None,
-    typer.Argument(metavar="[PEER]", help="One of this machine; without it all.", autocompletion=_peer_names),
+    typer.Argument(metavar="PEER", help="One of this machine; without it all.", autocompletion=_peer_names),
 ]
 DataDir = Annotated[
-    Path | None, typer.Option(metavar="D", help="The folder of a peer that does not run now and was started with it.")
+    Path | None,
+    typer.Option(metavar="FOLDER", help="The folder of a peer that does not run now and was started with it."),
 ]
 
 
@@ -82,8 +84,8 @@ def options(
     _chosen.via, _chosen.debug = via, debug
 
 
-async def _joined(looks_only: bool) -> Any:
-    if looks_only:
+async def _joined(without_torch: bool) -> Any:
+    if without_torch:
         from grid.mesh import Mesh
 
         return await Mesh.open(_chosen.via)
@@ -92,24 +94,24 @@ async def _joined(looks_only: bool) -> Any:
     return await Grid.open(_chosen.via)
 
 
-def on_grid(*, looks_only: bool | Callable[[Any], bool] = False, **settings: Any) -> Callable[[Work], Work]:
+def on_grid(*, without_torch: bool | Callable[[Any], bool] = False, **settings: Any) -> Callable[[Work], Work]:
     """Makes a command of an async function whose first argument is the grid; the others are the command's.
 
-    One that `looks_only` gets a grid.mesh.Mesh, which needs no torch and so is there a second sooner; a function says
-    so for the options that were given.
+    One that does `without_torch` gets a grid.mesh.Mesh, and so is there a second sooner; a function says so for the
+    options that were given.
     """
 
     def register(work: Work) -> Work:
         @functools.wraps(work)
         def command(*args: Any, **kwargs: Any) -> None:
-            from peer.process import run_loop
+            from grid.commands.stopping import run as run_stoppable
 
             async def joined() -> None:
-                is_light = looks_only(kwargs) if callable(looks_only) else looks_only
-                async with await _joined(is_light) as g:
+                needs_none = without_torch(kwargs) if callable(without_torch) else without_torch
+                async with await _joined(needs_none) as g:
                     await work(g, *args, **kwargs)
 
-            run_loop(joined())
+            run_stoppable(joined())
 
         signature = inspect.signature(work)
         hints = get_type_hints(work, include_extras=True)
@@ -127,16 +129,24 @@ def on_grid(*, looks_only: bool | Callable[[Any], bool] = False, **settings: Any
 
 @app.command()
 def start(
-    name: Annotated[str, typer.Argument(help="What the peer is called: letters, digits, '.', '_', '-'.")],
-    port: Annotated[int | None, typer.Option(help="Default: 7700, or a free one where that is taken.")] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; loopback only.")] = "127.0.0.1",
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What the peer is called: letters, digits, '.', '_', '-'.")
+    ],
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Default: 7700, or a free one where that is taken.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address to listen on; loopback only.")
+    ] = "127.0.0.1",
     join: Annotated[list[str] | None, typer.Option(metavar="URL", help="A peer elsewhere to join.")] = None,
     advertise: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="What others are told instead of its address: a tunnel, a forwarded port."),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where to keep what is published.")] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error, on standard error.")] = "warning",
+    data_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to keep what is published.")] = None,
+    log_level: Annotated[
+        str, typer.Option(metavar="LEVEL", help="debug, info, warning or error, on standard error.")
+    ] = "warning",
 ) -> None:
     """Run a peer in this terminal until Ctrl-C. Peers on one machine find each other."""
     from grid.commands import peers as commands
@@ -150,7 +160,7 @@ def start(
 
 @app.command()
 def up(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="What the peers are called.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="What the peers are called.")],
     as_json: Json = False,
 ) -> None:
     """Run peers in the background. Their logs are in one folder, which is printed."""
@@ -163,7 +173,7 @@ def up(
 def down(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME...]", help="Which; without names all.", autocompletion=_peer_names),
+        typer.Argument(metavar="NAME", help="Which; without names all.", autocompletion=_peer_names),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -173,7 +183,7 @@ def down(
     commands.down(names or (), as_json)
 
 
-@on_grid(looks_only=True)
+@on_grid(without_torch=True)
 async def peers(g: Any, as_json: Json = False) -> None:
     """Who is there, in which state, holding how much."""
     from grid.commands import peers as commands
@@ -181,11 +191,11 @@ async def peers(g: Any, as_json: Json = False) -> None:
     await commands.peers(g, as_json)
 
 
-@on_grid(looks_only=True)
+@on_grid(without_torch=True)
 async def status(
     g: Any,
     name: Annotated[
-        str | None, typer.Argument(metavar="[PEER]", help="Which; without it all.", autocompletion=_peer_names)
+        str | None, typer.Argument(metavar="PEER", help="Which; without it all.", autocompletion=_peer_names)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -199,32 +209,32 @@ async def status(
 def verify(name: OwnPeer = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Check every hash of what a peer of this machine has stored, and its database. Ends with 1 if it finds damage."""
     from grid.commands import upkeep as commands
-    from peer.process import run_loop
+    from grid.commands.stopping import run as run_stoppable
 
-    raise typer.Exit(run_loop(commands.verify(name, data_dir, as_json)))
+    raise typer.Exit(run_stoppable(commands.verify(name, data_dir, as_json)))
 
 
 @app.command()
 def compact(name: OwnPeer = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Free the disk of what a peer of this machine does not need any more."""
     from grid.commands import upkeep as commands
-    from peer.process import run_loop
+    from grid.commands.stopping import run as run_stoppable
 
-    run_loop(commands.compact(name, data_dir, as_json))
+    run_stoppable(commands.compact(name, data_dir, as_json))
 
 
 # --- objects ----------------------------------------------------------------------------------------------
 
 
-@on_grid(looks_only=True)
+@on_grid(without_torch=True)
 async def put(
     g: Any,
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files, FILE:NAME inside one, or folders.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, FILE:NAME inside one, or folders.")],
     to: Annotated[str, typer.Option("--to", metavar="PEER", help="Who is to hold it.", autocompletion=_peer_names)],
     tag: Annotated[list[str], typer.Option("--tag", metavar="'#TAG'", help="How it is found; repeat it for more.")],
-    describe: Annotated[str, typer.Option(help="A description; search looks into it.")] = "",
+    describe: Annotated[str, typer.Option(metavar="TEXT", help="A description; search looks into it.")] = "",
     private: Annotated[bool, typer.Option("--private", help="Others may compute on it, not take it.")] = False,
-    name: Annotated[str | None, typer.Option(help="A name; without it, the file's.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="A name; without it, the file's.")] = None,
     as_json: Json = False,
 ) -> None:
     """Publish tensors from files: .npy .npz .csv .parquet .safetensors .pt, IDX (also .gz), folders of them.
@@ -236,12 +246,12 @@ async def put(
     await commands.put(g, files, to, tag, describe, private, name, as_json)
 
 
-@on_grid(looks_only=True, context_settings={"ignore_unknown_options": True})  # a query may begin with '-'
+@on_grid(without_torch=True, context_settings={"ignore_unknown_options": True})  # a query may begin with '-'
 async def search(
     g: Any,
-    query: Annotated[str, typer.Argument(help="docs/queries.md says how; '' finds everything.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="docs/queries.md says how; '' finds everything.")],
     watch: Annotated[bool, typer.Option("--watch", help="Go on, and print again whenever the answer changes.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for peers.", min=0.01)] = 3.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds to wait for peers.", min=0.01)] = 3.0,
     as_json: Json = False,
 ) -> None:
     """Find published objects on all peers, and say which peers did not answer."""
@@ -250,7 +260,7 @@ async def search(
     await commands.search(g, query, watch, timeout, as_json)
 
 
-@on_grid(looks_only=True)
+@on_grid(without_torch=True)
 async def show(g: Any, ref: Ref, as_json: Json = False) -> None:
     """All that is known of one object, but its value."""
     from grid.commands import objects as commands
@@ -258,7 +268,7 @@ async def show(g: Any, ref: Ref, as_json: Json = False) -> None:
     await commands.show_object(g, ref, as_json)
 
 
-@on_grid(looks_only=lambda options: options["out"] is not None)
+@on_grid(without_torch=lambda options: options["out"] is not None)
 async def get(g: Any, ref: Ref, out: Out = None, force: Force = False, as_json: Json = False) -> None:
     """Fetch one object's value into a file, or print it. The peer keeps it.
 
@@ -272,7 +282,7 @@ async def get(g: Any, ref: Ref, out: Out = None, force: Force = False, as_json: 
         await commands.get_value(g, ref, as_json)
 
 
-@on_grid()
+@on_grid(without_torch=True)
 async def move(g: Any, ref: Ref, peer: Target, as_json: Json = False) -> None:
     """Move an object to a peer; the data go there directly."""
     from grid.commands import objects as commands
@@ -280,7 +290,7 @@ async def move(g: Any, ref: Ref, peer: Target, as_json: Json = False) -> None:
     await commands.transfer(g, ref, peer, "move", as_json)
 
 
-@on_grid()
+@on_grid(without_torch=True)
 async def copy(g: Any, ref: Ref, peer: Target, as_json: Json = False) -> None:
     """Copy an object to a peer; the data go there directly."""
     from grid.commands import objects as commands
@@ -288,14 +298,14 @@ async def copy(g: Any, ref: Ref, peer: Target, as_json: Json = False) -> None:
     await commands.transfer(g, ref, peer, "copy", as_json)
 
 
-@on_grid(context_settings={"ignore_unknown_options": True})
+@on_grid(without_torch=True, context_settings={"ignore_unknown_options": True})
 async def tag(
     g: Any,
     ref: Ref,
     changes: Annotated[
-        list[str] | None, typer.Argument(metavar="[+TAG|-TAG]...", help="+#a adds a tag, -#b takes one away.")
+        list[str] | None, typer.Argument(metavar="+TAG|-TAG", help="+#a adds a tag, -#b takes one away.")
     ] = None,
-    describe: Annotated[str | None, typer.Option(help="Set the description.")] = None,
+    describe: Annotated[str | None, typer.Option(metavar="TEXT", help="Set the description.")] = None,
     as_json: Json = False,
 ) -> None:
     """Change the tags or the description of an object of yours."""
@@ -304,10 +314,10 @@ async def tag(
     await commands.tag(g, ref, changes or (), describe, as_json)
 
 
-@on_grid()
+@on_grid(without_torch=True)
 async def rm(
     g: Any,
-    refs: Annotated[list[str], typer.Argument(metavar="REF...", help="Ids, or queries that find one object each.")],
+    refs: Annotated[list[str], typer.Argument(metavar="REF", help="Ids, or queries that find one object each.")],
     as_json: Json = False,
 ) -> None:
     """Delete objects of yours."""
@@ -323,7 +333,10 @@ async def rm(
 async def run(
     g: Any,
     plan: Annotated[str, typer.Argument(metavar="FILE.py:PLAN", help="A file of yours, and the @grid.plan in it.")],
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME=QUERY]...")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME=QUERY", help="The plan's arguments, each by a query that finds one object."),
+    ] = None,
     out: Out = None,
     force: Force = False,
     as_json: Json = False,
@@ -352,15 +365,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="grid")
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return _quiet_after(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
     except KeyboardInterrupt:
-        return EXIT_CODES[KeyboardInterrupt]
+        return _quiet_after(EXIT_CODES[KeyboardInterrupt])
     except Exception as error:
         if _chosen.debug:
             raise
         complain(error)
         return exit_code(error)
     return 0
+
+
+def _quiet_after(code: int) -> int:
+    """After a Ctrl-C the next one, while Python takes itself down, is silent too."""
+    from grid.commands.errors import EXIT_CODES
+    from grid.commands.stopping import end_at_once
+
+    if code == EXIT_CODES[KeyboardInterrupt]:
+        signal.signal(signal.SIGINT, end_at_once)
+    return code
 
 
 if __name__ == "__main__":

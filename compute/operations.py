@@ -249,11 +249,6 @@ NUMBERS: Final[Mapping[str, int]] = MappingProxyType(
 """Arithmetic on plain numbers inside a program (sizes, mostly), and how many arguments each takes."""
 
 
-def is_allowed(name: object) -> bool:
-    """True for an operation of the table; number arithmetic is allowed inside programs alone."""
-    return isinstance(name, str) and name in OPERATIONS
-
-
 # Callers inside torch ask for uninitialised memory and fill it (dropout does); the same call on zeros gives the same
 # result and tells nobody what lay there before. The number is the position of a `stride` or `physical_layout`
 # argument that zeros has no use for.

@@ -50,7 +50,6 @@ class Entry:
         overload: the torch operator, called as `overload(*args, **kwargs)` with what `bind` returned.
         parameters: the arguments, in the order of the schema.
         is_inplace: the operation's result is its first argument, changed.
-        is_random: two runs differ.
         writes: positions (in `parameters`) of arguments that it may write; see `written`.
         n_results: how many values it returns; a list of tensors counts as one.
         gives_list: its one result is a list of tensors (split, unbind).
@@ -62,7 +61,6 @@ class Entry:
     overload: Any
     parameters: tuple[Parameter, ...]
     is_inplace: bool
-    is_random: bool
     writes: tuple[int, ...]
     n_results: int
     gives_list: bool
@@ -172,7 +170,6 @@ def _entry(name: str, operator: Any) -> Entry:
         overload=operator,
         parameters=parameters,
         is_inplace=0 in written and aliases[:1] == (0,),
-        is_random=torch.Tag.nondeterministic_seeded in operator.tags,
         writes=written,
         n_results=len(returns),
         gives_list=len(returns) == 1 and str(returns[0].real_type) == "List[Tensor]",

@@ -5,13 +5,16 @@ Files in import order:
     ids.py        fresh object ids
     handle.py     what a pointer points to, and letting it go
     outbox.py     operations on their way to a peer
+    dispatch.py   operations on pointers: queued at their peer, shapes known at once
     pointer.py    pointers: torch tensors whose data live at a peer
     fresh.py      memory for a value that is about to come
     files/        tensors in files of each kind, read and written in pieces
     saving.py     objects into files
+    handing.py    an object handed from peer to peer
     remote.py     one peer: g["alice"]
     hits.py       what a search found
     mesh.py       the grid without tensors: who is there, and what they say they have
+    found.py      objects of any kind where they are: changed, deleted, moved, copied
     putting.py    files into peers
     upkeep.py     the stores of this machine's peers: verify, compact
     stored.py     what stored models and plans have in common

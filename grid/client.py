@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from grid.hits import Hits, is_id_prefix
@@ -17,7 +18,6 @@ from grid.running import Runner
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.membership import Member
-from peer.neighbours import Neighbours
 from protocol import limits
 from protocol.errors import GridError, UnknownPeer
 
@@ -35,16 +35,13 @@ class Grid(Mesh):
     await g.run(plan, name="query")             compute where the data are
     """
 
-    def __init__(
-        self,
-        identity: Identity,
-        name: str = "",
-        neighbours: Neighbours | None = None,
-        patience: float = limits.RECONNECT_TIMEOUT,
-    ) -> None:
-        super().__init__(identity, name, neighbours, patience)
-        self._remotes: dict[str, RemotePeer] = {}
-        self._runner = Runner(self)
+    @cached_property
+    def _remotes(self) -> dict[str, RemotePeer]:
+        return {}
+
+    @cached_property
+    def _runner(self) -> Runner:
+        return Runner(self)
 
     async def _before_leaving(self) -> None:
         for remote in self._remotes.values():
@@ -94,7 +91,7 @@ class Grid(Mesh):
         found = await self.find_records(query, timeout)
         broken: dict[str, str] = {}
         hits = await self._hits(found.records, broken)
-        return Hits(query, hits, {**found.unreachable, **broken}, found.truncated)
+        return Hits(query, hits, {**found.unreachable, **broken}, found.truncated, found.damaged)
 
     async def stream(self, query: str, timeout: float = limits.SEARCH_TIMEOUT) -> AsyncIterator[Any]:
         """The same objects one by one, as the answers arrive."""

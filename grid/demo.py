@@ -6,7 +6,6 @@ Each has a key of its own. Every result is compared with the same computation by
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -19,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from grid import show
 from grid.client import Grid, connect
+from grid.commands.stopping import run
 from grid.local_grid import LocalGrid, local
 from grid.plans import plan
 from grid.pointer import Pointer
@@ -102,7 +102,7 @@ def main(as_json: bool = False) -> int:
     story = Story(as_json)
     started = time.monotonic()
     digits = Digits.load()
-    asyncio.run(_tell(story, digits))
+    run(_tell(story, digits))
     story.figures.update(seconds=round(time.monotonic() - started, 1), checks=story.checks, ok=story.is_right)
     if as_json:
         show.json_out(story.figures)

@@ -6,9 +6,11 @@ object lets it go; a pointer to a published object never owns it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from protocol.errors import BadRequest, GridError, PeerLost
+from protocol.errors import BadRequest, GridError, NotFound, PeerLost
 
 if TYPE_CHECKING:
     from grid.pointer import Pointer
@@ -21,7 +23,7 @@ class Handle:
     A temporary is good for one `era` of its peer: until that forgets what this client had there.
     """
 
-    __slots__ = ("_failure", "_gone", "era", "home", "id", "owns", "record", "target")
+    __slots__ = ("_failure", "_gone", "_is_late", "era", "home", "id", "owns", "record", "target")
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class Handle:
         self.era = home.outbox.era
         self._failure: GridError | None = None
         self._gone: str | None = None
+        self._is_late = False
 
     def __del__(self) -> None:
         if self.owns and self._gone is None:
@@ -59,7 +62,13 @@ class Handle:
     def fail(self, error: GridError) -> None:
         """The operation that makes or changes the object has failed. The first reason is the one that counts."""
         if self._failure is None:
-            self._failure = error
+            self._failure = self._forgotten() if self._is_late and isinstance(error, NotFound) else error
+
+    def made_late(self, era: int) -> None:
+        """The operation that makes or changes it was queued before this era, and is asked for in it: what it is made
+        of may be gone."""
+        self.era = era
+        self._is_late = True
 
     def check(self) -> None:
         """Raises why the object cannot be used any more: it was taken, moved, deleted, or never came to be."""
@@ -68,11 +77,29 @@ class Handle:
         if self._failure is not None:
             raise self._failure.again()
         if self.owns and self.era != self.home.outbox.era:
-            raise PeerLost(
-                f"{self.home.name} was restarted, or was out of reach for too long: the temporaries of this client are "
-                f"gone there, {self.id.hex()[:12]} among them. Compute it again; what is published is still there",
-                peer=self.home.name,
-            )
+            raise self._forgotten()
+
+    @contextlib.asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """Around what is asked of the object: raises as `check`, also where it turns out meanwhile that it is gone."""
+        self.check()
+        try:
+            yield
+        except NotFound:
+            await self.recheck()
+            raise
+
+    async def recheck(self) -> None:
+        """`check`, when it is known what became of all that was asked: for what its peer did not find."""
+        await self.home.outbox.settle()
+        self.check()
+
+    def _forgotten(self) -> PeerLost:
+        return PeerLost(
+            f"{self.home.name} was restarted, or was out of reach for too long: the temporaries of this client are "
+            f"gone there, {self.id.hex()[:12]} among them. Compute it again; what is published is still there",
+            peer=self.home.name,
+        )
 
     def give_up(self, why: str) -> None:
         """The object is gone from there; `why` says so to whoever uses the pointer still."""

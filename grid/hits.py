@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
+from grid.ids import ID_BYTES
 from protocol.errors import Ambiguous, NotFound
 
 if TYPE_CHECKING:
@@ -25,15 +27,22 @@ class Hits(Sequence["Hit"]):
         query: what was asked.
         unreachable: {peer name: reason}.
         truncated: names of peers that had more than limits.MAX_HITS.
+        damaged: {peer name: how many more match there, whose rows cannot be read}.
     """
 
     def __init__(
-        self, query: str, hits: Sequence[Hit], unreachable: Mapping[str, str], truncated: Sequence[str] = ()
+        self,
+        query: str,
+        hits: Sequence[Hit],
+        unreachable: Mapping[str, str],
+        truncated: Sequence[str] = (),
+        damaged: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.query = query
         self._hits = list(hits)
         self.unreachable = dict(unreachable)
         self.truncated = list(truncated)
+        self.damaged = dict(damaged)
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -48,6 +57,7 @@ class Hits(Sequence["Hit"]):
     def __repr__(self) -> str:
         lines = [f"{len(self)} hits for {self.query!r}", *(f"  {hit!r}" for hit in self._hits)]
         lines += [f"  no answer from {name}: {reason}" for name, reason in self.unreachable.items()]
+        lines += [f"  {name} has {count} more that cannot be read" for name, count in self.damaged.items()]
         return "\n".join(lines)
 
     @property
@@ -77,6 +87,10 @@ class Hits(Sequence["Hit"]):
 def is_id_prefix(reference: str) -> bool:
     """Whether a text may be meant as the beginning of an id."""
     return _ID_PREFIX.fullmatch(reference) is not None
+
+
+def is_whole_id(text: str) -> bool:
+    return is_id_prefix(text) and len(text) == 2 * ID_BYTES
 
 
 def only(query: str, records: Sequence[Mapping[str, Any]], unreachable: Mapping[str, str]) -> dict[str, Any]:

@@ -6,6 +6,9 @@ import os
 from typing import Final
 
 ID_BYTES: Final = 16
+PART_BYTES: Final = 2
+"""The last ones of a model's id, which count its tensors (SPEC.md, Objects)."""
+
 _BATCH: Final = 256
 
 _drawn: list[bytes] = []
@@ -19,6 +22,11 @@ def fresh_id() -> bytes:
         random = os.urandom(ID_BYTES * _BATCH)
         _drawn.extend(random[at : at + ID_BYTES] for at in range(0, len(random), ID_BYTES))
         return _drawn.pop()
+
+
+def fresh_model_id() -> bytes:
+    """One for a model: the ids of its tensors count on from it."""
+    return fresh_id()[:-PART_BYTES] + bytes(PART_BYTES)
 
 
 # A forked child would otherwise give out the same ids as its parent.

@@ -8,19 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from grid.hits import is_id_prefix, only
 from peer.calls import Statistics
 from peer.connection import Connection
+from peer.elsewhere import Elsewhere
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.links import Links, Traffic
 from peer.membership import Member, Membership, read_members
 from peer.neighbours import Neighbours
 from peer.opening import open_as_dialer
+from peer.resuming import Others, Waiting
 from protocol import limits
 from protocol.codec import Buffer
 from protocol.errors import GridError, LinkError, NothingRunning, PeerLost, Unreachable
@@ -32,7 +34,7 @@ _REFRESH_SECONDS = 1.0
 _FIRST_TRIES = 3
 
 Record = dict[str, Any]
-_Answer = tuple[list[Record], bool]  # of one peer: what it has, and whether it has more
+_Answer = tuple[list[Record], Mapping[str, Any]]  # of one peer: what it has, and what else it says of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,14 @@ class PeerInfo:
 @dataclass(frozen=True, slots=True)
 class Records:
     """What a search found, as the peers describe it. `unreachable` names those that did not answer, and why;
-    `truncated` those that had more than limits.MAX_HITS."""
+    `truncated` those that had more than limits.MAX_HITS; `damaged` those at which more match, and how many, whose rows
+    cannot be read."""
 
     query: str
     records: Sequence[Record]
     unreachable: dict[str, str]
     truncated: Sequence[str]
+    damaged: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -136,8 +140,8 @@ class Mesh:
         if failures:
             raise NothingRunning(f"no peer of this machine answers: {'; '.join(failures)}")
         raise NothingRunning(
-            "no peer runs on this machine: start one with 'grid start alice', or give the address "
-            "of one elsewhere, like ws://127.0.0.1:7700"
+            "no peer runs on this machine: start one with 'grid start alice', or give the address of one elsewhere: "
+            "'grid --via ws://127.0.0.1:7700 ...', grid.connect(\"ws://127.0.0.1:7700\")"
         )
 
     async def _first_session(self, url: str) -> Connection:
@@ -209,9 +213,18 @@ class Mesh:
         """An open connection to that peer: for requests, or the other one, for large payloads. LinkError."""
         return await self._links.to(member, bulk=bulk)
 
-    async def reach(self, member: Member) -> None:
+    @property
+    def others(self) -> Others:
+        """Who else has what a peer has damaged, for peer/resuming.py."""
+        return Elsewhere(self._links, self.id, self._links.members)
+
+    async def reach(self, member: Member, waiting: Waiting | None = None) -> None:
         """Before a large transfer begins: wait for a line that is down, where it was there before. LinkError."""
-        await self._links.reach(member, bulk=True)
+        await self._links.reach(member, bulk=True, waiting=waiting)
+
+    async def request(self, member: Member, op: str, args: Record) -> Record:
+        """Ask it, over whatever connection there is (peer/lasting.py); the result map."""
+        return (await self._links.lasting(member).request(op, args)).result
 
     async def _read(self, member: Member, op: str, args: dict[str, Any]) -> tuple[dict[str, Any], Buffer]:
         """Ask for what changes nothing, and its payload. A connection that breaks is replaced once: what cannot be
@@ -258,7 +271,8 @@ class Mesh:
         return self._links.traffic.all()
 
     def statistics(self) -> dict[str, Statistics]:
-        """What the connections of this client carried so far, those that are over included, by peer id."""
+        """What the connections of this client carried so far, those that are over included, by peer id: a Statistics
+        (peer/calls.py) each, of bytes and messages in both directions, and of tensor bytes alone."""
         return self._links.traffic.statistics()
 
     # --- search -------------------------------------------------------------------------------------------
@@ -269,7 +283,8 @@ class Mesh:
         async for _ in self._answers(fanout):
             pass
         unreachable = {peer.name: error.message for peer, error in fanout.unreachable.items()}
-        return Records(query, fanout.hits, unreachable, [peer.name for peer in fanout.truncated])
+        damaged = {peer.name: count for peer, count in fanout.damaged.items()}
+        return Records(query, fanout.hits, unreachable, [peer.name for peer in fanout.truncated], damaged)
 
     async def find_record(self, reference: str) -> Record:
         """One object, by a query that finds one or by the beginning of its id (4 hex digits or more).
@@ -310,8 +325,8 @@ class Mesh:
     def _answered(self, fanout: Fanout, id: str, task: asyncio.Task[_Answer], now: float) -> Sequence[Record]:
         error = task.exception()
         if error is None:
-            records, is_truncated = task.result()
-            return fanout.answered(id, records, is_truncated, now)
+            records, more = task.result()
+            return fanout.answered(id, records, more.get("truncated"), now, more.get("damaged"))
         if not isinstance(error, GridError):
             raise error
         if isinstance(error, LinkError):
@@ -323,4 +338,4 @@ class Mesh:
         member = self._membership.get(id)
         assert member is not None
         result, rows = await self._read(member, "search", {"query": query})
-        return unpack_rows(rows, limits.MAX_HITS), result.get("truncated") is True
+        return unpack_rows(rows, limits.MAX_HITS), result

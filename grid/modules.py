@@ -21,7 +21,7 @@ from compute.model import ModelSpec, ProgramModule, capture_model
 from compute.spec import Layout, pack_spec, unpack_spec
 from compute.values import tensor_bytes, tensor_from
 from grid.handle import Handle
-from grid.ids import fresh_id
+from grid.ids import PART_BYTES, fresh_model_id
 from grid.pointer import Pointer
 from grid.stored import Stored
 from peer.resuming import Download, Progress
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from grid.remote import RemotePeer
 
 _AT_ONCE = 8  # tensors of one module under way at the same time
-_PART_BYTES = 2
 
 
 class RemoteModule(nn.Module):
@@ -126,7 +125,7 @@ async def _put_model(
 ) -> dict[str, Any]:
     head, tensors = pack_spec(spec.to_wire()), spec.tensors(module)
     pieces: list[Buffer] = [head, *(tensor_bytes(tensors[name]) for name, _ in _layout(spec))]
-    return await home.put(_model_id(), {**fields, "spec_bytes": len(head)}, pieces, progress)
+    return await home.put(fresh_model_id(), {**fields, "spec_bytes": len(head)}, pieces, progress)
 
 
 def _looked_up(parts: Mapping[int, Pointer]) -> Callable[[torch.Tensor], Any]:
@@ -240,12 +239,7 @@ class RemoteModel(Stored, nn.Module):
         return RemoteModel(peer, record)
 
     def _copy_id(self) -> bytes:
-        return _model_id()
-
-
-def _model_id() -> bytes:
-    """A fresh id for a model: its tensors' ids count on from it (SPEC.md, Objects)."""
-    return fresh_id()[:-_PART_BYTES] + bytes(_PART_BYTES)
+        return fresh_model_id()
 
 
 def _layout(spec: ModelSpec) -> Layout:
@@ -254,10 +248,10 @@ def _layout(spec: ModelSpec) -> Layout:
 
 def _parts(home: RemotePeer, record: Mapping[str, Any], layout: Layout) -> dict[str, Pointer]:
     """Pointers to a stored model's tensors: their ids count on from the model's (SPEC.md, Objects)."""
-    base = record["id"][:-_PART_BYTES]
+    base = record["id"][:-PART_BYTES]
     found = {}
     for number, (name, header) in enumerate(layout, 1):
-        id = base + number.to_bytes(_PART_BYTES, "big")
+        id = base + number.to_bytes(PART_BYTES, "big")
         part = {**record, "id": id, "kind": "tensor", "name": name, "nbytes": header.nbytes}
         handle = Handle(home, id, owns=False, record=part)
         found[name] = Pointer.of(handle, DTYPE_OF[header.dtype], header.shape)

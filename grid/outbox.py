@@ -111,7 +111,7 @@ class Outbox:
         for each in (self._made, *waiting):
             for made in each:
                 for handle in made:
-                    handle.era = self.era
+                    handle.made_late(self.era)
 
     async def flush(self) -> Lasting:
         """Send what is queued, or have it sent when there is a connection again; later requests on the link that is

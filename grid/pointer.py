@@ -1,9 +1,9 @@
 """Pointers: torch tensors whose data live at a peer.
 
 A pointer is a wrapper subclass of torch.Tensor: it has shape, strides and dtype, and no data. `__torch_dispatch__`
-sees every ATen operation below autograd, works out the shapes of its results from the shapes of its inputs, queues
-the operation for the peer and returns pointers at once. So autograd, nn.Module and torch.optim work on pointers as
-they are. Method: https://pytorch.org/docs/stable/notes/extending.html, "Extending torch with a Tensor wrapper type".
+sees every ATen operation below autograd, and grid/dispatch.py queues it for the peer and gives pointers at once. So
+autograd, nn.Module and torch.optim work on pointers as they are. Method:
+https://pytorch.org/docs/stable/notes/extending.html, "Extending torch with a Tensor wrapper type".
 """
 
 from __future__ import annotations
@@ -15,13 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from compute.bounds import Result
-from compute.estimate import infer
-from compute.operations import substitute
-from compute.table import Entry, lookup
-from compute.values import encode_call, inline_tensor
+from grid.dispatch import Dispatch
 from grid.handle import Handle
-from grid.ids import fresh_id
 from protocol.errors import BadRequest, NeedsAwait, NotCollocated, NotFound
 from search.tags import parse_tags
 
@@ -74,7 +69,7 @@ class Pointer(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks the first argument
         cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return dispatch(function, args, kwargs or {})
+        return _dispatch(function, args, kwargs or {})
 
     # --- what it is ---------------------------------------------------------------------------------------
 
@@ -159,7 +154,7 @@ class Pointer(torch.Tensor):
         try:
             value = await self.location.fetch(self._handle, self.numel() * self.element_size(), progress)
         except NotFound:
-            self._handle.check()  # it may just have become known why
+            await self._handle.recheck()
             raise
         if self.requires_grad and self.is_leaf:
             value.requires_grad_()
@@ -180,11 +175,11 @@ class Pointer(torch.Tensor):
 
         Raises:
             BadFile: another ending, a file that is there (without `overwrite`), a dtype that the format cannot hold, or
-                a disk that is full or refuses.
+                a disk that refuses. StorageFull: one that has no room for it.
             Denied: the value is private to others.
         """
-        self._handle.check()
-        return await self.location.save(self._handle.id, "tensor", path, overwrite, progress)
+        async with self._handle.in_use():
+            return await self.location.save(self._handle.id, "tensor", path, overwrite, progress)
 
     async def move(self, peer: RemotePeer) -> Pointer:
         """Send the data to `peer` directly; the pointer there. To where it is: does nothing.
@@ -235,15 +230,15 @@ class Pointer(torch.Tensor):
         return await self._edit(description=text)
 
     async def _edit(self, **changes: Any) -> Pointer:
-        self._handle.check()
-        self._handle.record = await self.location.edit(self._handle.id, **changes)
+        async with self._handle.in_use():
+            self._handle.record = await self.location.edit(self._handle.id, **changes)
         self._handle.owns = False  # published: it outlives its pointers
         return self
 
     async def delete(self) -> None:
         """Remove the object from its peer."""
-        self._handle.check()
-        await self.location.delete([self._handle.id])
+        async with self._handle.in_use():
+            await self.location.delete([self._handle.id])
         self._handle.give_up("it was deleted")
 
     async def _give_up(self, why: str) -> None:
@@ -311,182 +306,7 @@ class Pointer(torch.Tensor):
         )
 
 
-# --- dispatch ---------------------------------------------------------------------------------------------
-
-
-def dispatch(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """One ATen operation on pointers: queued at their peer, its results returned as pointers.
-
-    Raises:
-        NotCollocated: the pointers are at different peers, or one argument is here.
-        NeedsAwait: the result is a plain value, or its shape depends on data.
-        OperationNotAllowed, BadRequest, OperationFailed: as the peer would refuse it.
-    """
-    name = _name(function)
-    shared = _SAME_OBJECT.get(name)
-    if shared is not None and isinstance(args[0], Pointer):
-        return shared(args[0])
-    pointers = _pointers(args, kwargs)
-    if name in _PLAIN_VALUES:
-        pointers[0]._needs_await(_PLAIN_VALUES[name])
-    home = pointers[0]._handle.home
-    for pointer in pointers:
-        handle = pointer._handle
-        if handle.target is not None:
-            return _through_chain(function, args, kwargs, pointers)
-        if handle.home is not home:
-            home = _home(name, pointers)
-    if kwargs:
-        kwargs = {key: value for key, value in kwargs.items() if key not in _PLACES}
-    name, args, kwargs = substitute(name, args, kwargs)
-    entry = lookup(name)
-    bound, named = entry.bind(args, kwargs)
-    estimate = infer(entry, bound, named)
-    if not estimate.is_exact:
-        raise NeedsAwait(
-            f"the shape of what {name} gives depends on the data, which are at {home.name}: compute it inside a plan "
-            "(grid.run), or await the values first",
-            operation=name,
-        )
-    wire_args, wire_kwargs = encode_call(args, kwargs, _Reference(home))
-    if entry.is_inplace:
-        changed = args[0]
-        _check_keeps_shape(name, changed, estimate.results[0])
-        home.outbox.post([name, wire_args, wire_kwargs, []], (changed._handle,))
-        return changed
-    if entry.n_results == 1 and not entry.writes and not entry.gives_list and (result := estimate.results[0]):
-        handle = Handle(home, fresh_id(), owns=True)
-        home.outbox.post([name, wire_args, wire_kwargs, [handle.id]], (handle,))
-        return Pointer.of(handle, result.dtype, result.shape, result.stride)
-    made = [_result(home, result) for result in estimate.results]
-    handles = [pointer._handle for pointer in made if pointer is not None]
-    written = [pointer._handle for pointer in _written(entry, args, kwargs)]
-    home.outbox.post([name, wire_args, wire_kwargs, [handle.id for handle in handles]], (*handles, *written))
-    if entry.gives_list:
-        return made
-    return made[0] if entry.n_results == 1 else tuple(made)
-
-
-def _check_keeps_shape(name: str, changed: Pointer, result: Result | None) -> None:
-    if result is not None and (result.shape != tuple(changed.shape) or result.dtype != changed.dtype):
-        plain = name.split(".")[1].rstrip("_")
-        raise BadRequest(
-            f"{plain}_() would change the shape of a pointer in place: write x = x.{plain}(...) instead", operation=name
-        )
-
-
-def _result(home: RemotePeer, result: Result | None) -> Pointer | None:
-    if result is None:
-        return None
-    return Pointer.of(Handle(home, fresh_id(), owns=True), result.dtype, result.shape, result.stride)
-
-
-def _written(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Pointer]:
-    if not entry.writes:
-        return []
-    call = entry.named(args, kwargs)
-    values = [call[entry.parameters[position].name] for position in entry.writes]
-    return [value for value in values if isinstance(value, Pointer)]
-
-
-class _Reference:
-    """How a tensor among the arguments is written: a pointer by its id, a local tensor of no dimensions by value."""
-
-    def __init__(self, home: RemotePeer) -> None:
-        self._home = home
-
-    def __call__(self, tensor: torch.Tensor) -> Any:
-        if isinstance(tensor, Pointer):
-            tensor._handle.check()
-            return tensor._handle.id
-        if tensor.dim() == 0:
-            return inline_tensor(tensor)
-        raise NotCollocated(
-            f"one tensor, {list(tensor.shape)}, is here and the others are at {self._home.name}: send it there first "
-            f"(await g[{self._home.name!r}].send(tensor))"
-        )
-
-
-def _through_chain(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], pointers: list[Pointer]) -> Any:
-    """On pointers to pointers: the operation runs where the data are, and each hop points to its result."""
-    hop = _home(_name(function), pointers)
-    inner = dispatch(function, _map(args, _target), {key: _map(value, _target) for key, value in kwargs.items()})
-    if _name(function).split(".")[1].endswith("_"):
-        return args[0]
-    return _map(inner, lambda value: hop.link_soon(value) if isinstance(value, Pointer) else value)
-
-
-def _target(value: Any) -> Any:
-    if not isinstance(value, Pointer):
-        return value
-    if value._handle.target is None:
-        raise NotCollocated(
-            f"{value!r} holds its data itself, the others are pointers to pointers: pull those first "
-            "(await pointer.remote_get())"
-        )
-    return value._handle.target
-
-
-def _map(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_map(item, change) for item in value)
-    return change(value)
-
-
-def _pointers(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Pointer]:
-    found: list[Pointer] = []
-    for value in args:
-        if isinstance(value, Pointer):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found.extend(item for item in value if isinstance(item, Pointer))
-    for value in kwargs.values():
-        if isinstance(value, Pointer):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found.extend(item for item in value if isinstance(item, Pointer))
-    return found
-
-
-def _home(name: str, pointers: list[Pointer]) -> RemotePeer:
-    first = pointers[0]
-    for other in pointers:
-        if other._handle.home is not first._handle.home:
-            here, there = first.location.name, other.location.name
-            raise NotCollocated(
-                f"{first!r} is at {here}, {other!r} is at {there}: bring them together first, for example "
-                f"'y = await y.move(g[{here!r}])'",
-                operation=name,
-            )
-    return first._handle.home
-
-
-def _share(pointer: Pointer) -> Pointer:
-    """A second tensor for the same object: what detach() and alias() are."""
-    return Pointer.of(pointer._handle, pointer.dtype, pointer.shape, pointer.stride())
-
-
-_SAME_OBJECT: dict[str, Callable[[Pointer], Pointer]] = {
-    "aten.detach.default": _share,
-    "aten.alias.default": _share,
-    "aten.lift_fresh.default": _share,
-}
-_PLAIN_VALUES = {
-    "aten._local_scalar_dense.default": ".item()",
-    "aten.item.default": ".item()",
-    "aten.is_nonzero.default": "bool()",
-    "aten.equal.default": "torch.equal()",
-    "aten.allclose.default": "torch.allclose()",
-}
-_PLACES = frozenset({"device", "layout", "pin_memory", "non_blocking"})  # the peer decides where and how
-_names: dict[Any, str] = {}
-
-
-def _name(function: Any) -> str:
-    name = _names.get(function)
-    if name is None:
-        name = _names[function] = f"{function.namespace}.{function._opname}.{function._overloadname}"
-    return name
+_dispatch = Dispatch(Pointer)
 
 
 def _contiguous(shape: Sequence[int]) -> list[int]:

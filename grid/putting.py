@@ -1,6 +1,6 @@
 """Files into peers, read in pieces as they go: `grid put`. Without torch, but for .pt.
 
-One file that cannot be read does not keep the others; a peer that cannot take more ends it.
+One file that cannot be read does not keep the others; a peer that cannot take more ends it, and what is left is named.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from grid.ids import fresh_id
 from grid.mesh import Mesh, Record
 from peer.membership import Member
 from peer.payloads import Payload
-from peer.resuming import Progress, upload
+from peer.resuming import Wait, upload
 from protocol import limits
 from protocol.errors import GridError, RequestError
 from search.records import check_description
@@ -28,10 +28,18 @@ from search.tags import parse_tags
 _AFTER: Final = "waiting for its disk"
 
 
+class Bar(Protocol):
+    """How far one transfer is: bytes done and in all, and whom it waits for."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+    def waiting(self, wait: Wait | None) -> None: ...
+
+
 class Shown(Protocol):
     """How the user sees what goes on: while the context is open, under that title."""
 
-    def progress(self, title: str, after: str = ...) -> AbstractContextManager[Progress]: ...
+    def progress(self, title: str, after: str = ...) -> AbstractContextManager[Bar]: ...
 
     def waiting(self, title: str) -> AbstractContextManager[None]: ...
 
@@ -42,8 +50,9 @@ class Putting:
 
     Attributes:
         tags, description, private: of all of them. name: instead of the file's; where there are several, before it.
-        failures: what could not be put and why, by file; filled by `run`.
-        at_work: what is being put now, for who stops it.
+        failures: what could not be put and why, by file; filled by `run`, as all below.
+        count: how many tensors are there. at_work, file: what is being put now, or was when it ended.
+        end: why the peer took no more (its disk is full, it is lost, it refuses), or None; `untried` names the rest.
     """
 
     mesh: Mesh
@@ -53,24 +62,40 @@ class Putting:
     private: bool = False
     name: str | None = None
     failures: list[tuple[str, GridError]] = field(default_factory=list)
+    count: int = 0
     at_work: str | None = None
+    file: str | None = None
+    end: GridError | None = None
+    untried: list[str] = field(default_factory=list)
 
     async def run(self, paths: Iterable[str], shown: Shown) -> AsyncIterator[tuple[str, Record]]:
-        """Raises LinkError, StorageError, Denied: the peer takes no more. What was given by then is there."""
+        """What was given is there. Ends early where the peer takes no more: see `end`."""
         fields = self._fields()
         files = self._asked(paths)
-        for file in files:
+        for number, file in enumerate(files, 1):
+            self.file, self.untried = str(file), [str(later) for later in files[number:]]
             try:
-                found = await self._found(file, shown)
-                is_one = len(files) == len(found) == 1
-                for entry in found:
-                    title = self.at_work = self._title(file, entry, is_one)
-                    with shown.progress(f"{title} to {self.member.name}", _AFTER) as progress:
-                        record = await self._put(file, entry, {**fields, "name": title}, progress)
+                async for title, record in self._put_file(file, fields, len(files) == 1, shown):
+                    self.count += 1
                     yield title, record
             except RequestError as error:
                 self.failures.append((str(file), error))
+            except GridError as error:
+                self.end = error
+                return
         self.at_work = None
+
+    async def _put_file(
+        self, file: Asked, fields: Record, is_only: bool, shown: Shown
+    ) -> AsyncIterator[tuple[str, Record]]:
+        found = await self._found(file, shown)
+        titles = [self._title(file, entry, is_only and len(found) == 1) for entry in found]
+        later = self.untried
+        for number, (entry, title) in enumerate(zip(found, titles, strict=True), 1):
+            self.at_work, self.untried = title, titles[number:] + later
+            with shown.progress(f"{title} to {self.member.name}", _AFTER) as bar:
+                record = await self._put(file, entry, {**fields, "name": title}, bar)
+            yield title, record
 
     def _fields(self) -> Record:
         """Checked before any file is opened: what is wrong with these is so for all."""
@@ -102,16 +127,16 @@ class Putting:
         own = file.name_of(entry)
         return own if self.name is None else self.name if is_one else f"{self.name}/{own}"
 
-    async def _put(self, file: Asked, entry: Entry, fields: Record, progress: Progress) -> Record:
+    async def _put(self, file: Asked, entry: Entry, fields: Record, bar: Bar) -> Record:
         args = {"id": fresh_id(), **fields, **entry.header.to_wire()}
         source = _opened(file, entry)
         try:
-            await self.mesh.reach(self.member)
+            await self.mesh.reach(self.member, bar.waiting)
         except BaseException:
             source.close()
             raise
         connect = partial(self.mesh.to, self.member, bulk=source.nbytes > limits.INLINE_PAYLOAD)
-        answer = await upload(connect, args, source, self.member.name, progress)
+        answer = await upload(connect, args, source, self.member.name, bar, bar.waiting)
         return {"peer": self.member.name, "peer_id": self.member.id, **answer.result["record"]}
 
 

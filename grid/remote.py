@@ -13,6 +13,7 @@ import torch
 from compute.dtypes import DTYPE_OF, NAME_OF
 from compute.values import header_of, tensor_bytes, tensor_from
 from grid.fresh import fresh
+from grid.handing import hand_over
 from grid.handle import Handle
 from grid.ids import fresh_id
 from grid.outbox import Outbox
@@ -21,15 +22,16 @@ from grid.saving import Source, save_object
 from peer.asking import forget
 from peer.calls import Response, Statistics
 from peer.connection import Connection
+from peer.elsewhere import Elsewhere, TensorName
 from peer.lasting import Lasting
 from peer.links import Links
 from peer.membership import Member
 from peer.payloads import JoinedPayload, Payload, read_all
-from peer.resuming import Download, Progress, upload
+from peer.resuming import Download, Others, Progress, upload
 from peer.uploading import undoing
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import BadRequest, BadTensor, GridError, LinkError, NotFound, PeerLost
+from protocol.errors import BadRequest, BadTensor, GridError
 from protocol.tensors import TensorHeader
 from search.tags import parse_tags
 
@@ -47,6 +49,7 @@ class RemotePeer:
         self.member = member
         self.asker = asker
         self._links = links
+        self._elsewhere = Elsewhere(links, asker, links.members)
         self.outbox = Outbox(links.lasting(member), loop)
 
     @property
@@ -202,19 +205,26 @@ class RemotePeer:
                 answer = await small
             header, data = TensorHeader.from_wire(answer.result), await _into_memory(answer)
         else:
-            header, download = await self.open_download(handle, progress)
+            header, download = await self.open_download(handle, progress, others=self._elsewhere)
             data = await _into_memory(download)
+            if download.is_mixed and download.content is not None:
+                name = TensorName(header)
+                await asyncio.to_thread(name.update, data)
+                name.check(download.content)
         header.check_payload(len(data))
         return tensor_from(header, data)
 
-    async def open_download(self, handle: Handle, progress: Progress | None = None) -> tuple[TensorHeader, Download]:
+    async def open_download(
+        self, handle: Handle, progress: Progress | None = None, others: Others | None = None
+    ) -> tuple[TensorHeader, Download]:
         """The value of a tensor object as it comes, never whole in memory: its header, and its bytes, which are to be
-        read to their end or given up with `abort`. When the line breaks they go on over another.
+        read to their end or given up with `abort`. When the line breaks they go on over another. For `others` see
+        Download.begin.
 
         Raises:
             Denied, NotFound, LinkError; BadTensor where the peer describes something else.
         """
-        download = await self.download(handle.id, progress)
+        download = await self.download(handle.id, progress, others)
         try:
             header = TensorHeader.from_wire(download.result)
             header.check_payload(download.nbytes)
@@ -223,11 +233,11 @@ class RemotePeer:
             raise
         return header, download
 
-    async def download(self, id: bytes, progress: Progress | None = None) -> Download:
+    async def download(self, id: bytes, progress: Progress | None = None, others: Others | None = None) -> Download:
         """The answer to `fetch` of any object, when all that was asked before is done; to be read to its end."""
         await self.outbox.settle()
         await self.reach()
-        return await Download.begin(self.connect, "fetch", {"id": id}, self.name, progress)
+        return await Download.begin(self.connect, "fetch", {"id": id}, self.name, progress, others=others)
 
     async def save(
         self, id: bytes, kind: str, path: str | os.PathLike[str], overwrite: bool, progress: Progress | None
@@ -235,7 +245,8 @@ class RemotePeer:
         """An object's value into a file; see Pointer.save."""
         await self.outbox.settle()
         await self.reach()
-        return await save_object(Source(self.connect, self.name, id, kind), path, overwrite, progress)
+        source = Source(self.connect, self.name, id, kind, others=self._elsewhere)
+        return await save_object(source, path, overwrite, progress)
 
     async def read_spec(self, id: bytes) -> bytes:
         """The program of a stored model or plan."""
@@ -264,7 +275,13 @@ class RemotePeer:
         return int((await self.request("clear", {}))["deleted"])
 
     def statistics(self) -> Statistics:
-        """What the connections between this client and that peer carried so far."""
+        """What the connections between this client and that peer carried so far, those that are over included.
+
+        `sent_bytes`, `received_bytes`: of all WebSocket messages, without TLS, TCP and WebSocket headers.
+        `sent_messages`, `received_messages`: how many. `payload_sent`, `payload_received`: tensor bytes among them.
+        Counts only grow: take the difference of two for what happened in between. What peers carry between them is
+        in their own `status()`.
+        """
         return self._links.traffic.statistics().get(self.id, Statistics())
 
     async def status(self) -> dict[str, Any]:
@@ -308,10 +325,10 @@ class RemotePeer:
     ) -> Pointer:
         """Move or copy an object from this peer to `target`, directly; the pointer there."""
         handle = pointer._handle
-        handle.check()
         id = handle.id if move else fresh_id()
         publish = handle.is_published if publish is None else publish
-        record = await self.hand_over(handle.id, target, id, move=move, publish=publish)
+        async with handle.in_use():
+            record = await self.hand_over(handle.id, target, id, move=move, publish=publish)
         made = Handle(target, record["id"], owns=not record["published"], record=record, target=handle.target)
         result = Pointer.of(made, pointer.dtype, pointer.shape, requires_grad=pointer.requires_grad and pointer.is_leaf)
         if result.requires_grad and isinstance(pointer.grad, Pointer):
@@ -321,36 +338,9 @@ class RemotePeer:
     async def hand_over(
         self, id: bytes, target: RemotePeer, new_id: bytes, *, move: bool, publish: bool
     ) -> dict[str, Any]:
-        """offer here, pull there (SPEC.md, 10); the record of the object at `target`.
-
-        A move that was cut and is asked for again goes on where it was, or finds that it is done.
-        """
+        """See grid/handing.py; what was asked here before comes first."""
         await self.outbox.settle()
-        try:
-            offer = await self.request("offer", {"id": id, "target": target.id, "move": move})
-        except NotFound:
-            arrived = await self._arrived(id, target) if move else None
-            if arrived is None:
-                raise
-            return arrived
-        args = {"peer": self.id, "ticket": offer["ticket"], "id": new_id, "publish": publish}
-        try:
-            return dict((await target.request("pull", args))["record"])
-        except LinkError as error:
-            if move and isinstance(error, PeerLost):
-                where = f"at {self.name} still, or whole at {target.name}"
-                error.message += f". The object is {where}: move it again when both are there"
-            elif move:
-                error.message += f". The object is at {self.name} still"
-            raise
-
-    async def _arrived(self, id: bytes, target: RemotePeer) -> dict[str, Any] | None:
-        """The object's record at `target`, if it came there by a move of ours whose answer was lost."""
-        try:
-            record = await target.describe_object(id)
-        except GridError:
-            return None
-        return record if record["owner"] == self.asker else None
+        return await hand_over(self, target, self.asker, id, new_id, move=move, publish=publish)
 
 
 _background: set[asyncio.Task[None]] = set()

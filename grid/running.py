@@ -58,7 +58,13 @@ class Runner:
         placement = place(_described(job), self._grid.id)
         home = self._grid[placement.peer]
         ids, brought = await self._bring(job, placement, home)
-        return await self._execute(job.program, home, ids, brought)
+        try:
+            return await self._execute(job.program, home, ids, brought)
+        except NotFound:
+            for given in job.inputs:
+                if isinstance(given, Pointer):
+                    await given._handle.recheck()
+            raise
 
     # --- finding ------------------------------------------------------------------------------------------
 

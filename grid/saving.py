@@ -11,27 +11,33 @@ from typing import Any
 from compute.spec import layout_of, unpack_spec
 from grid.files.formats import Layout
 from grid.files.writing import check_room, check_target, is_whole, save
-from peer.resuming import Connect, Download, Progress
+from grid.ids import PART_BYTES
+from peer.elsewhere import TensorName
+from peer.resuming import Connect, Download, Others, Progress, Waiting
 from protocol import limits
 from protocol.codec import Buffer
 from protocol.errors import BadProgram, BadRequest
 from protocol.tensors import TensorHeader
 
-_PART_BYTES = 2  # of a model's id, which count its tensors (SPEC.md, Objects)
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An object at a peer. `connect` gives an open connection to it; `name` is the peer's, for errors."""
+    """An object at a peer. `connect` gives an open connection to it; `name` is the peer's, for errors; `waiting` hears
+    when the peer is away; `others` know who else has a tensor that the peer has damaged."""
 
     connect: Connect
     name: str
     id: bytes
     kind: str
+    waiting: Waiting | None = None
+    others: Others | None = None
 
 
 async def save_object(
-    source: Source, path: str | os.PathLike[str], overwrite: bool = False, progress: Progress | None = None
+    source: Source,
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
     """Write an object's value to a file, in the format that its ending says; a model's state dict.
 
@@ -40,7 +46,7 @@ async def save_object(
 
     Raises:
         BadFile: an ending that cannot be written, a file that is there (without `overwrite`), a value that the format
-            cannot hold, a disk that is full or refuses.
+            cannot hold, a disk that refuses. StorageFull: one that has no room for it.
         BadRequest: an object without a value, such as a plan. Denied: a private one of somebody else.
         Corrupt, PeerLost, TimedOut: see peer/resuming.py.
     """
@@ -58,13 +64,25 @@ async def save_object(
 
 
 async def _begin(source: Source, id: bytes, progress: Progress | None = None) -> Download:
-    return await Download.begin(source.connect, "fetch", {"id": id}, source.name, progress)
+    others = source.others if source.kind == "tensor" else None
+    return await Download.begin(source.connect, "fetch", {"id": id}, source.name, progress, source.waiting, others)
 
 
 async def _tensor(source: Source, download: Download) -> tuple[Layout, AsyncIterator[Buffer]]:
     header = TensorHeader.from_wire(download.result)
     header.check_payload(download.nbytes)
-    return [("value", header)], aiter(download)
+    if source.others is None or download.content is None:
+        return [("value", header)], aiter(download)
+    return [("value", header)], _compared(download, TensorName(header), download.content)
+
+
+async def _compared(download: Download, name: TensorName, content: str) -> AsyncIterator[Buffer]:
+    """Its pieces; Corrupt at the end, where what came from several peers is not what it was to be."""
+    async for piece in download:
+        name.update(piece)
+        yield piece
+    if download.is_mixed:
+        name.check(content)
 
 
 async def _model(source: Source, download: Download) -> tuple[Layout, AsyncIterator[Buffer]]:
@@ -100,7 +118,7 @@ def _size(value: object) -> int:
 
 
 def _part_id(id: bytes, number: int) -> bytes:
-    return id[:-_PART_BYTES] + number.to_bytes(_PART_BYTES, "big")
+    return id[:-PART_BYTES] + number.to_bytes(PART_BYTES, "big")
 
 
 class _Rest:

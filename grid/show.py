@@ -6,7 +6,8 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +18,27 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
+from peer.store.sqlite_errors import RESTORE
 from protocol.errors import BadRequest
 
 if TYPE_CHECKING:
     from grid.hits import Hits
     from grid.mesh import PeerInfo, Records
+    from peer.resuming import Wait
 
 _PIPE_WIDTH = 1_000  # columns where no terminal says how many: a script's table is not cut
+_MAX_LISTED = 20  # commands that are spelled out
 _MAX_PRINTED = 10_000  # elements of a value that are printed as JSON
 
 # --- where it goes ----------------------------------------------------------------------------------------
@@ -48,26 +55,51 @@ def json_out(value: Any) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str, after: str = "") -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and time left on standard error, where that is a terminal: call what it gives with
-    (bytes done, bytes in all). `after` says what is waited for when all bytes are done."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+def progress(title: str, after: str = "") -> Iterator[Bar]:
+    """A bar with rate and time left on standard error, where that is a terminal. `after` says what is waited for when
+    all bytes are done."""
+    foldable = Column(no_wrap=False)
+    columns = (TextColumn("{task.description}", table_column=foldable), BarColumn(20), DownloadColumn(), _Pace())
     screen = Console(stderr=True)
-    title = escape(clean(title))
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-        task = bars.add_task(title, total=None)
+        yield Bar(bars, escape(clean(title)), after)
 
-        def step(done: int, total: int) -> None:
-            now = f"{title}, {after}" if after and done >= total else title
-            bars.update(task, completed=done, total=total, description=now)
 
-        yield step
+class Bar:
+    """Shows how far a transfer is: call it with (bytes done, bytes in all), and `waiting` when nothing moves."""
+
+    def __init__(self, bars: Progress, title: str, after: str) -> None:
+        self._bars = bars
+        self._title = title
+        self._after = after
+        self._task = bars.add_task(title, total=None, wait=None)
+
+    def __call__(self, done: int, total: int) -> None:
+        now = f"{self._title}, {self._after}" if self._after and done >= total else self._title
+        self._bars.update(self._task, completed=done, total=total, description=now, wait=None)
+
+    def waiting(self, wait: Wait | None) -> None:
+        """The peer is away; None: it is there again."""
+        self._bars.update(self._task, wait=wait)
+
+
+class _Pace(ProgressColumn):
+    """Rate and time left; while a peer is away, how long it is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rate, self._left = TransferSpeedColumn(), TimeRemainingColumn()
+
+    def render(self, task: Task) -> Text:
+        wait: Wait | None = task.fields["wait"]
+        if wait is not None:
+            return Text(wait_text(wait, time.monotonic()), style="progress.remaining")
+        return Text(" ").join((self._rate.render(task), self._left.render(task)))
+
+
+def wait_text(wait: Wait, now: float) -> str:
+    """waiting for bob, 12 s of 60"""
+    return f"waiting for {clean(wait.name)}, {min(now - wait.since, wait.patience):.0f} s of {wait.patience:g}"
 
 
 @contextlib.contextmanager
@@ -128,7 +160,8 @@ def clean(value: object) -> str:
 def named(record: Mapping[str, Any]) -> str:
     """An object in a sentence."""
     shape = "" if record.get("shape") is None else f" {record['dtype']} {list(record['shape'])}"
-    return f"{record['kind']} {record['id'].hex()[:12]}{shape}, {size(record.get('nbytes'))}"
+    nbytes = "" if record.get("nbytes") is None else f", {size(record['nbytes'])}"
+    return f"{record['kind']} {record['id'].hex()[:12]}{shape}{nbytes}"
 
 
 # --- tables -----------------------------------------------------------------------------------------------
@@ -198,6 +231,9 @@ def print_hits(hits: Hits | Records) -> None:
         console.print(f"no answer from {escape(clean(name))}: {escape(clean(reason))}", soft_wrap=True)
     for name in hits.truncated:
         console.print(f"{escape(clean(name))} has more than it shows here: narrow the query")
+    for name, count in hits.damaged.items():
+        shown = escape(clean(name))
+        console.print(f"{shown} has {count} more that cannot be read: run 'grid verify {shown}'", soft_wrap=True)
 
 
 def hits_json(hits: Hits | Records) -> dict[str, Any]:
@@ -206,6 +242,7 @@ def hits_json(hits: Hits | Records) -> dict[str, Any]:
         "objects": [plain(record) for record in hits.records],
         "unreachable": hits.unreachable,
         "truncated": hits.truncated,
+        "damaged": hits.damaged,
     }
 
 
@@ -281,11 +318,23 @@ def print_verified(report: Mapping[str, Any]) -> None:
         columns = ("id", "name", "tags", "what is wrong")
         rows = ((one["id"].hex()[:12], one["name"] or "", " ".join(tags(one)), one["what"]) for one in damaged)
         console.print(table(*columns, rows=rows))
-        console.print(
-            "put the same file there again, which mends it, copy it from another holder, or delete it: 'grid rm'"
-        )
+        _print_mending(console, peer, [one["id"].hex() for one in damaged])
     for text in database:
         console.print(escape(f"{peer}: the database: {clean(text)}"), soft_wrap=True)
+    if database and RESTORE not in database[-1]:
+        console.print(escape(f"{peer}: the database: end the peer, {RESTORE}"), soft_wrap=True)
+
+
+def _print_mending(console: Console, peer: str, ids: Sequence[str]) -> None:
+    lines = [
+        f"None of it is given out. Put the same contents at {peer} again ('grid put FILE --to {peer} --tag ...'), or "
+        f"copy them there from a peer that has them whole ('grid copy REF {peer}'). Then remove what is damaged:",
+        *(f"  grid rm {peer}:{id}" for id in ids[:_MAX_LISTED]),
+    ]
+    if len(ids) > _MAX_LISTED:
+        lines.append(f"  and so on, as 'grid verify {peer} --json' has them all")
+    for line in lines:
+        console.print(escape(line), soft_wrap=True)
 
 
 def print_compacted(report: Mapping[str, Any]) -> None:

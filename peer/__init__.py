@@ -27,7 +27,8 @@ Files in import order:
     resuming.py     both of them: transfers that go on after the line broke
     membership.py   who is in the grid: decides
     neighbours.py   the peers of this machine, found without flags
-    lasting.py      a link for requests that outlives its connections
+    lasted.py       one request over a link that outlives its connections
+    lasting.py      that link
     links.py        connections to peers, dialled when first needed
     permissions.py  who may do what with an object: decides
     buffers.py      shared memory for values (over worker/memory.py)
@@ -51,6 +52,7 @@ Files in import order:
     taken.py        a temporary as it was when its move began
     moves.py        from peer to peer, at the holder: offer, collect, collected
     notes.py        what came by a move and is not confirmed
+    elsewhere.py    who else has what its holder has damaged
     pulls.py        from peer to peer, at the target: pull
     upkeep.py       verify and compact, for the operator
     requests.py     what can be asked, one method each

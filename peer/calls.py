@@ -18,7 +18,14 @@ if TYPE_CHECKING:  # it imports this file
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Bytes and messages of one connection so far, WebSocket payloads only; `payload_*` counts tensor bytes."""
+    """What connections carried so far, seen from this end; counts only grow, and two can be added.
+
+    Attributes:
+        sent_bytes, received_bytes: of all messages, without what WebSocket, TLS and TCP add.
+        sent_messages, received_messages: how many WebSocket messages these were.
+        payload_sent, payload_received: bytes of objects' values among them, and no others (no headers, no hits).
+        corrupt: how often the other end's own copy of what it sent was damaged.
+    """
 
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -26,6 +33,7 @@ class Statistics:
     received_messages: int = 0
     payload_sent: int = 0
     payload_received: int = 0
+    corrupt: int = 0
 
     def __add__(self, other: Statistics) -> Statistics:
         pairs = zip(astuple(self), astuple(other), strict=True)

@@ -62,7 +62,7 @@ class Connection:
         self._traffic = traffic = Traffic()
         self._sending = sending = Sending(socket, session, traffic, name)
         self._liveness = Liveness(socket, self.give_up)
-        self._direct = direct = Direct(socket, self, self._liveness.heard)
+        direct = Direct(socket, self, self._liveness.heard)
         self._receiving = receiving = Receiving(session, sending, traffic, room, name, direct.forget, direct.in_part)
         self._asking = Asking(session, sending, traffic, self._lost)
         self._serving = Serving(session, sending, receiving, traffic, room, handler, at_once, ledger)
@@ -84,6 +84,11 @@ class Connection:
     @property
     def is_closed(self) -> bool:
         return self._sending.is_over
+
+    @property
+    def reason(self) -> LinkError | None:
+        """Why it is over; None while it is open, and where this end closed it."""
+        return self._reason
 
     def statistics(self) -> Statistics:
         return self._traffic.statistics()

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from websockets.frames import apply_mask  # type: ignore[attr-defined]  # the fast one, where the library has it
 from websockets.protocol import CLIENT, State
 
-from peer.transport import Socket, is_between_frames, waiting_to_be_read, wake_at
+from peer.transport import LowWater, Socket, is_between_frames, waiting_to_be_read
 from protocol import codec, limits, messages
 from protocol.codec import FrameType
 from protocol.errors import ProtocolError
@@ -79,7 +79,7 @@ class Direct(asyncio.BufferedProtocol):
         self._head = b""  # the beginning of a frame, too short to tell what it is
         self._through = 0  # bytes of the current frame that are the library's
         self._is_near_chunks = False
-        self._woken_at = 1
+        self._low_water = LowWater(socket)
         # What came before may have left the library within a frame: then its end has to be found first.
         self._is_in_step = False
         socket.transport.set_protocol(self)
@@ -118,6 +118,7 @@ class Direct(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._arriving = self._places = None
+        self._low_water.forget()
         self._socket.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -212,11 +213,6 @@ class Direct(asyncio.BufferedProtocol):
         self._filled(arriving, len(came))
         return data[len(came) :]
 
-    def _wake_at(self, nbytes: int) -> None:
-        if nbytes != self._woken_at:
-            self._woken_at = nbytes
-            wake_at(self._socket, nbytes)
-
     def _filled(self, arriving: _Arriving, nbytes: int) -> None:
         """So many bytes more are in place."""
         chunk, places = arriving.chunk, self._places
@@ -229,7 +225,7 @@ class Direct(asyncio.BufferedProtocol):
         left = arriving.nbytes - arriving.at
         if is_whole := not left:
             self._arriving = None
-        self._wake_at(min(left, _AT_ONCE) or 1)
+        self._low_water.set(min(left, _AT_ONCE) or 1)
         if is_whole and chunk is not None and places is not None:
             places.placed(arriving.message_size, chunk)
 

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from peer.asking import forget
 from peer.calls import Response
 from peer.connection import Connection
-from peer.patience import Patience
+from peer.patience import Patience, Waiting
 from protocol import limits
 from protocol.codec import Buffer
 from protocol.errors import Corrupt, GridError, LinkError, TooLarge
 
 Connect = Callable[[], Awaitable[Connection]]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value can be had: the id and name of a peer, a connection to it, and the arguments of `fetch` there."""
+
+    peer: str
+    name: str
+    connect: Connect
+    args: dict[str, Any]
+
+
+class Others(Protocol):
+    """Knows who else has contents of a name, and is told who sent them damaged (elsewhere.py)."""
+
+    async def having(self, content: str, struck: str) -> Sequence[Origin]: ...
+
+
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
@@ -26,13 +45,15 @@ class Download:
     cancelled `into` has given the download up.
     """
 
-    def __init__(self, connect: Connect, op: str, args: dict[str, Any], name: str) -> None:
+    def __init__(
+        self, connect: Connect, op: str, args: dict[str, Any], name: str, waiting: Waiting | None = None
+    ) -> None:
         """For `begin`."""
         self._connect = connect
         self._op = op
         self._args = args
         self._name = name
-        self._patience = Patience(name)
+        self._patience = Patience(name, waiting=waiting)
         self._connection: Connection | None = None
         self._part: Response | None = None  # what is being read
         self._start = 0  # where it begins in the value
@@ -41,22 +62,36 @@ class Download:
         self._hashes: list[int] = []  # of the blocks before `_start`
         self._token: bytes | None = None
         self._failure: GridError | None = None  # of the part, until the rest is opened
+        self._others: Others | None = None
+        self._sources: list[str] = []  # ids of the peers that it came from, the present one last
         self.result: dict[str, Any] = {}
+        self.content: str | None = None  # the name of the published contents that it brings, as the first peer said
         self.nbytes = 0
         self.progress: Progress | None = None
 
     @classmethod
     async def begin(
-        cls, connect: Connect, op: str, args: dict[str, Any], name: str, progress: Progress | None = None
+        cls,
+        connect: Connect,
+        op: str,
+        args: dict[str, Any],
+        name: str,
+        progress: Progress | None = None,
+        waiting: Waiting | None = None,
+        others: Others | None = None,
     ) -> Download:
         """Ask `op` with `args`, to which `offset` and `token` are added; `name` is the peer's, for errors.
+
+        Where the peer has a published object's contents damaged, the rest is had from one of `others`: who gives them
+        has to compare the whole with `content` if it came from more than one peer (`is_mixed`).
 
         Raises:
             GridError: what the peer answers; LinkError where it is not reached.
         """
-        made = cls(connect, op, args, name)
-        made.progress = progress
+        made = cls(connect, op, args, name, waiting)
+        made.progress, made._others = progress, others
         connection = await connect()
+        made._sources.append(connection.remote.id)
         while True:
             made._connection = connection
             try:
@@ -64,11 +99,17 @@ class Download:
                 return made
             except LinkError as error:
                 await asyncio.sleep(made._judged(error))
+            except Corrupt as error:
+                made.content = made.content or _content(error.fields.get("blob"))
+                await made._go_elsewhere(error, 0, made._begin_there)
+                return made
             connection = await made._reconnect()
 
     def _begun(self, response: Response) -> None:
+        self._patience.resumed()
         self._part = response
         self.result = response.result
+        self.content = self.content or _content(response.result.get("content"))
         self.nbytes = _size(response)
         token = response.result.get("token")
         self._token = token if isinstance(token, bytes) else None
@@ -208,6 +249,13 @@ class Download:
         """Open the rest, at the last block that is whole and right."""
         offset = self._done - self._done % limits.BLOCK
         self._patience.moved(offset)
+        try:
+            await self._reopen_here(failure, offset)
+        except Corrupt as error:
+            await self._go_elsewhere(error, offset, lambda: self._open(offset))
+        self._failure = None
+
+    async def _reopen_here(self, failure: GridError, offset: int) -> None:
         wait = self._patience.refused(failure) if isinstance(failure, Corrupt) else self._judged(failure)
         while True:
             await asyncio.sleep(wait)
@@ -216,8 +264,33 @@ class Download:
             except LinkError as error:
                 wait = self._judged(error)
             else:
-                self._failure = None
                 return
+
+    async def _go_elsewhere(self, error: Corrupt, offset: int, go_on: Callable[[], Awaitable[None]]) -> None:
+        """Go on at another peer that has the same contents; raises `error` where there is none."""
+        if self._others is None or self.content is None:
+            raise error
+        for origin in await self._others.having(self.content, self._sources[-1]):
+            if origin.peer in self._sources:
+                continue
+            self._sources.append(origin.peer)
+            self._connect, self._op, self._args, self._name = origin.connect, "fetch", origin.args, origin.name
+            self._patience = Patience(origin.name)
+            self._patience.moved(offset)
+            try:
+                return await go_on()
+            except GridError:
+                continue
+        raise error
+
+    async def _begin_there(self) -> None:
+        self._connection = await self._connect()
+        self._begun(await self._connection.request(self._op, {**self._args, "offset": 0}))
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether it came from more than one peer."""
+        return len(self._sources) > 1
 
     async def _reconnect(self) -> Connection:
         while True:
@@ -238,10 +311,15 @@ class Download:
         if part.stream is not None:
             part.stream.preceding = self._hashes
         self._part, self._start, self._at = part, offset, offset
+        self._patience.resumed()
 
     def _judged(self, error: GridError) -> float:
         """How long to wait before the next try; raises what is final."""
         return self._patience.judged(error, self._connection, self.nbytes)
+
+
+def _content(told: object) -> str | None:
+    return told if isinstance(told, str) else None
 
 
 def _size(response: Response) -> int:

@@ -10,88 +10,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 from peer.asking import Asked, wait_for
 from peer.calls import Response, Statistics
 from peer.connection import Connection
+from peer.lasted import Lasted
+from peer.patience import misunderstanding
 from protocol import limits
-from protocol.errors import GridError, HandshakeFailed, LinkError, PeerLost, ProtocolError, Unreachable
+from protocol.errors import GridError, HandshakeFailed, LinkError, PeerLost, Unreachable
 
 _log = logging.getLogger("peergrid.lasting")
-
-READS: Final = frozenset({"peers", "status", "search", "describe", "verify"})
-"""Requests that change nothing and do not depend on what was asked before: they need no number."""
-REPEATABLE: Final = READS | {
-    "fetch",
-    "put",
-    "link",
-    "delete",
-    "release",
-    "edit",
-    "offer",
-    "pull",
-    "collected",
-    "introduce",
-}
-"""Requests of which the second has the same effect as the first, whatever the other end has forgotten."""
-
-
-class _Lasted(Asked):
-    """A request of a Lasting: it survives the connections that it was sent over."""
-
-    def __init__(
-        self,
-        link: Lasting,
-        number: int,
-        op: str,
-        args: dict[str, Any],
-        payload: bytes,
-        then: Callable[[Response | GridError], None] | None,
-    ) -> None:
-        super().__init__(loop=link.loop)
-        self.link = link
-        self.number = number
-        self.op = op
-        self.args = args
-        self.payload = payload
-        self.then = then
-        self.memory: int | None = None  # of the end that it was sent to last
-        self.once: int | None = number
-        if op in READS or len(payload) > limits.INLINE_PAYLOAD or (op == "fetch" and "part" in args):
-            self.once = None  # what has a stream is too large to be kept for a repetition
-
-    def answer(self, response: Response) -> None:
-        self.link.over(self.number)
-        Asked.answer(self, response)  # not super(): this is done for every operation
-
-    def fail(self, error: GridError) -> None:
-        self.link.over(self.number)
-        super().fail(error)
-
-    def lost(self, error: GridError) -> None:
-        if self.link.is_closed:
-            self.fail(error)  # else the link asks again
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        is_cancelled = super().cancel(msg)
-        if is_cancelled and self.then is None:
-            self.link.over(self.number)
-        return is_cancelled
-
-    def may_go_to(self, memory: int | None) -> bool:
-        """Whether an end with this memory may be asked, without it taking effect twice."""
-        is_remembered = memory is not None and memory == self.memory and self.once is not None
-        return not self.is_sent or is_remembered or self.op in REPEATABLE
 
 
 class Lasting:
     """Requests to one member, over whatever connection there is. It dials when the first one is asked.
 
     After a loss it dials again, for `patience` seconds in all; then what waits fails, and it goes on trying for as long
-    as the other end keeps what is leased here (limits.LEASE_GRACE).
+    as the other end keeps what is leased here (limits.LEASE_GRACE). Transfers under way wait for RESUME_TIMEOUT. Where
+    the ends do not understand each other, what waits is told after limits.BLOCK_TRIES times without an answer.
 
     Args:
         name: the member's, for messages.
@@ -118,9 +58,10 @@ class Lasting:
         self._patience = patience
         self._connection: Connection | None = None
         self._memory: int | None = None
-        self._unanswered: dict[int, _Lasted] = {}
+        self._unanswered: dict[int, Lasted] = {}
         self._next = 1
         self._trouble: _Trouble | None = None
+        self._misunderstandings = 0  # since the last answer
         self._opened = 0.0
         self._dialling: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()  # somebody asks: no time for waiting between two tries
@@ -156,7 +97,7 @@ class Lasting:
     ) -> Asked:
         """Ask without waiting; as Connection.post. While there is no connection, requests wait in their order."""
         number = self._next
-        asked = _Lasted(self, number, op, args, payload, then)
+        asked = Lasted(self, number, op, args, payload, then)
         if self.is_closed:
             asked.fail(PeerLost(f"the link to {self.name} is closed", operation=op, peer=self.name))
             return asked
@@ -195,6 +136,7 @@ class Lasting:
         """The answer to a request is there, or nobody wants it any more."""
         self._unanswered.pop(number, None)
         self._trouble = None
+        self._misunderstandings = 0
 
     # --- connections --------------------------------------------------------------------------------------
 
@@ -233,10 +175,8 @@ class Lasting:
                 if connection.is_closed:
                     raise Unreachable(f"the connection to {self.name} broke at once", peer=self.name)
             except GridError as error:
-                if self._is_final(error, trouble):
-                    self._fail(error)
-                    if not self._is_worth_trying(error, trouble):
-                        return
+                if not self._is_to_go_on(error, trouble):
+                    return
                 await self._pause(trouble)
             else:
                 self._adopt(connection)
@@ -252,17 +192,32 @@ class Lasting:
                 async with asyncio.timeout(wait):
                     await self._wanted.wait()
 
-    def _is_final(self, error: GridError, trouble: _Trouble) -> bool:
-        """Whether what waits is to be told that the member is not there."""
-        is_refused = error.fields.get("refused") is True
+    def _is_to_go_on(self, error: GridError, trouble: _Trouble) -> bool:
+        """After a failed try. What has waited long enough is told that the member is not there."""
+        age = self.loop.time() - trouble.began
+        if self._is_final(error):
+            self._fail(error)
+        elif age >= self._patience_after(error):
+            self._fail(error, age)
+        else:
+            return True
+        return bool(self._unanswered) or self._is_worth_trying(error, trouble)
+
+    def _is_final(self, error: GridError) -> bool:
+        """Whether there is nothing to wait for."""
         if not isinstance(error, LinkError):
             return True
+        if misunderstanding(error) is not None:
+            self._misunderstandings += 1
+        is_refused = error.fields.get("refused") is True
         if not self._opened and (is_refused or isinstance(error, HandshakeFailed)):
             return True
-        patience = self._patience
-        if is_refused and self._has_ended():
-            patience = min(patience, limits.RECONNECT_ENDED)
-        return self.loop.time() - trouble.began >= patience
+        return self._misunderstandings >= limits.BLOCK_TRIES
+
+    def _patience_after(self, error: GridError) -> float:
+        """How long after the line broke what waits is told."""
+        is_gone = error.fields.get("refused") is True and self._has_ended()
+        return min(self._patience, limits.RECONNECT_ENDED) if is_gone else self._patience
 
     def _is_worth_trying(self, error: GridError, trouble: _Trouble) -> bool:
         """Whether the member may still have what is leased here, if it can be reached again."""
@@ -277,7 +232,7 @@ class Lasting:
         connection.on_over = self._on_over
         for asked in list(self._unanswered.values()):
             if not asked.may_go_to(self._memory):
-                asked.fail(self._not_known(asked, f"{self.name} was restarted, or was out of reach for too long"))
+                asked.fail(asked.unknown(f"{self.name} was restarted, or was out of reach for too long"))
         again = list(self._unanswered.values())
         for asked in again:
             asked.memory = self._memory
@@ -288,37 +243,33 @@ class Lasting:
         self._connection = None
         if self.is_closed:
             return
-        if isinstance(reason, ProtocolError):  # to say the same again would end the same way
-            for asked in list(self._unanswered.values()):
-                if asked.is_sent:
-                    asked.fail(reason.again())
+        if reason is not None and misunderstanding(reason) is not None:
+            self._misunderstood(reason)
         now = self.loop.time()
         if self._trouble is None or now - self._opened > limits.RECONNECT_MOST:
             self._trouble = _Trouble(now)
-        elif now - self._trouble.began > self._patience:  # it comes and goes, and answers nothing
-            self._fail(PeerLost("it is reached, and lost again at once", peer=self.name))
+        elif (age := now - self._trouble.began) > self._patience:  # it comes and goes, and answers nothing
+            self._fail(PeerLost("it is reached, and lost again at once", peer=self.name), age)
         self.dial()
+
+    def _misunderstood(self, reason: LinkError) -> None:
+        """A bad line may do that to a request or an answer once; to say it ever again would end the same way."""
+        self._misunderstandings += 1
+        if self._misunderstandings >= limits.BLOCK_TRIES:
+            for asked in list(self._unanswered.values()):
+                if asked.is_sent:
+                    asked.fail(reason.again())
 
     # --- the end ------------------------------------------------------------------------------------------
 
-    def _fail(self, error: GridError) -> None:
-        """What waits is told that the member is not there."""
-        trouble = self._trouble
+    def _fail(self, error: GridError, age: float = math.inf) -> None:
+        """What waits is told that the member is not there; so long after the line broke not all of it, perhaps."""
+        trouble, misunderstandings = self._trouble, self._misunderstandings
         for asked in list(self._unanswered.values()):
-            asked.fail(self._not_known(asked, error.message) if asked.is_sent else _not_sent(asked, error))
-        self._trouble = trouble  # nothing was answered
+            if not asked.waits_on(age):
+                asked.fail(asked.unknown(error.message) if asked.is_sent else asked.unsent(error))
+        self._trouble, self._misunderstandings = trouble, misunderstandings  # nothing was answered
         self.on_failure(error)
-
-    def _not_known(self, asked: _Lasted, why: str) -> PeerLost:
-        effect = ", and whether it took effect is not known"
-        advice = ". Look what is there before you ask again"
-        if asked.op in READS or asked.op == "fetch":
-            effect = advice = ""
-        return PeerLost(
-            f"the connection to {self.name} broke while {asked.op} was under way{effect}: {why}{advice}",
-            operation=asked.op,
-            peer=self.name,
-        )
 
     def stop(self) -> None:
         """No new connection is made. What is under way over the present one may end in order before `close`."""
@@ -348,9 +299,3 @@ class _Trouble:
         wait = self._wait
         self._wait = min(2 * wait, limits.RECONNECT_MOST)
         return wait * random.uniform(0.5, 1.0)  # so that not all clients come back at once
-
-
-def _not_sent(asked: _Lasted, error: GridError) -> GridError:
-    made = error.again()
-    made.operation = made.operation or asked.op
-    return made

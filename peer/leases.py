@@ -87,7 +87,3 @@ class Leases:
         for key in over:
             self._on_over(key)
         return gone
-
-    def next_expiry(self) -> float | None:
-        """When `expire` has something to do next."""
-        return min((lease.expires for lease in self._leases.values() if lease.expires is not None), default=None)

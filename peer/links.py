@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from peer.calls import Handler, Statistics
 from peer.connection import Connection
@@ -16,9 +17,9 @@ from peer.lasting import Lasting
 from peer.membership import Member, Membership
 from peer.neighbours import Neighbours
 from peer.opening import open_as_dialer
-from peer.patience import first_line
+from peer.patience import Waiting, first_line
 from protocol import limits
-from protocol.errors import HandshakeFailed, LinkError, Unreachable
+from protocol.errors import HandshakeFailed, LinkError, ProtocolError, Unreachable
 from protocol.handshake import Introduction
 
 
@@ -39,7 +40,7 @@ class TrafficLog:
     def __init__(self) -> None:
         self._open: list[Connection] = []
         self._past: dict[str, Traffic] = {}
-        self._past_statistics: dict[str, Statistics] = {}
+        self._past_statistics: dict[str, Statistics] = {}  # what was struck is counted there as well
 
     def follow(self, connection: Connection) -> None:
         self._open.append(connection)
@@ -55,6 +56,10 @@ class TrafficLog:
         for connection in self._open:
             _count(total, connection)
         return total
+
+    def strike(self, id: str) -> None:
+        """That end has sent what was damaged at its own place."""
+        self._past_statistics[id] = self._past_statistics.pop(id, Statistics()) + Statistics(corrupt=1)
 
     def _settle(self, connection: Connection) -> None:
         self._open.remove(connection)
@@ -135,10 +140,11 @@ class Links:
             )
         return link
 
-    async def reach(self, member: Member, *, bulk: bool = False) -> Connection:
+    async def reach(self, member: Member, *, bulk: bool = False, waiting: Waiting | None = None) -> Connection:
         """`to` for a transfer that begins: a member that was reached before is tried again for as long as a lasting
         link would; one that never was, once."""
-        return await first_line(lambda: self.to(member, bulk=bulk), lambda: self._patience_with(member.id))
+        connect, patience = partial(self.to, member, bulk=bulk), partial(self._patience_with, member.id)
+        return await first_line(connect, patience, member.name, waiting)
 
     def _patience_with(self, id: str) -> float:
         if not self.traffic.knows(id):
@@ -150,7 +156,8 @@ class Links:
 
         Raises:
             Unreachable: no address of it answers.
-            HandshakeFailed: who answers there is another peer.
+            HandshakeFailed: who answers there is another peer, or speaks another version.
+            ProtocolError: who answers there does not keep to SPEC.md.
         """
         if self._is_closed:
             raise Unreachable(
@@ -167,6 +174,10 @@ class Links:
             if current is None or current.cancelling() or not task.cancelled():
                 raise
             raise Unreachable(f"{member.name} was not reached: this end is closing", peer=member.name) from None
+
+    def members(self) -> list[Member]:
+        """Everyone known."""
+        return self._membership.all()
 
     def existing(self, id: str) -> Connection | None:
         """The open connection for requests to that peer, if there is one."""
@@ -186,7 +197,7 @@ class Links:
             return connection
         self._membership.failed(member.id)
         for failure in failures:
-            if isinstance(failure, HandshakeFailed):
+            if isinstance(failure, HandshakeFailed | ProtocolError):  # somebody is there, and speaks otherwise
                 raise failure
         raise Unreachable(
             f"{member.name} cannot be reached: {'; '.join(failure.message for failure in failures)}",

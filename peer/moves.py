@@ -4,9 +4,9 @@ The asker gets a ticket from the holder, gives it to the target, and the target 
 its own, as often as it takes. When it is safe there it says `collected`, with the version that it got; the holder then
 gives its own copy up, if that is still this version, or else says `changed`, and the target drops what it took.
 
-The ticket of a published object is in the store before the asker has it, and is marked as done in the transaction
-that deletes the object: cut or killed anywhere, after recovery one of the two has it. Steps and failures, one by one:
-docs/decisions/0007-moves.md.
+The ticket of a published object is in the store before the asker has it, so that a transfer goes on when its holder was
+restarted. That of a move is marked as done in the transaction that deletes the object: cut or killed anywhere, after
+recovery one of the two has it. Steps and failures, one by one: docs/decisions/0007-moves.md.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Moves:
         self._store = store
         self._settled = settled
         self._tickets = Tickets(lambda: os.urandom(TICKET_BYTES), self._let_go)
-        self._lapsed: dict[bytes, None] = {}  # tickets that were never used, and are in the store still: oldest first
+        self._lapsed: dict[bytes, None] = {}  # tickets of no more use that are in the store still: oldest first
         self._next_sweep = time.monotonic() + _SWEEP
 
     # --- offer --------------------------------------------------------------------------------------------
@@ -81,15 +81,16 @@ class Moves:
         self._check_may(asker, held, is_move)
         if is_move and target == self._own:
             raise BadRequest(f"object {show_id(id)} is here: there is nothing to move")
-        is_durable = is_move and isinstance(held, Published)
-        if is_durable:
+        is_durable = isinstance(held, Published)
+        if is_move and is_durable:
             # Else the peer that it came from, asked later on to let go of it, might by then be the only one to have it.
             await self._settled(id, held.owner)
         ticket = self._tickets.issue(id, asker, target, is_move, time.monotonic(), is_durable=is_durable)
         if is_durable:
             try:
                 with self._in_use(ticket):
-                    await self._store.moves.offer(ticket.token, id, asker, target, time.time() + limits.MOVE_KEPT)
+                    until = time.time() + (limits.MOVE_KEPT if is_move else limits.COPY_KEPT)
+                    await self._store.moves.offer(ticket.token, id, asker, target, until, is_move=is_move)
             except BaseException:
                 self._tickets.spend(ticket.token)
                 raise
@@ -113,7 +114,7 @@ class Moves:
         if ticket.is_refused:
             raise _changed(ticket.object)
         if ticket.is_given_up:
-            raise NotFound("this transfer is over: its object was given up to the target", gone=True)
+            raise NotFound("this transfer is over: its target has the object", gone=True)
         with self._in_use(ticket):  # a temporary may be long in the making
             return await self._collected_by(ticket, Position.of(args))
 
@@ -197,7 +198,7 @@ class Moves:
     # --- collected ----------------------------------------------------------------------------------------
 
     async def collected(self, peer: str, args: Mapping[str, Any]) -> None:
-        """The target has it safely: after a move, ours goes. Changed where ours is not what it got; then it stays.
+        """The target has it safely. After a move, ours goes; Changed where ours is not what it got: then it stays.
 
         Said again, it is acknowledged again.
         """
@@ -208,7 +209,7 @@ class Moves:
     async def _end(self, ticket: Ticket, version: object) -> None:
         failpoints.hit("collected:asked")
         if not ticket.is_move:
-            self._tickets.spend(ticket.token)
+            self._tickets.given_up(ticket, time.monotonic())
         elif not ticket.is_given_up:
             if not isinstance(version, bytes):
                 raise BadRequest("version is what collect answered")
@@ -267,8 +268,8 @@ class Moves:
         taking, ticket.value = ticket.value, None
         if taking is not None:
             taking.add_done_callback(let_go)
-        if ticket.is_durable and not ticket.was_collected:
-            self._lapsed[ticket.token] = None
+        if ticket.is_durable and not (ticket.is_move and ticket.was_collected):
+            self._lapsed[ticket.token] = None  # else its target may have the object by it, and still say so
 
     async def sweep(self) -> None:
         """Forget what is stale, with the memory that it holds."""

@@ -36,7 +36,7 @@ _log = logging.getLogger("peergrid.moves")
 class Note:
     """`object` came from the peer `source` by `ticket`, in the state `version`; `is_durable`: the store says so.
 
-    `owner` is its owner here; None of a note from the store, which does not say.
+    `owner` is its owner here.
     """
 
     ticket: bytes
@@ -44,7 +44,7 @@ class Note:
     object: bytes
     version: bytes
     is_durable: bool
-    owner: str | None = None
+    owner: str
 
     def arrived(self) -> Arrived:
         """As the store keeps it: all that is to be shown to the source."""
@@ -53,7 +53,7 @@ class Note:
     @classmethod
     def of(cls, kept: Unconfirmed) -> Note:
         token = kept.token
-        return cls(token[:_TICKET_BYTES], kept.source, kept.object, token[_TICKET_BYTES:], True)
+        return cls(token[:_TICKET_BYTES], kept.source, kept.object, token[_TICKET_BYTES:], True, kept.owner)
 
 
 class Tries:
@@ -141,7 +141,7 @@ class Notes:
         """Return when nothing is open about how this object, of this owner, came here. Changed if it is gone for that;
         Unreachable."""
         for note in self.about(object):
-            if note.owner not in (None, owner):
+            if note.owner != owner:
                 continue  # that was another object under this id: its source may keep others waiting for ever
             if not await self.tell(note):
                 raise Unreachable(

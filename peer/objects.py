@@ -20,7 +20,7 @@ from peer.store.rows import StoredObject
 from peer.store.store import Store
 from peer.worker.remote import Worker
 from protocol import limits
-from protocol.errors import AlreadyExists, Ambiguous, BadRequest, GridError, NotFound, TooLarge
+from protocol.errors import AlreadyExists, Ambiguous, BadRequest, Corrupt, GridError, NotFound, TooLarge
 from protocol.tensors import TensorHeader
 
 ID_BYTES: Final = 16
@@ -126,6 +126,16 @@ class Published:
         return next(iter(tensors.values()))
 
 
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A published object of which no more can be read than whose it is: it can be deleted."""
+
+    id: bytes
+    owner: str
+    labels: frozenset[str] = frozenset()
+    is_published: bool = field(default=True, init=False)
+
+
 Held = Temporary | Published
 
 
@@ -190,6 +200,16 @@ class Objects:
             f"no object {show_id(id)} here: it was deleted, moved, or its lease is over", peer=self._peer_name
         )
 
+    async def to_delete(self, asker: str, id: bytes) -> Held | Damaged:
+        """As `find`, but for what is too damaged to be found."""
+        try:
+            return await self.find(asker, id)
+        except Corrupt:
+            owner = await self._store.owner(id)
+            if owner is None:
+                raise
+            return Damaged(id, owner)
+
     async def by_prefix(self, asker: str, prefix: str) -> Held:
         """The one object whose hex id begins so."""
         found = [t.id for t in self._temporaries.values() if t.owner == asker and t.id.hex().startswith(prefix)]
@@ -199,6 +219,14 @@ class Objects:
         if len(found) > 1:
             raise Ambiguous(f"{len(found)} objects have ids that begin with {prefix!r}: give more digits")
         return await self.find(asker, found[0])
+
+    async def by_content(self, asker: str, content: str) -> Held:
+        """A published object whose contents have this name, and of which the asker may take them: who merely knows the
+        name of others' contents does not learn that they are here."""
+        for record in await self._store.holders(content):
+            if not set(record["labels"]) - {asker}:
+                return await self.find(asker, record["id"])
+        raise NotFound("no object here has these contents", peer=self._peer_name)
 
     async def published(self, id: bytes) -> Published | None:
         """The published object of that id, whatever temporary has it too."""

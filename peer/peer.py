@@ -7,7 +7,9 @@ import contextlib
 import errno
 import logging
 import os
+import socket
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -18,6 +20,7 @@ from peer import closing, transport
 from peer.buffers import BufferPool
 from peer.calls import Call
 from peer.connection import Connection
+from peer.elsewhere import Elsewhere
 from peer.execution import Execution
 from peer.exports import Exports
 from peer.folders import Folders
@@ -84,8 +87,12 @@ class Settings:
 class Peer:
     """A running peer. `await Peer.start(settings)`, then `wait_closed` or `close`; close is safe to call twice."""
 
-    def __init__(self, settings: Settings, identity: Identity, store: Store, neighbours: Neighbours) -> None:
+    def __init__(
+        self, settings: Settings, identity: Identity, store: Store, neighbours: Neighbours, address: socket.socket
+    ) -> None:
+        """For `start`. It closes the store and `address`, where it will listen."""
         self.settings = settings
+        self._address = address
         self.identity = identity
         self.id = identity.id
         self.name = settings.name
@@ -112,7 +119,8 @@ class Peer:
         self._moves = Moves(
             self.id, self._objects, self._execution, transfers, self._exports, store, self._notes.settled
         )
-        self._pulls = Pulls(self._objects, transfers, store, self._notes, self._links, self._member)
+        elsewhere = Elsewhere(self._links, self.id, self._members)
+        self._pulls = Pulls(self._objects, transfers, store, self._notes, self._links, self._member, elsewhere)
         self._requests = Requests(
             Parts(
                 self.id,
@@ -149,12 +157,16 @@ class Peer:
         """
         neighbours = Neighbours(settings.folders.peers)
         neighbours.reserve(settings.name)
+        address = None
         try:
+            address = _bound(settings)  # first: where that fails, nothing has been made
             identity = Identity.load(settings.folders.key_file(settings.name))
             data = settings.data_dir or settings.folders.peer_data(settings.name)
             store = await Store.open(data, identity.id, name=settings.name)
-            peer = cls(settings, identity, store, neighbours)
+            peer = cls(settings, identity, store, neighbours, address)
         except BaseException:
+            if address is not None:
+                address.close()
             neighbours.withdraw()
             raise
         try:
@@ -167,7 +179,7 @@ class Peer:
     async def _open(self) -> None:
         await self._workers.start()
         await self._notes.start()
-        self._server = await self._listen()
+        self._server = await transport.listen_at(self._address, self._accept)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.url = f"ws://{_bracketed(host)}:{port}"
         own = Member(self.id, self.name, self.settings.advertise or (self.url,))
@@ -176,18 +188,6 @@ class Peer:
             await self._join(url, own)
         self._neighbours.announce(Neighbour(self.name, self.id, own.urls[0], os.getpid()))
         self._housekeeper = asyncio.create_task(self._keep_house())
-
-    async def _listen(self) -> Server:
-        wanted = [self.settings.port] if self.settings.port is not None else [DEFAULT_PORT, 0]
-        for port in wanted:
-            try:
-                return await transport.listen(self.settings.host, port, self._accept)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise SetupError(f"cannot listen on {self.settings.host}:{port}: {error.strerror}") from None
-        raise PortInUse(
-            f"port {self.settings.port} is in use: choose another with --port, or leave it out to have a free one found"
-        )
 
     async def close(self) -> None:
         """Stop: published objects stay on disk, temporaries are gone, sessions are closed in an orderly way."""
@@ -199,20 +199,23 @@ class Peer:
             self._housekeeper.cancel()
         if self._server is not None:
             self._server.close(close_connections=False)
-        await asyncio.gather(*(session.close() for session in list(self._sessions)), return_exceptions=True)
-        await closing.stop(*self._ledgers.tasks)
-        await self._pulls.close()
-        await self._notes.close()
-        await self._links.close()
+        async with AsyncExitStack() as last:  # from here on backwards, whatever fails on the way
+            last.push_async_callback(self._store.close)
+            for part in (self._buffers, self._exports, self._moves):
+                last.callback(part.close)
+            last.push_async_callback(self._uploads.close)
+            last.push_async_callback(self._workers.close)
+            last.callback(self._address.close)
+            last.push_async_callback(self._stop_serving)
+            for talker in (self._links, self._notes, self._pulls):
+                last.push_async_callback(talker.close)
+            await asyncio.gather(*(session.close() for session in list(self._sessions)), return_exceptions=True)
+            await closing.stop(*self._ledgers.tasks)
+
+    async def _stop_serving(self) -> None:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
-        await self._workers.close()
-        await self._uploads.close()
-        self._moves.close()
-        self._exports.close()
-        self._buffers.close()
-        await self._store.close()
 
     async def wait_closed(self) -> None:
         await self._closed.wait()
@@ -286,6 +289,11 @@ class Peer:
         self._membership.learn(here)
         return self._membership.get(id)
 
+    def _members(self) -> list[Member]:
+        """Everyone known, those of this machine among them."""
+        self._membership.learn(Member(n.id, n.name, (n.url,)) for n in self._neighbours.list())
+        return self._membership.all()
+
     # --- housekeeping -------------------------------------------------------------------------------------
 
     async def _keep_house(self) -> None:
@@ -296,6 +304,20 @@ class Peer:
             await self._moves.sweep()
             await self._uploads.sweep()
             self._buffers.sweep()
+
+
+def _bound(settings: Settings) -> socket.socket:
+    """A socket at the peer's address, at which it listens later. PortInUse, SetupError."""
+    wanted = [settings.port] if settings.port is not None else [DEFAULT_PORT, 0]
+    for port in wanted:
+        try:
+            return transport.bound(settings.host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise SetupError(f"cannot listen on {settings.host}:{port}: {error.strerror}") from None
+    raise PortInUse(
+        f"port {settings.port} is in use: choose another with --port, or leave it out to have a free one found"
+    )
 
 
 def _bracketed(host: str) -> str:

@@ -23,6 +23,7 @@ from peer import failpoints
 from peer.arrivals import Arrival
 from peer.calls import Response
 from peer.connection import Connection
+from peer.elsewhere import Elsewhere
 from peer.leases import LeaseKey
 from peer.links import Links
 from peer.membership import Member
@@ -80,7 +81,8 @@ class _UnderWay:
 
 
 class Pulls:
-    """Gets its parts from the peer that wires it. `member` looks a peer up, wherever it may have moved to."""
+    """Gets its parts from the peer that wires it. `member` looks a peer up, wherever it may have moved to; `elsewhere`
+    knows who else has what a holder has damaged."""
 
     def __init__(
         self,
@@ -90,6 +92,7 @@ class Pulls:
         notes: Notes,
         links: Links,
         member: Callable[[str], Member | None],
+        elsewhere: Elsewhere,
     ) -> None:
         self._objects = objects
         self._transfers = transfers
@@ -97,6 +100,7 @@ class Pulls:
         self._notes = notes
         self._links = links
         self._member = member
+        self._elsewhere = elsewhere
         self._under_way: dict[Wish, _UnderWay] = {}
         self._ids = KeyLocks()
         self._telling: set[asyncio.Task[None]] = set()
@@ -195,7 +199,7 @@ class Pulls:
             record = await self._transfers.receive_held(arrival, content, arrived)
             if record is not None:
                 return record
-        source, nbytes = await self._source(wish, answer)
+        source, nbytes = await self._source(wish, answer, coming)
         try:
             return await self._transfers.receive(
                 arrival, lease, source, nbytes, arrived=arrived, content=content, source_name=self._name(wish)
@@ -204,13 +208,20 @@ class Pulls:
             if isinstance(source, Download):
                 source.abort()
 
-    async def _source(self, wish: Wish, answer: Response) -> tuple[Response | Download, int]:
+    async def _source(self, wish: Wish, answer: Response, coming: _Coming) -> tuple[Response | Download, int]:
         """The bytes that the answer describes, and how many: beside it already, or still to be asked for."""
         if not answer.result.get("nbytes"):
             failpoints.hit("pull:received")
             return answer, len(answer.payload)
+        # Others than the holder only for what is compared with its name as a whole, when it is here.
+        is_named = coming.arrival.publish and coming.arrival.kind == "tensor" and coming.content is not None
         download = await Download.begin(
-            lambda: self._bulk(wish), "collect", {"ticket": wish.ticket}, self._name(wish), _passing
+            lambda: self._bulk(wish),
+            "collect",
+            {"ticket": wish.ticket},
+            self._name(wish),
+            _passing,
+            others=self._elsewhere if is_named else None,
         )
         if download.result.get("version") != answer.result.get("version"):
             download.abort()

@@ -14,6 +14,7 @@ from typing import Any, Final
 from peer import permissions
 from peer.arrivals import Arrival
 from peer.calls import Answer, Call
+from peer.elsewhere import check_content
 from peer.execution import Execution
 from peer.exports import Position, offset_of
 from peer.leases import LeaseKey
@@ -200,8 +201,10 @@ class Requests:
 
     async def describe(self, call: Call) -> Answer:
         asker, prefix = call.connection.remote.id, call.args.get("prefix")
-        if prefix is None:
-            held: Held = await self._parts.objects.find(asker, check_id(call.args.get("id")))
+        if "content" in call.args:
+            held: Held = await self._parts.objects.by_content(asker, check_content(call.args["content"]))
+        elif prefix is None:
+            held = await self._parts.objects.find(asker, check_id(call.args.get("id")))
         elif isinstance(prefix, str) and 0 < len(prefix) <= 32 and set(prefix) <= _HEX:
             held = await self._parts.objects.by_prefix(asker, prefix)
         else:
@@ -258,21 +261,23 @@ class Requests:
         asker, parts = call.connection.remote.id, self._parts
         deleted, ids = 0, _ids(call.args.get("ids"))
         async with parts.transfers.publications.lane(asker, ids):
-            held = [await parts.objects.find(asker, id) for id in ids]
+            held = [await parts.objects.to_delete(asker, id) for id in ids]
             for one in held:
                 permissions.check_edit(asker, one, f"object {show_id(one.id)}")
                 if isinstance(one, Published) and one.part is not None:
                     raise BadRequest(f"{one.part} is one tensor of a model: delete the model")
             for one in held:
                 deleted += await parts.transfers.remove(one)
+        await parts.store.settled()  # outside the lane: the files of large objects take a while to go
         return Answer({"deleted": deleted})
 
     async def clear(self, call: Call) -> Answer:
         asker, parts = call.connection.remote.id, self._parts
         async with parts.transfers.publications.lane(asker):
             deleted = parts.execution.release(parts.objects.owned_by(asker))
-            deleted += await parts.store.clear(asker)
+            deleted += await parts.store.clear(asker, is_hurried=True)
             parts.objects.store_cleared()
+        await parts.store.settled()
         return Answer({"deleted": deleted})
 
     async def search(self, call: Call) -> Answer:
@@ -280,7 +285,8 @@ class Requests:
         if not isinstance(query, str) or type(limit) is not int or limit < 1:
             raise BadRequest("query is text, limit a positive integer")
         found = await self._parts.store.find(query, min(limit, limits.MAX_HITS))
-        return Answer({"truncated": found.truncated}, MemoryPayload(pack_rows(found.records)))
+        result = {"truncated": found.truncated, "damaged": found.damaged}
+        return Answer(result, MemoryPayload(pack_rows(found.records)))
 
     # --- computing ----------------------------------------------------------------------------------------
 

@@ -16,16 +16,20 @@ new connection where need be, at the last block that was checked (a download) or
 can stand where a Call or a Response brings bytes (`payload` beside the answer, or `stream`), as in Transfers.receive.
 `upload` takes any Payload (peer/payloads.py) that can be read again from an earlier offset; it closes it at the end.
 
+Both tell `progress` how far they are and `waiting` for whom they stand still, from when on and for how long at most.
+
 What the peer answers is final (NotFound, Denied, ...), as is the end of patience: PeerLost or TimedOut, with `done` and
-`nbytes`. A block that is not what its hash says is asked for again, BLOCK_TRIES times in all, and then is
-Corrupt, naming the source. So is the whole at its end: the digest over the hashes of all blocks is the source's, or
-Corrupt. The token of the first answer names the one version that is fetched: where the peer has another one by
-now, the download fails with Changed, and never mixes them.
+`nbytes`. A block that is not what its hash says is asked for again, BLOCK_TRIES times in all; then another peer with
+the same contents is looked for, where `others` are given (elsewhere.py), or it is Corrupt, naming the source. So is the
+whole at its end: the digest over the hashes of all blocks is the source's, or Corrupt. The token of the first answer
+names the one version that is fetched: where the peer has another one by now, the download fails with Changed, and never
+mixes them.
 """
 
 from __future__ import annotations
 
-from peer.downloads import Connect, Download, Progress
+from peer.downloads import Connect, Download, Origin, Others, Progress
+from peer.patience import Wait, Waiting
 from peer.uploading import upload
 
-__all__ = ["Connect", "Download", "Progress", "upload"]
+__all__ = ["Connect", "Download", "Origin", "Others", "Progress", "Wait", "Waiting", "upload"]

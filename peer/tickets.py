@@ -2,9 +2,8 @@
 
 A ticket is good for `lifetime` seconds, counted anew with everything that its target does with it: a transfer may
 take as long as it takes. Where too many are out, those who have the most make room for those who have fewer. Those of
-published objects that are to be moved are in the store as well, and come back from there (`restore`) after a restart,
-or when this process has forgotten them. That a temporary was given up is remembered for a while, so that the target may
-say twice that it has it.
+published objects are in the store as well, and come back from there (`restore`) after a restart, or when this process
+has forgotten them. That a target has what it came for is remembered for a while, so that it may say so twice, or ask.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class Ticket:
 
     Attributes:
         is_durable: it is in the store as well.
-        is_given_up: the target has the object, and ours is gone.
+        is_given_up: the target has the object; of a move, ours is gone.
         is_refused: the target was told that the object stays, and to drop what it has.
         was_collected: the target has come with it.
         takers: what is being done with it, answers with the value on their way among that: meanwhile it does not lapse.
@@ -95,7 +94,8 @@ class Tickets:
 
     def restore(self, token: bytes, offered: Offered, now: float) -> Ticket:
         """One from the store, which its target shows."""
-        ticket = Ticket(token, offered.object, offered.asker, offered.target, True, True, now + self._lifetime)
+        expires = now + self._lifetime
+        ticket = Ticket(token, offered.object, offered.asker, offered.target, offered.is_move, True, expires)
         ticket.was_collected, ticket.is_refused = True, offered.is_refused
         self._tickets[token] = ticket
         if offered.is_done:
@@ -118,7 +118,7 @@ class Tickets:
         ticket.expires = now + self._lifetime
 
     def given_up(self, ticket: Ticket, now: float) -> None:
-        """The target has the object and ours is gone."""
+        """The target has the object; of a move, ours is gone."""
         ticket.is_given_up = True
         self.used(ticket, now)
         self.spend(ticket.token)

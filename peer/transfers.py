@@ -16,7 +16,7 @@ from peer.execution import Execution
 from peer.exports import Exports, Position, token_of
 from peer.intake import Intake, PublishedIntake, Source, TemporaryIntake
 from peer.leases import LeaseKey
-from peer.objects import Held, Objects, Published, Temporary, part_ids, show_id
+from peer.objects import Damaged, Held, Objects, Published, Temporary, part_ids, show_id
 from peer.payloads import MemoryPayload, Payload, Watched
 from peer.publications import Publications
 from peer.store.store import Arrived, Store
@@ -163,7 +163,10 @@ class Transfers:
             return await self._from(Answer({"spec_bytes": len(spec)}, payload), _token(held), at, None)
         tensor = held.tensor
         payload = await self._store.payload(held.stored, span=(tensor.offset, tensor.nbytes))
-        return await self._from(Answer(tensor.header.to_wire(), payload), _token(held), at, blocks_of(held))
+        about = tensor.header.to_wire()
+        if held.part is None and held.stored.blob is not None:
+            about["content"] = held.stored.blob
+        return await self._from(Answer(about, payload), _token(held), at, blocks_of(held))
 
     async def _spec(self, held: Held, part: str, at: Position) -> Answer:
         if part != "spec" or held.kind not in ("model", "plan") or not isinstance(held, Published):
@@ -214,12 +217,12 @@ class Transfers:
 
     # --- away ---------------------------------------------------------------------------------------------
 
-    async def remove(self, held: Held) -> int:
-        """Delete an object; 1 if it was still there."""
+    async def remove(self, held: Held | Damaged) -> int:
+        """Delete an object; 1 if it was still there. A published one's file may take longer: see Store.settled."""
         if isinstance(held, Temporary):
             return self._execution.release([held.id])
-        removed = await self._store.delete(held.id)
-        self.forget(held, held.id)
+        removed = await self._store.delete(held.id, is_hurried=True)
+        self.forget(held if isinstance(held, Published) else None, held.id)
         return int(removed)
 
     def forget(self, held: Published | None, id: bytes) -> None:

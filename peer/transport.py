@@ -8,10 +8,11 @@ import logging
 import os
 import struct
 import sys
+import weakref
 from array import array
 from collections.abc import Awaitable, Callable
 from fcntl import ioctl
-from socket import AF_INET, IPPROTO_TCP, SO_RCVLOWAT, SOCK_STREAM, SOL_SOCKET
+from socket import AF_INET, IPPROTO_TCP, SO_RCVLOWAT, SOCK_STREAM, SOL_SOCKET, create_server, getaddrinfo
 from socket import socket as System
 from termios import FIONREAD, TIOCOUTQ
 from typing import Any, Final
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.exceptions import InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosedError, InvalidHandshake, InvalidURI
 from websockets.frames import (  # type: ignore[attr-defined]  # apply_mask: the fast one, where the library has it
     DATA_OPCODES,
     Opcode,
@@ -148,7 +149,7 @@ Socket = GuardedClientConnection | GuardedServerConnection
 
 def can_send_now(socket: Socket) -> bool:
     """Whether a message can be sent without waiting for the other end to read."""
-    return socket.protocol.state is State.OPEN and not socket.paused
+    return socket.protocol.state is State.OPEN and not socket.protocol.eof_sent and not socket.paused
 
 
 def send_now(socket: Socket, message: bytes) -> None:
@@ -173,7 +174,12 @@ def send_now(socket: Socket, message: bytes) -> None:
 
 def send_large(socket: Socket, head: bytes, payload: Buffer) -> None:
     """One message, of two parts, without waiting and without a copy of the payload: it may change only after
-    `wait_sent`. Only while the WebSocket is open, and nothing of the library's own waits to be sent."""
+    `wait_sent`. Only while the WebSocket is open, and nothing of the library's own waits to be sent.
+
+    ConnectionClosed: the other end has gone, which is no end of the WebSocket before the system says so.
+    """
+    if socket.protocol.eof_sent:
+        raise ConnectionClosedError(None, None)
     size = len(head) + len(payload)
     transport = socket.transport
     if socket.protocol.side is not CLIENT:
@@ -226,19 +232,35 @@ def waiting_to_be_read(socket: Socket) -> int:
     return waiting[0]
 
 
-def wake_at(socket: Socket, nbytes: int) -> None:
-    """Read only when so many bytes have come, or the line has ended: each time that the loop wakes costs as much as
-    copying 50 KB. Nothing where the system or TLS does not have it."""
-    transport = socket.transport
-    if transport.get_extra_info("sslcontext") is not None:
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        # What uvloop gives as the socket makes another descriptor for each such call.
-        pipe = System(AF_INET, SOCK_STREAM, fileno=transport.get_extra_info("socket").fileno())
-        try:
-            pipe.setsockopt(SOL_SOCKET, SO_RCVLOWAT, nbytes)
-        finally:
-            pipe.detach()
+class LowWater:
+    """How much must have come on a line before its loop is woken to read: each time costs as much as copying 50 KB.
+
+    Nothing happens where the system or TLS does not have it. After `forget` nothing more is set: the line's
+    descriptor may then be another's.
+    """
+
+    def __init__(self, socket: Socket) -> None:
+        self._mark = 1
+        self._pipe: System | None = None
+        transport = socket.transport
+        if transport.get_extra_info("sslcontext") is None:
+            with contextlib.suppress(OSError, AttributeError):
+                # What uvloop gives as the socket makes another descriptor for each call.
+                self._pipe = System(AF_INET, SOCK_STREAM, fileno=transport.get_extra_info("socket").fileno())
+                # A socket that is dropped closes its descriptor, which is the transport's.
+                self._let_go = weakref.finalize(self, self._pipe.detach)
+
+    def set(self, nbytes: int) -> None:
+        """Read only when so many bytes have come, or the line has ended."""
+        if nbytes != self._mark and self._pipe is not None:
+            self._mark = nbytes
+            with contextlib.suppress(OSError):
+                self._pipe.setsockopt(SOL_SOCKET, SO_RCVLOWAT, nbytes)
+
+    def forget(self) -> None:
+        if self._pipe is not None:
+            self._pipe = None
+            self._let_go()
 
 
 def _head(size: int, mark: int) -> bytes:
@@ -300,13 +322,22 @@ async def dial(url: str, timeout: float = limits.DIAL_TIMEOUT) -> GuardedClientC
     return socket
 
 
+def bound(host: str, port: int) -> System:
+    """A socket that nobody else can have any more; who connects to it waits for `listen_at`. OSError of the system."""
+    family, _, _, _, address = getaddrinfo(host, port, type=SOCK_STREAM)[0]
+    return create_server(address[:2], family=family)
+
+
 async def listen(host: str, port: int, handler: Callable[[GuardedServerConnection], Awaitable[None]]) -> Server:
-    """Serve WebSockets; `handler` runs once per connection, and calls `let_in` when its end has proved itself.
-    OSError as the system gives it."""
+    """`listen_at` an address. OSError as the system gives it."""
+    return await listen_at(bound(host, port), handler)
+
+
+async def listen_at(address: System, handler: Callable[[GuardedServerConnection], Awaitable[None]]) -> Server:
+    """Serve WebSockets; `handler` runs once per connection, and calls `let_in` when its end has proved itself."""
     return await serve(
         handler,  # type: ignore[arg-type]  # every connection is of our class: `create_connection`
-        host,
-        port,
+        sock=address,
         **{**_SETTINGS, "max_size": limits.MAX_HELLO + 64},
         subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
         # Browsers always send Origin, peers and clients never do: no web page can reach a peer.

@@ -11,7 +11,7 @@ from peer.calls import Response
 from peer.connection import Connection
 from peer.downloads import Connect, Progress
 from peer.hashing import hash_of
-from peer.patience import Patience, first_line
+from peer.patience import Patience, Waiting, first_line
 from peer.payloads import AtHand, Payload, Resumed, close_payload
 from protocol import limits
 from protocol.codec import Buffer
@@ -19,7 +19,12 @@ from protocol.errors import BadRequest, Corrupt, GridError, LinkError, TimedOut
 
 
 async def upload(
-    connect: Connect, args: dict[str, Any], payload: Payload, name: str, progress: Progress | None = None
+    connect: Connect,
+    args: dict[str, Any],
+    payload: Payload,
+    name: str,
+    progress: Progress | None = None,
+    waiting: Waiting | None = None,
 ) -> Response:
     """`put` with `args` and this payload, however often the line breaks; the answer. `name` is the peer's, for errors.
 
@@ -30,7 +35,7 @@ async def upload(
         GridError: what the peer answers, or why the payload cannot be read; LinkError where the peer is not reached.
     """
     try:
-        return await _Upload(connect, args, _Source(payload, progress), name).run()
+        return await _Upload(connect, args, _Source(payload, progress), name, waiting).run()
     finally:
         close_payload(payload)
 
@@ -99,11 +104,13 @@ class _Source:
 class _Upload:
     """One `put` until it is answered."""
 
-    def __init__(self, connect: Connect, args: dict[str, Any], source: _Source, name: str) -> None:
+    def __init__(
+        self, connect: Connect, args: dict[str, Any], source: _Source, name: str, waiting: Waiting | None
+    ) -> None:
         self._connect = connect
         self._args = args
         self._source = source
-        self._patience = Patience(name)
+        self._patience = Patience(name, waiting=waiting)
         self._connection: Connection | None = None
         self._is_begun = False
 
@@ -161,6 +168,7 @@ class _Upload:
         if self._is_begun:
             # It may be finishing what it has, for as long as its disk takes: that the line is good, pings tell.
             known = await connection.request("resume", self._args)
+            self._patience.resumed()
             if "record" in known.result:
                 return known
             offset = _offset(known.result, self._source.nbytes)

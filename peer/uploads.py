@@ -18,6 +18,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from peer.arrivals import Arrival
+from peer.asking import forget
 from peer.calls import Call
 from peer.incoming import IncomingStream
 from peer.intake import Intake
@@ -54,7 +55,7 @@ class _Upload:
         """All of it is here. This runs to its end, whoever still waits for it."""
         self.source = None
         self.finishing = asyncio.get_running_loop().create_task(self.intake.finish())
-        self.finishing.add_done_callback(_looked_at)
+        self.finishing.add_done_callback(forget)
         return self.finishing
 
     def stands_at(self, arrival: Arrival, nbytes: int, offset: int) -> bool:
@@ -284,9 +285,3 @@ class Uploads:
 
 def _has_failed(task: asyncio.Task[dict[str, Any]]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
-
-
-def _looked_at(task: asyncio.Task[dict[str, Any]]) -> None:
-    """Whoever waits hears why it failed; that nobody does is no defect."""
-    if not task.cancelled():
-        task.exception()

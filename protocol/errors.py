@@ -261,6 +261,8 @@ class StorageFull(StorageError):
 
 
 class Corrupt(StorageError):
+    """Bytes are not those that were stored. `fields`: blob (the name of the contents), where they have one."""
+
     code = "corrupt"
 
 
@@ -277,6 +279,8 @@ class Unreachable(LinkError):
 
 
 class HandshakeFailed(LinkError):
+    """Keys, versions or identity do not fit. `fields`: versions (those of the end that refused), if they are why."""
+
     code = "handshake_failed"
 
 

@@ -132,7 +132,8 @@ class Handshake:
         assert isinstance(message, Hello)
         if VERSION not in message.versions:
             raise HandshakeFailed(
-                f"the other end speaks versions {message.versions[:8]}, this one {VERSION}: upgrade one"
+                f"the other end speaks versions {message.versions[:8]}, this one {VERSION}: upgrade one",
+                versions=[VERSION],
             )
         our_id = identity.peer_id(self._signer.public_key)
         if message.expect is not None and message.expect != our_id:
@@ -147,7 +148,10 @@ class Handshake:
     def _on_challenge(self, message: Message) -> Message:
         assert isinstance(message, Challenge)
         if message.version != VERSION:
-            raise HandshakeFailed(f"the other end chose version {message.version}; this end speaks {VERSION}")
+            raise HandshakeFailed(
+                f"the other end chose version {message.version}, this one speaks {VERSION}: upgrade one",
+                versions=[VERSION],
+            )
         their_id = identity.peer_id(message.key)
         if self._ours.expect is not None and their_id != self._ours.expect:
             raise HandshakeFailed(f"wrong peer: expected {self._ours.expect[:12]}, met {their_id[:12]}")

@@ -14,7 +14,7 @@ KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 PEER_ID_LENGTH: Final = 52
-_PEER_ID = re.compile(r"[a-z2-7]{52}")
+_PEER_ID = re.compile(rf"[a-z2-7]{{{PEER_ID_LENGTH}}}")
 _DOMAIN: Final = b"peergrid-auth-v1"
 
 Verify = Callable[[bytes, bytes, bytes], bool]

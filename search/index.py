@@ -12,8 +12,9 @@ from itertools import chain
 from typing import Any, Final
 
 from protocol import limits
-from protocol.errors import AlreadyExists, BadRequest, NotFound
+from protocol.errors import AlreadyExists, BadRequest, Corrupt, NotFound
 from search.compile import SELECT, TagCounts, compile_query, prefix_range, prefixes_in, tags_in, uid_range
+from search.many_rows import insert_rows
 from search.query import parse_query
 from search.records import Record, check_description
 from search.schema import MIGRATIONS, Database, Migration, migrate
@@ -43,10 +44,14 @@ _PAGE: Final = 10_000  # rows of one column read at once, where all are read
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer to a query, newest first; `truncated` if there is more than was asked for."""
+    """The answer to a query, newest first; `truncated` if there is more than was asked for.
+
+    `damaged` objects match as well, and their rows cannot be read.
+    """
 
     records: list[Record]
     truncated: bool
+    damaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +110,10 @@ class Index:
         """
         first = db.execute("SELECT ifnull(max(id), 0) FROM objects").fetchone()[0] + 1
         numbered = list(enumerate(objects, first))
-        db.executemany(_INSERT_NUMBERED, [(number, *prepared.row) for number, (prepared, _) in numbered])
-        db.executemany(
-            "INSERT INTO contents (object_id, blob, inline, extra) VALUES (?, ?, ?, ?)",
+        insert_rows(db, f"objects (id, {WRITTEN})", [(number, *prepared.row) for number, (prepared, _) in numbered])
+        insert_rows(
+            db,
+            "contents (object_id, blob, inline, extra)",
             [(number, contents.blob, contents.inline, contents.extra) for number, (_, contents) in numbered],
         )
         blobs = [(contents.blob, contents.blocks) for _, contents in objects if contents.blob is not None]
@@ -116,6 +122,11 @@ class Index:
         add_all_tags(db, [(tag, number) for number, (prepared, _) in numbered for tag in prepared.record["tags"]])
         nbytes = sum(prepared.record["nbytes"] for prepared, _ in objects)
         db.execute("UPDATE totals SET objects = objects + ?, bytes = bytes + ?", (len(objects), nbytes))
+
+    def owner(self, db: Database, uid: bytes) -> str | None:
+        """Whose it is, also where the rest of its row is damaged; None if it is not here."""
+        row = db.execute("SELECT owner FROM objects WHERE uid = ?", (uid,)).fetchone()
+        return None if row is None else str(row[0])
 
     def delete(self, db: Database, uid: bytes) -> Contents | None:
         """Removes an object and gives its contents, whose blob the caller may now sweep (see blob_in_use);
@@ -191,7 +202,8 @@ class Index:
         parsed = parse_query(query) if isinstance(query, str) else query
         sql, values = compile_query(parsed, _read_counts(db, parsed), limit + 1, self.peer_name, self.peer_id)
         rows = db.execute(sql, values).fetchall()
-        return Found([self._record(row) for row in rows[:limit]], len(rows) > limit)
+        records = [record for row in rows[:limit] if (record := self._if_whole(row)) is not None]
+        return Found(records, len(rows) > limit, len(rows[:limit]) - len(records))
 
     def by_prefix(self, db: Database, digits: str, limit: int = 10) -> list[Record]:
         """The objects whose ids begin with these hexadecimal digits, in the order of their ids."""
@@ -243,6 +255,12 @@ class Index:
     def _record(self, row: Sequence[Any]) -> Record:
         return record_of(row, self.peer_name, self.peer_id)
 
+    def _if_whole(self, row: Sequence[Any]) -> Record | None:
+        try:
+            return self._record(row)
+        except Corrupt:
+            return None  # one row must not hide the others
+
     def _locate(self, db: Database, uid: bytes, also: str = "name") -> tuple[int, list[str], Any] | None:
         """Row number, tags, and one more column of an object."""
         row = db.execute(f"SELECT id, tags, {also} FROM objects WHERE uid = ?", (uid,)).fetchone()
@@ -269,7 +287,6 @@ _WHOLE: Final = f"{SELECT}, {_PLACE} {_OF_ONE}"
 _INSERT: Final = (
     f"INSERT INTO objects ({WRITTEN}) VALUES ({', '.join('?' * (WRITTEN.count(',') + 1))}) ON CONFLICT (uid) DO NOTHING"
 )
-_INSERT_NUMBERED: Final = f"INSERT INTO objects (id, {WRITTEN}) VALUES (?{', ?' * (WRITTEN.count(',') + 1)})"
 
 
 def _read_counts(db: Database, query: Query) -> TagCounts:

@@ -12,10 +12,10 @@ from types import MappingProxyType
 
 from protocol import limits
 from protocol.errors import BadRequest, GridError, ProtocolError, TimedOut
-from search.match import matches, peer_is, resolve_peer
+from search.match import matches, resolve_peer
 from search.query import parse_query
 from search.records import Record, check_record
-from search.terms import NOTHING, Field, Query, leaves
+from search.terms import NOTHING, Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +58,19 @@ class Fanout:
         self.deadline = deadline
         known = {peer.id: peer for peer in peers}
         # A peer for which the `peer:` terms already say no is not asked: resolve_peer handles negation too.
-        possible = {id: resolve_peer(self.query, peer.name, id) != NOTHING for id, peer in known.items()}
-        self.ask = tuple(peer for peer in known.values() if possible[peer.id])
-        self.skipped = tuple(peer for peer in known.values() if not possible[peer.id])
+        self.ask = tuple(peer for id, peer in known.items() if resolve_peer(self.query, peer.name, id) != NOTHING)
         self._waiting = {peer.id: peer for peer in self.ask}
         self._answered: set[str] = set()
         self._truncated: list[PeerRef] = []
+        self._damaged: dict[PeerRef, int] = {}
         self._unreachable: dict[PeerRef, GridError] = {}
         self._hits: dict[tuple[str, bytes], Record] = {}
         self._dropped = 0
 
     # --- events ---------------------------------------------------------------------------------------
-    def answered(self, peer_id: str, records: object, truncated: object, now: float) -> tuple[Record, ...]:
+    def answered(
+        self, peer_id: str, records: object, truncated: object, now: float, damaged: object = 0
+    ) -> tuple[Record, ...]:
         """A peer answered. Gives the records that are new with it, for whoever shows hits as they come.
 
         Each has `peer` and `peer_id` as we know them, whatever the peer wrote there.
@@ -86,6 +87,8 @@ class Fanout:
         is_cut = len(records) > limits.MAX_HITS or len(self._hits) >= limits.MAX_MERGED_HITS
         if truncated is True or is_cut:
             self._truncated.append(peer)
+        if type(damaged) is int and damaged > 0:
+            self._damaged[peer] = damaged
         return new
 
     def failed(self, peer_id: str, error: GridError, now: float) -> None:
@@ -133,11 +136,9 @@ class Fanout:
         return tuple(self._truncated)
 
     @property
-    def unknown_peers(self) -> tuple[str, ...]:
-        """The `peer:` values that mean none of the peers: most likely typing mistakes."""
-        peers = (*self.ask, *self.skipped)
-        named = [str(leaf.value) for leaf in leaves(self.query) if isinstance(leaf, Field) and leaf.name == "peer"]
-        return tuple(value for value in named if not any(peer_is(value, peer.name, peer.id) for peer in peers))
+    def damaged(self) -> Mapping[PeerRef, int]:
+        """The peers that have objects which match and cannot be read, and how many."""
+        return MappingProxyType(self._damaged)
 
     def statistics(self) -> FanoutStatistics:
         return FanoutStatistics(

@@ -16,6 +16,7 @@ and, put there by whoever receives it and never by who sends it, `peer` (name of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from protocol import limits
@@ -43,11 +44,10 @@ def check_record(value: object) -> Record:
     """
     if not isinstance(value, Mapping):
         raise BadRequest(f"a record is a map, not {type(value).__name__}")
-    record: Record = {}
-    for name, check in _CHECKS.items():
-        if name not in value and name != "name":
-            raise BadRequest(f"the record has no {name}")
-        record[name] = check(name, value.get(name))
+    if not value.keys() >= _REQUIRED:
+        missing = next(name for name in _CHECKS if name in _REQUIRED and name not in value)
+        raise BadRequest(f"the record has no {missing}")
+    record: Record = {name: check(name, value.get(name)) for name, check in _CHECKS.items()}
     _check_tensor(record)
     return record
 
@@ -84,13 +84,20 @@ def _principal(name: str, value: object) -> str:
 def _tags(name: str, value: object) -> list[str]:
     if not isinstance(value, list | tuple) or len(value) > limits.MAX_TAGS:
         raise BadRequest(f"{name}: a list of at most {limits.MAX_TAGS} tags")
+    if not all(isinstance(tag, str) for tag in value):
+        raise BadRequest(f"{name}: a tag is text")
+    return list(_stored_tags(name, tuple(value)))
+
+
+@lru_cache(1_024)  # objects that come together have the same ones
+def _stored_tags(name: str, tags: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        tags = list(parse_tags(value))
+        parsed = parse_tags(tags)
     except (BadTag, TooLarge) as error:
         raise BadRequest(f"{name}: {error.message}") from None
-    if tags != list(value):
+    if parsed != tags:
         raise BadRequest(f"{name}: tags are stored without '#', in lower case, and each once")
-    return tags
+    return parsed
 
 
 def _text(name: str, value: object, most: int) -> str:
@@ -131,10 +138,15 @@ def _check_tensor(record: Record) -> None:
     if record["kind"] == "tensor" and (record["dtype"] is None or record["shape"] is None):
         raise BadRequest("kind: a tensor has a dtype and a shape")
     if record["dtype"] is not None and record["shape"] is not None:
-        try:
-            TensorHeader(record["dtype"], tuple(record["shape"]))
-        except (BadTensor, TooLarge) as error:
-            raise BadRequest(f"shape: {error.message}") from None
+        _check_extent(record["dtype"], tuple(record["shape"]))
+
+
+@lru_cache(1_024)
+def _check_extent(dtype: str, shape: tuple[int, ...]) -> None:
+    try:
+        TensorHeader(dtype, shape)
+    except (BadTensor, TooLarge) as error:
+        raise BadRequest(f"shape: {error.message}") from None
 
 
 def _nbytes(name: str, value: object) -> int:
@@ -177,3 +189,4 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], Any]]] = {
     "created": _moment,
     "published": _flag,
 }
+_REQUIRED: Final = _CHECKS.keys() - {"name"}

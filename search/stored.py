@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from protocol.errors import Corrupt
 from search.records import Record, check_record, rows_of
@@ -16,8 +15,7 @@ WRITTEN: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
+class Contents(NamedTuple):
     """Where an object's bytes are: in the blob file of that name, whose block hashes are `blocks`, or inline.
 
     `extra` is for the kind's own use.
@@ -29,8 +27,7 @@ class Contents:
     blocks: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A checked record, and its columns as they are stored. Made by Index.prepare."""
 
     record: Record

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
+from search.many_rows import insert_rows
 from search.schema import Database
 
 
@@ -32,10 +33,7 @@ def add_all_tags(db: Database, tagged: Sequence[tuple[str, int]]) -> None:
         list(counts.items()),
     )
     ids = {tag: db.execute("SELECT id FROM tags WHERE name = ?", (tag,)).fetchone()[0] for tag in counts}
-    db.executemany(
-        "INSERT INTO object_tags (tag_id, object_id) VALUES (?, ?)",
-        [(ids[tag], number) for tag, number in tagged],
-    )
+    insert_rows(db, "object_tags (tag_id, object_id)", [(ids[tag], number) for tag, number in tagged])
 
 
 def drop_tags(db: Database, number: int, tags: Sequence[str]) -> None:

@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from peer import opening, processes, transport
 from peer.folders import Folders
+from tests import loops
+from tests.waiting import PATIENCE
+
+# The same examples each time, however long they take to make; `--hypothesis-profile default` looks for others.
+settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run `async def` tests, each in a loop of its own, in debug mode off."""
+    """Run `async def` tests, each in a loop of its own that forgives a busy machine, in debug mode off."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     wanted = inspect.signature(pyfuncitem.obj).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in wanted}
-    asyncio.run(pyfuncitem.obj(**arguments))
+    loops.run(pyfuncitem.obj(**arguments))
     return True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """Peers are given the time that a busy machine takes to start them, to end them and to answer a dial."""
+    start: Any = processes.PeerProcess.start
+    with pytest.MonkeyPatch.context() as longer:
+        longer.setattr(start.__func__, "__kwdefaults__", {**start.__kwdefaults__, "timeout": PATIENCE})
+        for function in (processes.PeerProcess.stop, processes.end, transport.dial, opening.open_as_dialer):
+            *others, seconds = function.__defaults__ or ()
+            assert isinstance(seconds, float)
+            longer.setattr(function, "__defaults__", (*others, PATIENCE))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard() -> None:
+    """Ctrl-C is heard here and in what is started here, also where a shell runs the tests in the background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def steady() -> None:
+    """Random tensors are the same each time, so that no rounding is out of luck."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(7)
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,23 @@ from urllib.parse import urlsplit
 
 _PIECE = 256 << 10
 _AHEAD = 64  # pieces on their way in one direction of a connection: what latency delays
+
+
+@contextlib.contextmanager
+def faulty(target: str) -> Iterator[FaultProxy]:
+    """A proxy for tests that have no loop: it runs in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="faulty")
+    thread.start()
+    proxy = FaultProxy(target)
+    try:
+        asyncio.run_coroutine_threadsafe(proxy.__aenter__(), loop).result()
+        yield proxy
+        asyncio.run_coroutine_threadsafe(proxy.close(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @dataclass(slots=True)

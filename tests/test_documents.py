@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from peer.calls import Statistics
 from protocol import limits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,11 @@ def test_the_long_trials_are_there(text: str) -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text())
     assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+def test_the_counts_of_statistics_are_explained() -> None:
+    for text in ((ROOT / "README.md").read_text(), Statistics.__doc__ or ""):
+        assert [name for name in Statistics.__dataclass_fields__ if name not in text] == []
 
 
 def test_every_file_of_the_architecture_exists() -> None:

@@ -1,6 +1,7 @@
 """What the commands do: call, and print. cli.py parses, and calls these. In import order:
 
 errors.py     an error as a line and an exit code
+stopping.py   Ctrl-C
 peers.py      start, up, down, peers, status
 upkeep.py     verify, compact
 files.py      put, get

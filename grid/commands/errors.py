@@ -75,10 +75,13 @@ def note(text: str) -> None:
     _say(text, "", "")
 
 
+def safe(text: str) -> str:
+    """A message may quote strangers: nothing in it moves the cursor."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
+
+
 def _say(text: str, word: str, style: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    # A message may quote strangers: nothing in it moves the cursor.
-    safe = "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
-    Console(stderr=True, highlight=False).print(Text(word, style=style) + Text(safe), soft_wrap=True)
+    Console(stderr=True, highlight=False).print(Text(word, style=style) + Text(safe(text)), soft_wrap=True)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from grid import show
-from grid.commands.errors import complain, note
+from grid.commands.errors import complain
+from grid.commands.stopping import leaving
 from protocol import limits
-from protocol.errors import BadFile, BadRequest
+from protocol.errors import BadFile, BadRequest, GridError, LinkError
 
 if TYPE_CHECKING:
     from grid.client import Grid
     from grid.mesh import Mesh
     from grid.putting import Putting
+
+_SHOWN: Final = 5  # names of what was not tried
 
 
 async def put(
@@ -34,33 +37,54 @@ async def put(
     putting = Putting(g, g.find_member(to), " ".join(tags), description, private, name)
     records: list[dict[str, Any]] = []
     try:
-        async for title, record in putting.run(paths, show):
-            records.append(record)
-            if not as_json:
-                print(f"{putting.member.name} has {title}: {show.named(record)}", flush=True)
-    except asyncio.CancelledError:
-        note(f"stopped: {putting.at_work} is not at {putting.member.name}{_but(len(records))}")
-        raise
+        with leaving(partial(_stopped, putting), partial(_ended_at_once, putting)):
+            async for title, record in putting.run(paths, show):
+                records.append(record)
+                if not as_json:
+                    print(f"{putting.member.name} has {title}: {show.named(record)}", flush=True)
     finally:
         if as_json and records:
             show.json_out(show.plain(records))
-    _report(putting, len(records))
+    _report(putting)
 
 
-def _but(count: int) -> str:
-    return "" if not count else f"; what was put before it is there ({count} of them)"
+def _stopped(putting: Putting) -> str:
+    there = f"; what was put before it is there ({putting.count} of them)" if putting.count else ""
+    return f"{putting.at_work} is not at {putting.member.name}{there}"
 
 
-def _report(putting: Putting, count: int) -> None:
+def _ended_at_once(putting: Putting) -> str:
+    peer, work = putting.member.name, putting.at_work
+    return f"{peer} throws away what it has of {work} within a minute, or has all of it: 'grid search' says which"
+
+
+def _report(putting: Putting) -> None:
     """The only failure is the command's error; where others went well, or failed too, each is said and then counted."""
-    failures = putting.failures
-    if failures and not count and len(failures) == 1:
+    peer, failures = putting.member.name, putting.failures
+    if putting.end is None and not putting.count and len(failures) == 1:
         raise failures[0][1]
     for path, error in failures:
         complain(error, path)
+    if putting.end is not None:
+        raise _told(putting, putting.end)
     if failures:
         files = "1 file was" if len(failures) == 1 else f"{len(failures)} files were"
-        raise BadFile(f"{files} not put whole, for the reasons above; {putting.member.name} has the rest")
+        raise BadFile(f"{files} not put whole, for the reasons above; {peer} has the rest")
+
+
+def _told(putting: Putting, end: GridError) -> GridError:
+    """Why no more was put, with what it leaves: what is there, and what was not tried."""
+    peer, work = putting.member.name, putting.at_work
+    unsure = f"; 'grid search' says whether {work} is there all the same" if isinstance(end, LinkError) else ""
+    there = f"; what was put before it is there ({putting.count} of them)" if putting.count else ""
+    untried = f"; not tried: {_some(putting.untried)}" if putting.untried else ""
+    end.message = f"{work} of {putting.file} could not be put at {peer}: {end.message}{unsure}{there}{untried}"
+    return end
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 async def get(g: Mesh, ref: str, out: Path, overwrite: bool, as_json: bool) -> None:
@@ -72,13 +96,15 @@ async def get(g: Mesh, ref: str, out: Path, overwrite: bool, as_json: bool) -> N
     record = await g.find_record(ref)
     member = g.find_member(record["peer_id"])
     is_large = (record.get("nbytes") or 0) > limits.INLINE_PAYLOAD
-    source = Source(partial(g.to, member, bulk=is_large), member.name, record["id"], record["kind"])
-    try:
-        with show.progress(f"{record['id'].hex()[:12]} from {member.name}", "waiting for the disk") as progress:
-            written = await save_object(source, out, overwrite, progress)
-    except asyncio.CancelledError:
-        note(f"stopped: nothing was written to {out}")
-        raise
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    with leaving(
+        lambda: f"nothing was written to {out}",
+        lambda: f"nothing was written to {out}, but {part} may be left, which the next 'grid get' to {out} removes",
+    ):
+        with show.progress(f"{record['id'].hex()[:12]} from {member.name}", "waiting for the disk") as bar:
+            connect = partial(g.to, member, bulk=is_large)
+            source = Source(connect, member.name, record["id"], record["kind"], bar.waiting, g.others)
+            written = await save_object(source, out, overwrite, bar)
     show_written(written, as_json)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from grid import show
-from grid.commands.errors import note
-from protocol.errors import BadRequest
+from grid.commands.stopping import leaving
+from grid.found import Found
+from grid.hits import is_whole_id
+from protocol.errors import BadRequest, QueryError
 
 if TYPE_CHECKING:
-    from grid.client import Grid
     from grid.mesh import Mesh
 
 
@@ -34,58 +35,55 @@ async def show_object(g: Mesh, ref: str, as_json: bool) -> None:
     _show_record(await g.find_record(ref), as_json)
 
 
-async def transfer(g: Grid, ref: str, peer: str, what: str, as_json: bool) -> None:
-    """`what`: move or copy."""
-    target, hit = g[peer], await g.find(ref)
-    check_can(hit, what)
-    source, object = hit.location.name, show.named(hit.record)
-    try:
+async def transfer(g: Mesh, ref: str, peer: str, what: Literal["move", "copy"], as_json: bool) -> None:
+    target, found = g.find_member(peer), await Found.find(g, ref)
+    source, object = found.peer, show.named(found.record)
+    at_source = "is still there, or is whole at" if what == "move" else "is still there; 'grid search' says if it is at"
+    with leaving(lambda: f"{object} was at {source}; it {at_source} {target.name}"):
         with show.waiting(f"{object} goes from {source} to {target.name}"):
-            arrived = await getattr(hit, what)(target)
-    except asyncio.CancelledError:
-        where = "is still there, or is whole at" if what == "move" else "is still there; 'grid search' says if it is at"
-        note(f"stopped: {object} was at {source}; it {where} {target.name}")
-        raise
+            arrived = await (found.move(target) if what == "move" else found.copy(target))
     if as_json:
         show.json_out(show.plain(arrived.record))
-    elif target.name == source and what == "move":
+    elif arrived is found:
         print(f"{target.name} has it already: {show.named(arrived.record)}")
     else:
         print(f"{target.name} has it from {source}: {show.named(arrived.record)}")
 
 
-async def tag(g: Grid, ref: str, changes: Sequence[str], description: str | None, as_json: bool) -> None:
+async def tag(g: Mesh, ref: str, changes: Sequence[str], description: str | None, as_json: bool) -> None:
     wrong = [change for change in changes if change[:1] not in "+-" or len(change) < 2]
     if wrong or not (changes or description is not None):
-        raise BadRequest(f"{wrong[0] if wrong else 'nothing'!r} is no change: write '+#tag', '-#tag' or --describe T")
-    hit = await g.find(ref)
-    check_can(hit, "tag")
+        raise BadRequest(
+            f"{wrong[0] if wrong else 'nothing'!r} is no change: write '+#tag', '-#tag' or --describe TEXT"
+        )
     added = [change[1:] for change in changes if change[0] == "+"]
     removed = [change[1:] for change in changes if change[0] == "-"]
-    if added:
-        await hit.tag(*added)
-    if removed:
-        await hit.untag(*removed)
-    if description is not None:
-        await hit.describe(description)
-    _show_record(hit.record, as_json)
+    found = await Found.find(g, ref)
+    await found.edit(added, removed, description)
+    _show_record(found.record, as_json)
 
 
-async def rm(g: Grid, refs: Sequence[str], as_json: bool) -> None:
-    hits = [await g.find(ref) for ref in refs]  # all are found before any is deleted
-    removed = {hit.record["id"]: hit for hit in hits}
-    for hit in removed.values():
-        await hit.delete()
+async def rm(g: Mesh, refs: Sequence[str], as_json: bool) -> None:
+    found = [await _to_delete(g, ref) for ref in refs]  # all are found before any is deleted
+    removed = {one.id: one for one in found}
+    for one in removed.values():
+        await one.delete()
         if not as_json:
-            print(f"{hit.location.name} has it no more: {show.named(hit.record)}")
+            print(f"{one.peer} has it no more: {show.named(one.record)}")
     if as_json:
-        show.json_out([{"id": id.hex(), "peer": hit.location.name} for id, hit in removed.items()])
+        show.json_out([{"id": id.hex(), "peer": one.peer} for id, one in removed.items()])
 
 
-def check_can(hit: Any, what: str) -> None:
-    """BadRequest for a kind of object of which this cannot be asked."""
-    if not hasattr(hit, what):
-        raise BadRequest(f"{what} does not work on a {hit.record['kind']}")
+async def _to_delete(g: Mesh, ref: str) -> Found:
+    """As Found.find; PEER:ID with a whole id is also what is too damaged to be found, as 'grid verify' names it."""
+    try:
+        return await Found.find(g, ref)
+    except QueryError:  # PEER is no field
+        peer, _, id = ref.rpartition(":")
+        if not peer or not is_whole_id(id):
+            raise
+        member = g.find_member(peer)
+        return Found(g, {"id": bytes.fromhex(id), "kind": "object", "peer_id": member.id})
 
 
 def _show_record(record: dict[str, Any], as_json: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from grid.commands.errors import raise_last
+from grid.commands.stopping import leaving, run
 from protocol.errors import UnknownPeer
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ def up(names: Sequence[str], as_json: bool) -> None:
     from grid import show
     from peer.folders import Folders
     from peer.peer import Settings
-    from peer.process import run_loop
     from peer.processes import PeerProcess
 
     folders = Folders.default()
@@ -39,9 +39,10 @@ def up(names: Sequence[str], as_json: bool) -> None:
         starting = (
             PeerProcess.start(settings, folders.logs / f"{settings.name}.log", outlives_us=True) for settings in wanted
         )
-        return await asyncio.gather(*starting, return_exceptions=True)
+        with leaving(lambda: "peers that had come up run: 'grid peers' shows them, 'grid down' ends them"):
+            return await asyncio.gather(*starting, return_exceptions=True)
 
-    results = run_loop(start_all())
+    results = run(start_all())
     started = [result for result in results if isinstance(result, PeerProcess)]
     for process in started:
         process.let_go()
@@ -59,7 +60,6 @@ def down(names: Sequence[str], as_json: bool) -> None:
     from grid import show
     from peer.folders import Folders
     from peer.neighbours import Neighbours
-    from peer.process import run_loop
     from peer.processes import end
 
     running = {neighbour.name: neighbour for neighbour in Neighbours(Folders.default().peers).list()}
@@ -69,9 +69,10 @@ def down(names: Sequence[str], as_json: bool) -> None:
     ended = list(dict.fromkeys(names)) if names else list(running)
 
     async def end_all() -> list[bool]:
-        return await asyncio.gather(*(end(running[name].pid) for name in ended))
+        with leaving(lambda: "peers that were told to end may still be at it: 'grid peers' shows who runs"):
+            return await asyncio.gather(*(end(running[name].pid) for name in ended))
 
-    in_order = run_loop(end_all())
+    in_order = run(end_all())
     if as_json:
         show.json_out([{"name": name, "killed": not orderly} for name, orderly in zip(ended, in_order, strict=True)])
         return

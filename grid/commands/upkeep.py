@@ -54,7 +54,7 @@ async def _each(
 ) -> tuple[list[Report], list[GridError]]:
     """The reports of the peer, or of all of this machine, and the errors of those that gave none."""
     if name is None and data_dir is not None:
-        raise BadRequest("name the peer whose folder it is: grid verify NAME --data-dir D")
+        raise BadRequest("name the peer whose folder it is: grid verify NAME --data-dir FOLDER")
     names = [name] if name is not None else keeper.names()
     if not names:
         raise NothingRunning("no peer runs on this machine, and none has kept anything here")

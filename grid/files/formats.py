@@ -4,7 +4,7 @@ has them. Only what a piece holds is in memory; torch is needed by .pt alone (va
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -22,6 +22,14 @@ Layout = Sequence[tuple[str, TensorHeader]]
 class Format:
     """Made with (open file, layout, path for errors); that raises BadFile for what the format cannot hold. Then `write`
     with the bytes of all tensors one after another, cut anywhere, and one of `end` and `abort`."""
+
+    def __init__(self, file: IO[bytes], layout: Layout, path: Path) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def least_bytes(cls, layout: Layout) -> int:
+        """What the file takes at least."""
+        return sum(header.nbytes for _, header in layout)
 
     def write(self, data: Buffer) -> None:
         raise NotImplementedError
@@ -124,6 +132,11 @@ class Csv(Format):
         self._rows = header.shape[0] if header.shape else 1
         self._rest = b""
 
+    @classmethod
+    def least_bytes(cls, layout: Layout) -> int:
+        """Of text, which depends on the values: as if each were the shortest there is, `0.0,` or `0,`."""
+        return sum(header.numel * (4 if "float" in header.dtype else 2) for _, header in layout)
+
     def write(self, data: Buffer) -> None:
         data = self._rest + bytes(data)
         width = self._columns * self._dtype.itemsize
@@ -151,7 +164,7 @@ class Safetensors(Format):
         self._file.write(data)
 
 
-FORMATS: Final[dict[str, Callable[[IO[bytes], Layout, Path], Format]]] = {
+FORMATS: Final[dict[str, type[Format]]] = {
     ".npy": Npy,
     ".npz": Npz,
     ".csv": Csv,

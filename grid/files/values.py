@@ -72,7 +72,7 @@ def write(path: str | os.PathLike[str], value: Value, overwrite: bool = False) -
     """Write a tensor, or several by name, in the format that the ending says. The file appears whole or not at all.
 
     Raises:
-        BadFile: as check_target; or a value that the format cannot hold, or a disk that refuses.
+        BadFile: as check_target; or a value that the format cannot hold, or a disk that refuses. StorageFull.
     """
     target = check_target(path, overwrite)
     if is_whole(target):

@@ -13,7 +13,7 @@ from typing import IO
 
 from grid.files.formats import ENDINGS, FORMATS, WHOLE, Format, Layout
 from protocol.codec import Buffer
-from protocol.errors import BadFile
+from protocol.errors import BadFile, StorageFull
 
 
 def check_target(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -41,10 +41,10 @@ async def save(path: Path, layout: Layout, pieces: AsyncIterable[Buffer], overwr
     """Write tensors as their bytes come. Nothing is left of it if that fails, or is cancelled.
 
     Raises:
-        BadFile: as check_target; a value that the format cannot hold, or a disk that is full or refuses.
+        BadFile: as check_target; a value that the format cannot hold, or a disk that refuses. StorageFull.
     """
     with appearing(path, overwrite) as file:
-        check_room(path, sum(header.nbytes for _, header in layout))
+        check_room(path, FORMATS[path.suffix.lower()].least_bytes(layout))
         with _format(file, layout, path) as form:
             async for piece in pieces:
                 form.write(piece)  # in the loop: the kernel takes it into its cache, as fast as a thread would start
@@ -73,7 +73,10 @@ def _format(file: IO[bytes], layout: Layout, path: Path) -> Iterator[Format]:
 
 @contextlib.contextmanager
 def appearing(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
-    """A file to be filled, which is at `path` when the block ends well, and nowhere when it does not."""
+    """A file to be filled, which is at `path` when the block ends well, and nowhere when it does not.
+
+    BadFile, StorageFull: the disk refuses, or is full.
+    """
     target = check_target(path, overwrite)
     _sweep(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -86,7 +89,9 @@ def appearing(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
         _into_place(temporary, target, overwrite)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BadFile(f"{target} cannot be written: the disk is full. Free some space, or choose another") from None
+            raise StorageFull(
+                f"{target} was not written: its disk is full. Free some space, or choose another"
+            ) from None
         if not error.strerror:
             raise
         raise BadFile(f"{target} cannot be written: {error.strerror}") from None
@@ -103,11 +108,13 @@ def _sweep(target: Path) -> None:
 
 
 def check_room(path: Path, nbytes: int) -> None:
-    """BadFile if the disk cannot hold so much: said before an hour is spent on filling it."""
+    """StorageFull if the disk cannot hold so much: said before an hour is spent on filling it."""
     status = os.statvfs(path.parent)
     free = status.f_bavail * status.f_frsize
     if nbytes > free:
-        raise BadFile(f"{path} needs {nbytes} bytes, and the disk has {free} left: free some space, or choose another")
+        raise StorageFull(
+            f"{path} takes {nbytes} bytes or more, and its disk has {free} left: free some space, or choose another"
+        )
 
 
 def _into_place(temporary: Path, target: Path, overwrite: bool) -> None:

@@ -44,6 +44,7 @@ class Change(Generic[T]):
     item: Any = None
     result: list[T] = field(default_factory=list)
     error: BaseException | None = None
+    is_settled: bool = False
 
     def run(self, db: sqlite3.Connection) -> None:
         self.forget()
@@ -54,6 +55,7 @@ class Change(Generic[T]):
         self.error = None
 
     def settle(self) -> None:
+        self.is_settled = True
         if self.future.done():
             return
         if self.error is None and self.result:

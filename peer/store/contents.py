@@ -11,8 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
+
+import msgpack
 
 from protocol import limits
 from protocol.errors import BadTensor, TooLarge
@@ -62,7 +65,7 @@ class StoredTensor:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Contents:
     """Named tensors in the order of their bytes, text metadata, and bytes besides (a program). Checks itself.
 
@@ -89,6 +92,23 @@ class Contents:
     def one(cls, header: TensorHeader) -> Contents:
         """The contents of an object that is one tensor."""
         return cls(((ONE_TENSOR, header),))
+
+    @cached_property
+    def packed(self) -> bytes:
+        """All of it as the database keeps it."""
+        tensors = [[name, header.dtype, list(header.shape)] for name, header in self.tensors]
+        packed: bytes = msgpack.packb([tensors, dict(self.metadata), self.extra])
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Contents:
+        """What `packed` gave. BadTensor for anything else."""
+        try:
+            rows, metadata, extra = msgpack.unpackb(packed)
+            tensors = tuple((name, TensorHeader(dtype, tuple(shape))) for name, dtype, shape in rows)
+            return cls(tensors, metadata, extra)
+        except (ValueError, TypeError, TooLarge, msgpack.UnpackException) as error:
+            raise BadTensor("this describes no contents") from error
 
     def lay_out(self, start: int) -> dict[str, StoredTensor]:
         """Where each tensor is when the first begins at `start`."""

@@ -131,7 +131,11 @@ class Database:
         self._waiting.append(waiting)
         if self._driver is None:
             self._driver = asyncio.create_task(self._drive())
-        return await undisturbed(waiting.future, hurry=lambda: self._withdraw(waiting))
+        try:
+            return await waiting.future
+        except asyncio.CancelledError:
+            await self._give_up(waiting)
+            raise
 
     async def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
         """The result of `look(db)`, which runs on the reading connection and sees one state of the database."""
@@ -250,10 +254,17 @@ class Database:
 
     # --- changes --------------------------------------------------------------------------------------------
 
-    def _withdraw(self, change: Change[Any]) -> None:
-        with suppress(ValueError):  # its turn has come
+    async def _give_up(self, change: Change[Any]) -> None:
+        """Drop a change whose caller was cancelled, or wait for its end if its turn has come."""
+        if change.is_settled:
+            return
+        with suppress(ValueError):
             self._waiting.remove(change)
-            change.future.cancel()
+            return
+        # The cancellation took the future with it: another one says when the thread is done.
+        change.future = asyncio.get_running_loop().create_future()
+        with suppress(Exception):  # the caller's error is the cancellation
+            await undisturbed(change.future)
 
     async def _drive(self) -> None:
         """Keep the writer's thread at work for as long as changes wait."""

@@ -14,6 +14,8 @@ from typing import Final
 
 from blake3 import blake3
 
+from protocol import limits
+
 TABLES: Final = (
     """
 CREATE TABLE moves_out (
@@ -22,23 +24,29 @@ CREATE TABLE moves_out (
     asker TEXT NOT NULL,           -- the principal who asked for the move
     target TEXT NOT NULL,          -- the peer that may collect
     until REAL NOT NULL,           -- seconds since the epoch: then it may be forgotten
-    is_done INTEGER NOT NULL       -- 1: the object was given up; 2: that was refused, for good
+    is_done INTEGER NOT NULL,      -- 1: the object was given up; 2: that was refused, for good
+    is_move INTEGER NOT NULL       -- 0: it is offered to be copied
 ) STRICT, WITHOUT ROWID""",
     """
 CREATE TABLE moves_in (
     token BLOB PRIMARY KEY,        -- shown again to the source
     source TEXT NOT NULL,          -- the peer it came from
     object BLOB NOT NULL,
+    owner TEXT NOT NULL,           -- the object's owner here
     since REAL NOT NULL
 ) STRICT, WITHOUT ROWID""",
-    "CREATE INDEX moves_out_until ON moves_out (until)",
+    "CREATE INDEX moves_out_asker ON moves_out (asker, is_done, until)",
 )
+
+_OPEN: Final = 0  # values of is_done
+_DONE: Final = 1
+_REFUSED: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """An offer of an object here to a peer that may collect it until `until`; `is_done` once it was given up,
-    `is_refused` once the target was told that it is not."""
+    """An offer of an object here to a peer that may collect it until `until`, as a copy or to be given up; `is_done`
+    once it was given up, `is_refused` once the target was told that it is not."""
 
     object: bytes
     asker: str
@@ -46,6 +54,7 @@ class Offered:
     until: float
     is_done: bool
     is_refused: bool = False
+    is_move: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,38 +67,58 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Unconfirmed:
-    """An object that arrived `since` then, and whose source has not been heard to have given it up."""
+    """An object of `owner` that arrived `since` then, and whose source has not been heard to have given it up."""
 
     token: bytes
     source: str
     object: bytes
     since: float
+    owner: str
 
 
 def note_offer(db: sqlite3.Connection, token: bytes, offered: Offered) -> None:
     """The same offer once more is the same row; a new time replaces the old."""
     db.execute(
-        "INSERT INTO moves_out (token_hash, object, asker, target, until, is_done) VALUES (?, ?, ?, ?, ?, 0)"
-        " ON CONFLICT (token_hash) DO UPDATE SET until = excluded.until WHERE is_done = 0",
-        (_hashed(token), offered.object, offered.asker, offered.target, offered.until),
+        "INSERT INTO moves_out (token_hash, object, asker, target, until, is_done, is_move)"
+        " VALUES (?, ?, ?, ?, ?, 0, ?) ON CONFLICT (token_hash) DO UPDATE SET until = excluded.until WHERE is_done = 0",
+        (_hashed(token), offered.object, offered.asker, offered.target, offered.until, offered.is_move),
     )
+    _keep_within_bounds(db, offered.asker, _OPEN)
 
 
 def find_offer(db: sqlite3.Connection, token: bytes) -> Offered | None:
     row = db.execute(
-        "SELECT object, asker, target, until, is_done FROM moves_out WHERE token_hash = ?", (_hashed(token),)
+        "SELECT object, asker, target, until, is_done, is_move FROM moves_out WHERE token_hash = ?", (_hashed(token),)
     ).fetchone()
-    return None if row is None else Offered(row[0], row[1], row[2], row[3], is_done=row[4] == 1, is_refused=row[4] == 2)
+    if row is None:
+        return None
+    object, asker, target, until, is_done, is_move = row
+    return Offered(object, asker, target, until, is_done == _DONE, is_done == _REFUSED, bool(is_move))
 
 
-def note_done(db: sqlite3.Connection, token: bytes, until: float) -> None:
+def note_done(db: sqlite3.Connection, token: bytes, offered: Offered, until: float) -> None:
     """The object was given up; this is remembered until then."""
-    db.execute("UPDATE moves_out SET is_done = 1, until = ? WHERE token_hash = ?", (until, _hashed(token)))
+    _note_end(db, token, offered, _DONE, until)
 
 
-def note_refused(db: sqlite3.Connection, token: bytes, until: float) -> None:
+def note_refused(db: sqlite3.Connection, token: bytes, offered: Offered, until: float) -> None:
     """The object is kept: whoever asks by this token again hears the same. This is remembered until then."""
-    db.execute("UPDATE moves_out SET is_done = 2, until = ? WHERE token_hash = ?", (until, _hashed(token)))
+    _note_end(db, token, offered, _REFUSED, until)
+
+
+def _note_end(db: sqlite3.Connection, token: bytes, offered: Offered, how: int, until: float) -> None:
+    db.execute("UPDATE moves_out SET is_done = ?, until = ? WHERE token_hash = ?", (how, until, _hashed(token)))
+    _keep_within_bounds(db, offered.asker, how)
+
+
+def _keep_within_bounds(db: sqlite3.Connection, asker: str, how: int) -> None:
+    """Forget the oldest of this principal that ended in this way (or have not): whoever comes with them is told that
+    they are not known, and keeps what it has."""
+    db.execute(
+        "DELETE FROM moves_out WHERE token_hash IN (SELECT token_hash FROM moves_out WHERE asker = ? AND is_done = ?"
+        " ORDER BY until DESC LIMIT -1 OFFSET ?)",
+        (asker, how, limits.MOVES_KEPT),
+    )
 
 
 def drop_offer(db: sqlite3.Connection, token: bytes) -> None:
@@ -104,15 +133,16 @@ def has_stale(db: sqlite3.Connection, now: float) -> bool:
     return db.execute("SELECT 1 FROM moves_out WHERE until < ? LIMIT 1", (now,)).fetchone() is not None
 
 
-def note_arrival(db: sqlite3.Connection, arrived: Arrived, object: bytes, now: float) -> None:
+def note_arrival(db: sqlite3.Connection, arrived: Arrived, object: bytes, owner: str, now: float) -> None:
     db.execute(
-        "INSERT INTO moves_in (token, source, object, since) VALUES (?, ?, ?, ?) ON CONFLICT (token) DO NOTHING",
-        (arrived.token, arrived.source, object, now),
+        "INSERT INTO moves_in (token, source, object, owner, since) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (token) DO NOTHING",
+        (arrived.token, arrived.source, object, owner, now),
     )
 
 
 def arrivals(db: sqlite3.Connection) -> list[Unconfirmed]:
-    rows = db.execute("SELECT token, source, object, since FROM moves_in ORDER BY since").fetchall()
+    rows = db.execute("SELECT token, source, object, since, owner FROM moves_in ORDER BY since").fetchall()
     return [Unconfirmed(*row) for row in rows]
 
 

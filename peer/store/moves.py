@@ -47,13 +47,17 @@ class Moves:
 
     # --- at the source --------------------------------------------------------------------------------------
 
-    async def offer(self, token: bytes, object: bytes, asker: str, target: str, until: float) -> None:
-        """Remember that `target` may collect the object by this token, asked for by `asker`, until then.
+    async def offer(
+        self, token: bytes, object: bytes, asker: str, target: str, until: float, *, is_move: bool = True
+    ) -> None:
+        """Remember that `target` may collect the object by this token, asked for by `asker`, until then: to have it
+        alone, or as a copy.
 
-        Only the token's hash is kept. The same offer once more (same token) only sets the time.
+        Only the token's hash is kept. The same offer once more (same token) only sets the time. Of one principal
+        limits.MOVES_KEPT offers are kept that are open, as many that are done, and that were refused.
         """
         _check_token(token)
-        offered = Offered(object, asker, target, until, is_done=False)
+        offered = Offered(object, asker, target, until, is_done=False, is_move=is_move)
         await self._database.write(lambda db: journal.note_offer(db, token, offered))
 
     async def find(self, token: bytes) -> Offered | None:
@@ -92,17 +96,17 @@ class Moves:
         offered = journal.find_offer(db, token)
         if offered is None:
             raise NotFound("nothing was offered by this ticket, or it has lapsed: ask for the move again")
-        if offered.object != object:
-            raise BadRequest("this ticket is for another object")
+        if offered.object != object or not offered.is_move:
+            raise BadRequest("this ticket is for another object, or for a copy")
         if offered.is_done:
             return Gone(True)  # what has this id now, if anything, came later
         record = self._index.get(db, object)
         if offered.is_refused or record is None or not unchanged(record):
             # For good: the target drops its copy, and this very request may be on the way a second time.
-            journal.note_refused(db, token, until)
+            journal.note_refused(db, token, offered, until)
             return Gone(False)
         gone = self._removal.delete_row(db, object)
-        journal.note_done(db, token, until)
+        journal.note_done(db, token, offered, until)
         return Gone(True, gone.blobs)
 
     async def withdraw(self, *tokens: bytes) -> None:

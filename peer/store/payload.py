@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from peer.asking import forget
 from peer.hashing import unpack_hashes
 from peer.store.blob_file import BlobFile
 from peer.store.waiting import undisturbed
@@ -100,7 +101,7 @@ class BlobPayload:
         self._ready.clear()
         if ahead is not None:
             await asyncio.wait({ahead})
-            _look_at(ahead)
+            forget(ahead)
 
     def close(self) -> None:
         self._ready.clear()
@@ -110,7 +111,7 @@ class BlobPayload:
             self._ahead.add_done_callback(self._close_after)
 
     def _close_after(self, ahead: asyncio.Future[list[Buffer]]) -> None:
-        _look_at(ahead)
+        forget(ahead)
         self._file.close()
 
 
@@ -121,12 +122,6 @@ def _hashes(file: BlobFile, start: int, nbytes: int) -> Sequence[int] | None:
     if at % limits.BLOCK or at + nbytes != layout.nbytes or not layout.is_whole():
         return None
     return unpack_hashes(layout.blocks)[at // limits.BLOCK :]
-
-
-def _look_at(ahead: asyncio.Future[list[Buffer]]) -> None:
-    """Nobody wants these pieces any more, nor to hear why they could not be read."""
-    if not ahead.cancelled():
-        ahead.exception()
 
 
 @contextmanager

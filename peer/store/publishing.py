@@ -102,7 +102,8 @@ class Publishing:
     def _insert(self, db: sqlite3.Connection, row: Row, arrived: Arrived | None) -> None:
         self._inserting.one(db, row)
         if arrived is not None:
-            journal.note_arrival(db, arrived, row.prepared.record["id"], time.time())
+            record = row.prepared.record
+            journal.note_arrival(db, arrived, record["id"], record["owner"], time.time())
 
 
 class _Inserting:

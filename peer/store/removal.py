@@ -46,32 +46,39 @@ class Removal:
         under_way: set[asyncio.Task[Any]],
     ) -> None:
         self._under_way = under_way  # what the store waits for before it closes
+        self._unlinking: set[asyncio.Task[Any]] = set()
         self._folder = folder
         self._blobs = blobs
         self._database = database
         self._index = index
         self.names = names
 
-    async def delete(self, uids: Sequence[bytes]) -> int:
+    async def delete(self, uids: Sequence[bytes], *, is_hurried: bool = False) -> int:
         """Delete objects; how many were here. To be run undisturbed, as all here."""
-        return await self.change(lambda db: self._delete_rows(db, uids))
+        return await self.change(lambda db: self._delete_rows(db, uids), is_hurried=is_hurried)
 
     async def change(self, change: Callable[[sqlite3.Connection], Gone[T]], *, is_hurried: bool = False) -> T:
         """Commit a change that takes objects away, on a full disk too; then their blobs go, if nothing names them.
 
-        Where it is hurried they go behind the caller's back: unlinking a large file takes a while.
+        Where it is hurried they go behind the caller's back: unlinking a large file takes a while. See `settled`.
         """
         try:
             gone = await self._database.write(change)
         except StorageFull:
             gone = await self._change_when_full(change)
-        if is_hurried and gone.blobs:
+        if gone.blobs:
             task = asyncio.ensure_future(self._remove_blobs(gone.blobs))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-        else:
-            await self._remove_blobs(gone.blobs)
+            for where in (self._under_way, self._unlinking):
+                where.add(task)
+                task.add_done_callback(where.discard)
+            if not is_hurried:
+                await task
         return gone.result
+
+    async def settled(self) -> None:
+        """Return when the files of what was taken away so far are gone."""
+        if self._unlinking:
+            await asyncio.wait(set(self._unlinking))
 
     async def _remove_blobs(self, blobs: set[str]) -> None:
         for blob in blobs:

@@ -2,26 +2,25 @@
 
 The tables of objects, tags, contents and blobs are the index's (search/schema.py); the store adds `meta`, and the
 journal of moves (journal.py). What it must know of an object's contents beyond their place goes into the `extra`
-column that the index leaves to it: `XXH3-128 of the rest and of the inline bytes | msgpack of a list`.
+column that the index leaves to it: `XXH3-128 of the rest and of the inline bytes | version u8 | start u64 | contents`.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import msgpack
 from blake3 import blake3
 from xxhash import xxh3_128
 
 from peer.store import journal
 from peer.store.blob_file import Layout
 from peer.store.contents import Contents, StoredTensor
-from protocol.errors import AlreadyExists, BadRequest, BadTensor, Corrupt, DataFolderMismatch, TooLarge
-from protocol.tensors import TensorHeader
+from protocol.errors import AlreadyExists, BadRequest, BadTensor, Corrupt, DataFolderMismatch
 from search.index import Contents as Place
 from search.index import Index, Prepared
 from search.records import Record
@@ -29,6 +28,7 @@ from search.schema import MIGRATIONS as INDEX_MIGRATIONS
 
 _VERSION: Final = 1  # of the packed `extra` column
 _SEAL_BYTES: Final = 16
+_HEAD: Final = struct.Struct("<BQ")  # _VERSION, and StoredObject.start
 
 
 def _index_step(number: int) -> Callable[[sqlite3.Connection], None]:
@@ -135,11 +135,8 @@ class Sealed:
 
     def place(self) -> Place:
         """As the index keeps it."""
-        contents = self.contents
-        tensors = [[name, header.dtype, list(header.shape)] for name, header in contents.tensors]
-        packed = msgpack.packb([_VERSION, self.start, tensors, dict(contents.metadata), contents.extra])
-        extra = _seal(packed, self.inline) + packed
-        return Place(blob=self.blob, inline=self.inline, extra=extra, blocks=self.blocks)
+        packed = _HEAD.pack(_VERSION, self.start) + self.contents.packed
+        return Place(self.blob, self.inline, _seal(packed, self.inline) + packed, self.blocks)
 
 
 def _seal(packed: bytes, inline: bytes | None) -> bytes:
@@ -149,8 +146,7 @@ def _seal(packed: bytes, inline: bytes | None) -> bytes:
     return seal.digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """An object's row, checked and packed: all that can be done before the database's turn."""
 
     prepared: Prepared
@@ -193,10 +189,9 @@ def find(db: sqlite3.Connection, index: Index, uid: bytes) -> StoredObject | Non
     if _seal(packed, place.inline) != seal:
         raise _damaged(uid)
     try:
-        version, start, rows, metadata, program = msgpack.unpackb(packed)
-        tensors = tuple((name, TensorHeader(dtype, tuple(shape))) for name, dtype, shape in rows)
-        contents = Contents(tensors, metadata, program)
-    except (ValueError, TypeError, BadTensor, TooLarge, msgpack.UnpackException) as error:
+        version, start = _HEAD.unpack_from(packed)
+        contents = Contents.unpack(packed[_HEAD.size :])
+    except (struct.error, BadTensor) as error:
         raise _damaged(uid) from error
     if version != _VERSION:
         raise _damaged(uid)

@@ -225,20 +225,27 @@ class Store:
 
     # --- changes --------------------------------------------------------------------------------------------
 
-    async def delete(self, uid: bytes) -> bool:
-        """Delete an object; whether there was one. Works on a full disk too."""
+    async def delete(self, uid: bytes, *, is_hurried: bool = False) -> bool:
+        """Delete an object; whether there was one. Works on a full disk too. Where it is hurried its file is on its way
+        out when this returns: see `settled`."""
         self._check_open()
-        return await self._whole(self._removal.delete([uid])) == 1
+        return await self._whole(self._removal.delete([uid], is_hurried=is_hurried)) == 1
 
-    async def clear(self, owner: str) -> int:
-        """Delete all objects of one principal; how many there were. Cancelled midway, it has deleted some."""
+    async def settled(self) -> None:
+        """Return when the files of what was deleted so far are gone, and their room is there again."""
+        await self._removal.settled()
+
+    async def clear(self, owner: str, *, is_hurried: bool = False) -> int:
+        """Delete all objects of one principal; how many there were. Cancelled midway, it has deleted some. `is_hurried`
+        as for `delete`."""
         self._check_open()
         count = 0
         while True:
             found = await self.find(f"owner:{owner}", _CLEAR_BATCH)
             if not found.records:
                 return count
-            count += await self._whole(self._removal.delete([record["id"] for record in found.records]))
+            ids = [record["id"] for record in found.records]
+            count += await self._whole(self._removal.delete(ids, is_hurried=is_hurried))
 
     async def set_tags(self, uid: bytes, tags: str | Sequence[str]) -> tuple[str, ...]:
         """Make these the object's tags; as they are stored. NotFound, BadTag, TooLarge."""
@@ -253,6 +260,10 @@ class Store:
     async def describe(self, uid: bytes, description: str) -> None:
         """Replace the description. NotFound, BadRequest."""
         await self._database.write(lambda db: self._index.describe(db, uid, description))
+
+    async def owner(self, uid: bytes) -> str | None:
+        """Whose object it is, also where nothing else of it can be read; None if it is not here."""
+        return await self._database.read(lambda db: self._index.owner(db, uid))
 
     # --- out ------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,9 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     sandbox *         what a worker gives up before it reads anything from its principal: the seam for the kernel's
     zygote_process *  the peer's end of the zygote
     answers *         what a worker's answers mean, checked
+    holdings *        what the peer knows a worker to have
+    pending *         a request that is under way, and how it ends
+    ending *          how a worker came to its end
     remote *          the peer's end of one worker: requests, answers, loss
     faults            whatever went wrong, as one of our errors
     mapped            files of the peer's as memory of tensors

@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from peer.buffers import Buffer, BufferPool
 from peer.worker import answers
-from peer.worker.answers import Exported, Given, Result, Source, Span, Usage
+from peer.worker.answers import Exported, Result, Span, Usage
 from peer.worker.channel import LoopChannel, close_all
+from peer.worker.ending import KILLED, Ending, lost
 from peer.worker.guards import BlockHashes
+from peer.worker.holdings import Holdings
 from peer.worker.operation import name_of, result_ids
-from peer.worker.zygote_process import ending, signal_name
+from peer.worker.pending import Asker, Parse, Pending, Refusal, fail, refuse
 from protocol import limits
 from protocol.errors import Corrupt, GridError, InternalError, NotFound, ProtocolError, TooLarge, WorkerLost
 from protocol.tensors import TensorHeader
@@ -27,7 +28,6 @@ from protocol.tensors import TensorHeader
 __all__ = ["BlockHashes", "Exported", "Result", "Span", "Usage", "Worker", "WorkerKey", "WorkerStatistics"]
 
 T = TypeVar("T")
-_KILLED: Final = "was ended by its peer"
 
 
 class WorkerKey(NamedTuple):
@@ -45,24 +45,6 @@ class WorkerStatistics:
     pending: int
     unsent_bytes: int
     operations: int
-
-
-class Asker(Protocol):
-    """Who is told, at once, what became of a request: a future is one."""
-
-    def done(self) -> bool: ...
-    def set_result(self, result: Any, /) -> None: ...
-    def set_exception(self, exception: Any, /) -> None: ...
-    def exception(self) -> Any: ...
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A request under way: `parse` makes the result from the reply's fields and descriptors."""
-
-    future: Asker
-    what: str
-    parse: Callable[[list[Any], list[int]], Any]
 
 
 class Worker:
@@ -83,23 +65,14 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._buffers = buffers
         self._gone = gone  # told once, before anybody else: sees to it that the process is dead
-        self._held: set[bytes] = set()
-        self._given: dict[bytes, TensorHeader] = {}  # those of them that were provided
-        self._again: set[bytes] = set()  # and of those, the ones that can be provided again as they are
-        self._sources: dict[int, Source] = {}  # files that it has, by number
-        self._made = Given(None, self._sources)
-        self._number_of: dict[bytes, int] = {}
-        self._last_number = 0
-        self._pending: dict[int, _Pending] = {}
-        self._programs: OrderedDict[bytes, None] = OrderedDict()
+        self._held = Holdings()
+        self._pending: dict[int, Pending] = {}
         self._seq = 0
         self._operations = 0
-        self._status: int | None = None
-        self._defect: str | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._channel = LoopChannel(
             channel, self._heard, self._ended, send_limit=limits.WORKER_MESSAGE, receive_limit=limits.WORKER_REPLY
         )
+        self._ending = Ending(self._channel, self.lose)
 
     # --- what it is asked ---------------------------------------------------------------------------------
 
@@ -126,23 +99,13 @@ class Worker:
         """
         fields = [object_id, header.dtype, list(header.shape), offset, read_only]
         if isinstance(data, int):
-            number = None if origin is None else self._numbered(object_id, Source(header.nbytes, origin))
+            number = None if origin is None else self._held.numbered(object_id, header.nbytes, origin)
             parts = None if hashes is None or not header.nbytes else hashes.of(offset, header.nbytes).to_wire()
             self._tell(["provide", *fields, None, parts, number], [data])
         else:
             header.check_payload(len(data))
             self._tell(["provide", *fields, bytes(data)])
-        self._held.add(object_id)
-        self._given[object_id] = header
-        if read_only:
-            self._again.add(object_id)
-
-    def _numbered(self, object_id: bytes, source: Source) -> int:
-        # Numbers are never used again: an answer may cross with the dropping of what it refers to.
-        self._last_number += 1
-        self._sources[self._last_number] = source
-        self._number_of[object_id] = self._last_number
-        return self._last_number
+        self._held.provided(object_id, header, again=read_only)
 
     def run(self, operations: Sequence[Sequence[Any]]) -> asyncio.Future[list[Result]]:
         """Runs operations [name, args, kwargs, outs] in order; gives one result for each.
@@ -169,17 +132,17 @@ class Worker:
         count = len(operations)
 
         def parse(fields: list[Any], descriptors: list[int]) -> tuple[list[Result], Exported | GridError]:
-            return self._results(fields, count), answers.value(self._made, fields, descriptors, self._buffers)
+            return self._results(fields, count), answers.value(self._held.made, fields, descriptors, self._buffers)
 
         known = [object_id for object_id in dropped if object_id in self._held]
         self._run(asker, operations, parse, wanted, known)
-        self._forget_held(known)
+        self._held.forget(known)
 
     def _run(
         self,
         asker: Asker,
         operations: Sequence[Sequence[Any]],
-        parse: Callable[[list[Any], list[int]], Any],
+        parse: Parse,
         wanted: bytes | None = None,
         dropped: Sequence[bytes] = (),
     ) -> None:
@@ -194,7 +157,7 @@ class Worker:
         what = (name_of(operations[0]) if count == 1 else None) or "operations"
         self._put(asker, what, parse, "run", operations, wanted, dropped)
         for operation in operations:
-            self._held.update(result_ids(operation))
+            self._held.promised(result_ids(operation))
         self._operations += count
 
     def run_program(
@@ -219,20 +182,22 @@ class Worker:
             list(inputs),
             list(outs),
         )
-        self._remember(program_id)
-        self._held.update(outs)
+        forgotten = self._held.ran(program_id)
+        if forgotten is not None:
+            self._tell(["forget", forgotten])
+        self._held.promised(outs)
         return future
 
     def knows(self, program_id: bytes) -> bool:
         """Whether it has this program already, so that the id is enough."""
-        return program_id in self._programs
+        return self._held.has_program(program_id)
 
     def export(self, object_id: bytes, *, in_memory: bool = False) -> asyncio.Future[Exported]:
         """The value, as soon as all that was asked before is done. Fails with the error that made it, if one did.
 
         With `in_memory` it is bytes or a Buffer, wherever else the peer has it; at most MAX_MEMORY_TENSOR.
         """
-        given = Given(self._given.get(object_id), self._sources, in_memory)
+        given = self._held.given(object_id, in_memory)
         return self._ask(
             "export",
             lambda fields, fds: answers.exported(given, fields, fds, self._buffers),
@@ -243,18 +208,9 @@ class Worker:
 
     def drop(self, ids: Iterable[bytes]) -> None:
         """Forgets values; unknown ids are ignored."""
-        known = self._forget_held(ids)
+        known = self._held.forget(ids)
         for start in range(0, len(known), limits.MAX_ARRAY):
             self._tell(["drop", known[start : start + limits.MAX_ARRAY]])
-
-    def _forget_held(self, ids: Iterable[bytes]) -> list[bytes]:
-        known = [object_id for object_id in ids if object_id in self._held]
-        self._held.difference_update(known)
-        self._again.difference_update(known)
-        for object_id in known:
-            self._given.pop(object_id, None)
-            self._sources.pop(self._number_of.pop(object_id, 0), None)
-        return known
 
     def usage(self) -> asyncio.Future[Usage]:
         return self._ask("usage", lambda fields, _: answers.usage(fields), "usage")
@@ -281,7 +237,7 @@ class Worker:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is lost by ending it: it is asked nothing, and holds only what can be provided again."""
-        return not self._pending and len(self._held) == len(self._again)
+        return not self._pending and not self._held.has_results
 
     def on_lost(self, callback: Callable[[WorkerLost], None]) -> None:
         """Called from the loop when the process is gone, with the error that its values have become."""
@@ -289,49 +245,30 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the process now. What was under way fails with WorkerLost."""
-        self.lose(_KILLED)
+        self.lose(KILLED)
 
     def lose(self, how: str, status: int | None = None) -> None:
         """Marks it as gone (once): every pending future fails, and `lost` is told. For the pool."""
         if self.is_lost:
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        self._ending.stop()
         self._channel.close()
         self._gone(self)
         pending, self._pending = list(self._pending.values()), {}
-        self.lost.set_result(_lost(how, status, self.pid, pending))
+        self.lost.set_result(lost(how, status, self.pid, pending))
         for request in pending:
-            _fail(request.future, _lost(how, status, self.pid, pending))
+            request.fail(lost(how, status, self.pid, pending))
         self._held.clear()
-        self._given.clear()
-        self._sources.clear()
-        self._number_of.clear()
-        self._again.clear()
 
     def exited(self, status: int) -> None:
         """The zygote's word that the process is dead. What it said before that is still read. For the pool."""
-        self._status = status
-        self._settle()
+        self._ending.exited(status)
 
     def _ended(self, error: Exception | None) -> None:
         if isinstance(error, ProtocolError):
             self.lose(f"broke the rules of its channel ({error.message})")
         else:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Its end has two signs, in any order: the closed channel and the zygote's word. With both, or late: lost."""
-        if self.is_lost:
-            return
-        if self._channel.is_closed and self._status is not None:
-            self._lose_as_it_ended()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(limits.WORKER_EXIT, self._lose_as_it_ended)
-
-    def _lose_as_it_ended(self) -> None:
-        defect = f" after a defect of its own ({self._defect})" if self._defect else ""
-        self.lose(ending(self._status) + defect, self._status)
+            self._ending.settle()
 
     # --- the channel --------------------------------------------------------------------------------------
 
@@ -348,16 +285,14 @@ class Worker:
         self._put(future, what, parse, kind, *fields)
         return future
 
-    def _put(
-        self, asker: Asker, what: str, parse: Callable[[list[Any], list[int]], Any], kind: str, *fields: Any
-    ) -> None:
+    def _put(self, asker: Asker, what: str, parse: Parse, kind: str, *fields: Any) -> None:
         if self.is_lost:
-            _fail(asker, self.lost.result().again())
+            fail(asker, self.lost.result().again())
             return
         self._seq += 1
         # One that has nothing to do gets it now; what is asked while it works goes together.
         self._tell([kind, self._seq, *fields], now=not self._pending)
-        self._pending[self._seq] = _Pending(asker, what, parse)
+        self._pending[self._seq] = Pending(asker, what, parse)
 
     def _heard(self, message: Any, descriptors: list[int]) -> None:
         match message:
@@ -365,33 +300,33 @@ class Worker:
                 self._answer(self._pending.pop(seq), fields, descriptors)
             case ["fault", int(seq), dict(fault)] if seq in self._pending:
                 request = self._pending.pop(seq)
-                request.parse = _raise_fault
+                request.parse = refuse
                 self._answer(request, [fault], descriptors)
-            case ["defect", str(text)] if self._defect is None:
+            case ["defect", str(text)] if self._ending.defect is None:
                 close_all(descriptors)
-                self._defect = text[: limits.MAX_FAULT_TEXT]
+                self._ending.defect = text[: limits.MAX_FAULT_TEXT]
             case _:
                 close_all(descriptors)
                 self.lose("answered what it was not asked")
         if not self._pending:
             self.idle_since = self._loop.time()
 
-    def _answer(self, request: _Pending, fields: list[Any], descriptors: list[int]) -> None:
+    def _answer(self, request: Pending, fields: list[Any], descriptors: list[int]) -> None:
         try:
             value = request.parse(fields, descriptors)
-        except _Fault as fault:
-            if type(fault.error) is Corrupt:
-                self._distrust(fault.error)
-            _fail(request.future, fault.error)
+        except Refusal as refusal:
+            if type(refusal.error) is Corrupt:
+                self._distrust(refusal.error)
+            request.fail(refusal.error)
             return
         except (GridError, ValueError, TypeError, IndexError, KeyError) as error:
-            _fail(request.future, InternalError(f"the worker's answer makes no sense: {error}"))
+            request.fail(InternalError(f"the worker's answer makes no sense: {error}"))
             self.lose("gave an answer that makes no sense")
             return
         finally:
             close_all(descriptors)  # those that a result kept have left the list
-        if not request.future.done():
-            request.future.set_result(value)
+        if not request.asker.done():
+            request.asker.set_result(value)
         elif isinstance(value, Exported) and isinstance(value.data, Buffer):
             value.data.release()
 
@@ -406,14 +341,7 @@ class Worker:
         # The store may get a good copy: who asks for the object again is to find that one.
         with contextlib.suppress(TypeError, ValueError):
             id = bytes.fromhex(error.fields["object"]) if "object" in error.fields else b""
-            self.drop([id] if id in self._again else [])
-
-    def _remember(self, program_id: bytes) -> None:
-        self._programs[program_id] = None
-        self._programs.move_to_end(program_id)
-        if len(self._programs) > limits.WORKER_PROGRAMS:
-            oldest, _ = self._programs.popitem(last=False)
-            self._tell(["forget", oldest])
+            self.drop([id] if self._held.can_again(id) else [])
 
     def statistics(self) -> WorkerStatistics:
         return WorkerStatistics(
@@ -423,31 +351,3 @@ class Worker:
     def __repr__(self) -> str:
         state = "lost" if self.is_lost else f"pid {self.pid}"
         return f"<Worker for {self.key.principal[:8]}, {state}, {len(self._held)} held, {len(self._pending)} pending>"
-
-
-class _Fault(Exception):
-    """The worker's own error, as against an answer that is one."""
-
-    def __init__(self, error: GridError) -> None:
-        super().__init__()
-        self.error = error
-
-
-def _raise_fault(fields: list[Any], _: list[int]) -> None:
-    raise _Fault(GridError.from_fault(fields[0]))
-
-
-def _lost(how: str, status: int | None, pid: int | None, pending: list[_Pending]) -> WorkerLost:
-    doing = f" while it ran {pending[0].what}" if pending and how != _KILLED else ""
-    fields = {"signal": signal_name(status)} if status is not None and status < 0 else {}
-    return WorkerLost(
-        f"the worker process{f' {pid}' if pid else ''} {how}{doing}; the temporaries that it held are gone, "
-        "published objects are not: send or compute what you need again",
-        **fields,
-    )
-
-
-def _fail(future: Asker, error: GridError) -> None:
-    if not future.done():
-        future.set_exception(error)
-        future.exception()  # an answer that nobody awaits is no news for the log

@@ -37,7 +37,7 @@ async def _alive(connection: Connection) -> None:
 
 async def _refused(connection: Connection, op: str, args: dict[str, Any], payload: bytes = b"") -> GridError:
     with pytest.raises(GridError) as caught:
-        await connection.request(op, args, payload, timeout=20)
+        await connection.request(op, args, payload, timeout=100)
     assert not isinstance(caught.value, InternalError), (op, args)
     return caught.value
 
@@ -69,7 +69,7 @@ async def test_random_arguments_never_meet_a_defect(victim: Folders) -> None:
                 args = {name: source.choice(values) for name in chosen}
                 payload = bytes(source.choice((0, 0, 3, 100)))
                 try:
-                    await connection.request(op, args, payload, timeout=20)
+                    await connection.request(op, args, payload, timeout=100)
                 except InternalError:
                     pytest.fail(f"{op} {args} {len(payload)}")
                 except GridError:
@@ -143,7 +143,7 @@ async def test_absurd_sizes_are_refused_before_they_are_allocated(victim: Folder
         await connection.request("put", {"id": i, "kind": "tensor", "dtype": "int64", "shape": [2]}, bytes(16))
         given = [{"x": x, "i": i}.get(arg, arg) if isinstance(arg, str) else arg for arg in args]
         operations = [[name, given, {}, [out]], ["aten.clone.default", [out], {}, [more]]]
-        answer = await connection.request("run", {"operations": operations}, timeout=20)
+        answer = await connection.request("run", {"operations": operations}, timeout=100)
         assert {fault["code"] for fault in answer.result["results"] if fault} <= {
             TooLarge.code, BadRequest.code, OperationNotAllowed.code
         }  # fmt: skip
@@ -159,7 +159,7 @@ async def test_killing_arguments_cost_at_most_the_worker(victim: Folders) -> Non
         for id, value in ((x, -(2**63)), (y, -1)):
             await mallory.request("put", {"id": id, **header}, value.to_bytes(8, "little", signed=True))
         operation = ["aten.div.Tensor_mode", [x, y], {"rounding_mode": "trunc"}, [out]]
-        answer = await mallory.request("run", {"operations": [operation]}, timeout=20)
+        answer = await mallory.request("run", {"operations": [operation]}, timeout=100)
         assert answer.result["results"][0]["code"]
         await _alive(honest)
         await _alive(mallory)

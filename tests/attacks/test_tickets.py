@@ -94,7 +94,7 @@ def told(liar: Liar, id: bytes, **more: Any) -> dict[str, Any]:
 
 async def pull(line: Connection, liar: Liar, id: bytes) -> dict[str, Any]:
     args = {"peer": liar.identity.id, "ticket": os.urandom(32), "id": id, "publish": True}
-    return (await line.request("pull", args, timeout=20)).result
+    return (await line.request("pull", args, timeout=100)).result
 
 
 async def test_tickets_cannot_be_guessed_stolen_or_bent(victim: Folders) -> None:

@@ -36,11 +36,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def grid(home: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """The `grid` command, run in this process as it would be run there."""
+    """The `grid` command, run in this process as it would be run there. A search waits for peers on a busy machine."""
 
     def run(*arguments: str) -> Ended:
         capfd.readouterr()
-        code = cli.main(list(arguments))
+        patience = ["--timeout", "60"] if "search" in arguments and "--timeout" not in arguments else []
+        code = cli.main([*arguments, *patience])
         printed = capfd.readouterr()
         return Ended(code, printed.out, printed.err)
 

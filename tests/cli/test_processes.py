@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import select
 import signal
 import socket
 import subprocess
@@ -18,9 +16,10 @@ from peer.neighbours import Neighbours
 from peer.peer import Settings
 from peer.processes import PeerProcess, end
 from protocol.errors import DataFolderInUse, NameTaken, PortInUse, SetupError
+from tests.waiting import process_ended
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 20.0
+SECONDS = 100.0
 
 
 @pytest.fixture
@@ -31,18 +30,6 @@ def folders(tmp_path: Path) -> Folders:
 def start(folders: Folders, name: str = "alice", port: int = 0, **more: object) -> asyncio.Task[PeerProcess]:
     settings = Settings(name, port=port, folders=folders)
     return asyncio.ensure_future(PeerProcess.start(settings, folders.logs / f"{name}.log", **more))  # type: ignore[arg-type]
-
-
-def wait_gone(pid: int) -> None:
-    """Until the process has ended; it need not be our child."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        assert select.select([handle], [], [], SECONDS)[0], f"process {pid} is still there"
-    finally:
-        os.close(handle)
 
 
 def script(code: str) -> subprocess.Popen[str]:
@@ -142,7 +129,7 @@ asyncio.run(main())
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.kill()
-    wait_gone(pid)
+    process_ended(pid)
     assert not Neighbours(folders.peers).list()
 
 
@@ -155,7 +142,7 @@ def test_one_that_was_let_go_outlives_its_parent_and_is_ended_by_its_number(fold
     pid = asyncio.run(begin())
     assert [neighbour.pid for neighbour in Neighbours(folders.peers).list()] == [pid]
     assert asyncio.run(end(pid))
-    wait_gone(pid)
+    process_ended(pid)
 
 
 def test_ending_what_is_gone_already_is_no_error() -> None:

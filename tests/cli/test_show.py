@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
 
 from grid import show
 from grid.hits import Hits
+from peer.resuming import Wait
 from protocol.errors import BadRequest
 
 RECORD = {
@@ -95,6 +97,35 @@ def test_values_are_json_with_their_dtype() -> None:
 def test_a_number_is_printed_as_one(capsys: pytest.CaptureFixture[str]) -> None:
     show.print_value(torch.tensor(0.5))
     assert capsys.readouterr().out == "0.5\n"
+
+
+def test_who_is_waited_for_is_said_with_the_seconds() -> None:
+    wait = Wait("b\x1bob", 100.0, 60.0)
+    assert show.wait_text(wait, 112.3) == "waiting for b\\x1bob, 12 s of 60"
+    assert show.wait_text(wait, 170.0).endswith(", 60 s of 60")
+
+
+def test_the_bar_says_so_while_nothing_moves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def drawn() -> str:
+        bar._bars.refresh()
+        return capsys.readouterr().err
+
+    with show.progress("x to bob", "waiting for its disk") as bar:
+        bar(10, 100)
+        assert "x to bob" in drawn()
+        bar.waiting(Wait("bob", time.monotonic(), 60.0))
+        assert "waiting for bob, 0 s of 60" in drawn()
+        bar.waiting(None)
+        assert "waiting" not in drawn()
+        bar.waiting(Wait("bob", time.monotonic(), 60.0))
+        bar(100, 100)
+        last = drawn()
+        assert "waiting for its disk" in last and "waiting for bob" not in last
 
 
 def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,7 @@ class Maker:
             return tensor(chance, shape, dtype, is_index)
         if kind == "str":
             return chance.choice(sorted(_WORDS.get(name, {"ij,jk->ik"})) or ["x"])
-        simple = {
+        simple: dict[str, list[Any]] = {
             "int": [*INTEGERS, 0, 1, 1, 2, 2, -1],
             "float": [0.5, 0.1, 1.0, 0.0, -1.0, float("nan"), 1e30],
             "number": [0, 1, 2, 0.5, -1, -1.5, True, 2**63 - 1],

@@ -38,7 +38,9 @@ class Held(torch.Tensor):
         return held
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks the first argument
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         name, args, kwargs = substitute(str(function), args, kwargs or {})
         seen.add(name)
         entry = lookup(name)

@@ -17,7 +17,7 @@ def test_no_call_that_passes_the_checks_kills_the_process(share: int) -> None:
         [sys.executable, str(SCRIPT), str(share), str(SHARES), str(CALLS)],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"},
     )
     last = done.stdout.splitlines()[-1] if done.stdout else "nothing"

@@ -9,8 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from grid.client import Grid
 from grid.local_grid import Processes
+from grid.mesh import Mesh
 from peer.folders import Folders
+from protocol import limits
+from tests.waiting import PATIENCE
+
+
+@pytest.fixture(autouse=True)
+def patient_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search waits for peers that a busy machine keeps from answering."""
+    monkeypatch.setattr(limits, "SEARCH_TIMEOUT", PATIENCE)
+    for search in (Grid.search, Grid.stream, Mesh.find_records):
+        assert search.__defaults__ is not None and len(search.__defaults__) == 1
+        monkeypatch.setattr(search, "__defaults__", (PATIENCE,))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ import sys
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from compute.values import tensor_bytes
 from grid.files import Entry, asked, check_target, entries, files_in, read, sources, tables, write
 from grid.files.writing import save
 from protocol import limits
-from protocol.errors import BadFile, BadTensor, GridError, PeerLost, TooLarge
+from protocol.errors import BadFile, BadTensor, GridError, PeerLost, StorageFull, TooLarge
 from protocol.tensors import TensorHeader
 
 
@@ -280,6 +282,7 @@ async def test_any_piece_can_be_read_again(
 MEMORY = """
 import asyncio, resource, sys
 from pathlib import Path
+from types import SimpleNamespace
 from grid.files import asked, entries
 
 def used():
@@ -332,7 +335,7 @@ def table(path: Path) -> Path:
 def test_a_large_file_is_read_in_little_memory_and_without_torch(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     root = Path(sources.__file__).parents[2]
     command = [sys.executable, "-c", MEMORY, str(make(tmp_path))]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True, cwd=root).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True, cwd=root).stdout
     assert int(printed) <= 64
 
 
@@ -599,7 +602,8 @@ async def test_several_arrays_come_one_after_another_and_empty_ones_between(tmp_
     [
         (asyncio.CancelledError(), asyncio.CancelledError),
         (PeerLost("gone"), PeerLost),
-        (OSError(errno.ENOSPC, "No space left on device"), BadFile),
+        (OSError(errno.ENOSPC, "No space left on device"), StorageFull),
+        (OSError(errno.EIO, "Input/output error"), BadFile),
     ],
 )
 async def test_what_breaks_off_leaves_no_file(
@@ -620,12 +624,32 @@ async def test_a_disk_that_is_too_small_is_said_before_anything_comes(tmp_path: 
         raise AssertionError
         yield b""
 
-    with pytest.raises(BadFile, match="needs 1099511627776 bytes, and the disk has"):
+    with pytest.raises(StorageFull, match="takes 1099511627776 bytes or more, and its disk has"):
         await save(tmp_path / "x.npy", [("value", TensorHeader("uint8", (1 << 20, 1 << 20)))], pieces())
     assert not os.listdir(tmp_path)
 
 
-CANNOT_HOLD = {
+@pytest.mark.parametrize(("dtype", "least"), [("uint8", 2_000), ("bool", 2_000), ("int64", 2_000), ("float64", 4_000)])
+@pytest.mark.parametrize("is_enough", [True, False])
+async def test_of_text_the_disk_must_hold_what_the_shortest_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, least: int, is_enough: bool
+) -> None:
+    header, free = TensorHeader(dtype, (1_000,)), least - 1 + is_enough
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
+
+    async def zeros() -> AsyncIterator[bytes]:
+        yield bytes(header.nbytes)
+
+    saving = save(tmp_path / "x.csv", [("value", header)], zeros())
+    if is_enough:
+        assert (await saving).stat().st_size == least
+    else:
+        with pytest.raises(StorageFull, match=f"takes {least} bytes or more, and its disk has {free} left"):
+            await saving
+        assert not os.listdir(tmp_path)
+
+
+CANNOT_HOLD: dict[str, Any] = {
     "x.npy": torch.zeros(1, dtype=torch.bfloat16),
     "x.csv": torch.zeros(1, 1, 1),
     "y.csv": torch.zeros(1, dtype=torch.complex64),

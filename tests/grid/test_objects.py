@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ async def test_a_tag_publishes_a_temporary_and_tags_can_change(peers: Folders) -
         await y.tag(other)
         await y.untag(tag)
         await y.describe("doubled")
-        hit = (await g.search(f"#{other} doubled")).one()
+        hit: Any = (await g.search(f"#{other} doubled")).one()
         assert hit.id_at_location == y.id_at_location and hit.tags == (f"#{other}",)
         assert torch.equal(await hit.fetch(), torch.arange(40_000) * 2)
         assert torch.equal(await (hit + 1).get(), torch.arange(40_000) * 2 + 1)
@@ -91,7 +92,7 @@ async def test_private_values_are_computed_on_by_all_and_taken_by_their_owner_al
         grid.connect(folders=peers, identity=Identity.generate()) as other,
     ):
         x = await owner["alice"].send(torch.ones(4), tags=tag, private=True)
-        hit = (await other.search(f"#{tag}")).one()
+        hit: Any = (await other.search(f"#{tag}")).one()
         derived = hit.sum() * 2
         for refused in (hit.get(), hit.fetch(), derived.get(), hit.copy(other["bob"]), derived.copy(other["bob"])):
             with pytest.raises(grid.Denied, match="private") as caught:
@@ -201,7 +202,8 @@ async def test_a_killed_peer_is_unreachable_and_has_all_it_published_when_it_is_
             await g.wait_for("alice")
             hits = await g.search("#kept")
             assert len(hits) == 2 and not hits.unreachable
-            assert torch.equal(await (await g.search("#kept #large")).one().fetch(), large)
+            found: Any = (await g.search("#kept #large")).one()
+            assert torch.equal(await found.fetch(), large)
             assert torch.equal(await small.fetch(), torch.arange(5))
     finally:
         await processes.close()

@@ -17,7 +17,7 @@ from peer.peer import Peer, Settings
 from peer.store.store import Store
 from protocol.errors import BadRequest, StorageFull
 
-WITHIN = 20
+WITHIN = 100
 
 
 class SlowDisk:

@@ -35,7 +35,7 @@ async def test_the_first_program_runs_as_it_stands(peers: Folders) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), 200)
     assert process.returncode == 0, err.decode()
     assert "tensor([2., 4., 6.])" in out.decode() and "tensor([1., 2., 3.])" in out.decode()
 

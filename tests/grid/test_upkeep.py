@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -116,3 +118,17 @@ async def test_a_peer_that_never_was_here_is_not_made(folders: Folders, tmp_path
         await Keeper(folders).compact("zed", tmp_path)
     assert not folders.key_file("zed").exists()
     assert Keeper(folders).names() == []
+
+
+async def test_a_row_that_cannot_be_read_hides_no_other(folders: Folders) -> None:
+    async with alice(folders):
+        await publish(folders, count=3)
+    with contextlib.closing(sqlite3.connect(folders.peer_data("alice") / "objects.sqlite")) as db:
+        db.execute("UPDATE objects SET tags = '[' || tags WHERE name = 'a1'")
+        db.commit()
+    async with alice(folders), grid.connect(folders=folders) as g:
+        hits = await g.search("#a")
+        assert [record["name"] for record in hits.records] == ["a2", "a0"]
+        assert hits.damaged == {"alice": 1} and hits.unreachable == {}
+        assert "alice has 1 more that cannot be read" in repr(hits)
+        assert (await g.search("#a name:a0")).damaged == {}

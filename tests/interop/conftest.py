@@ -17,8 +17,8 @@ from peer.folders import Folders
 from peer.neighbours import Neighbour, Neighbours
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT = 30.0
-STOP_TIMEOUT = 10.0
+START_TIMEOUT = 100.0
+STOP_TIMEOUT = 60.0
 
 
 @contextlib.contextmanager

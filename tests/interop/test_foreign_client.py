@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def seen(alice: Neighbour) -> Iterator[dict[str, Any]]:
     if NODE is None:
         pytest.skip("NODE IS NOT INSTALLED: the specification is not checked by a second implementation")
     done = subprocess.run(
-        [NODE, str(CLIENT), alice.url, alice.id], capture_output=True, text=True, timeout=60, check=False
+        [NODE, str(CLIENT), alice.url, alice.id], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
     yield json.loads(done.stdout)
@@ -97,6 +98,7 @@ def _check_faults(seen: dict[str, Any]) -> None:
 
 
 def _check_streams(seen: dict[str, Any]) -> None:
+    assert re.fullmatch("[0-9a-f]{64}", seen["fetch_large"].pop("content"))
     assert seen["fetch_large"] == {
         "dtype": "int32",
         "shape": [6 * limits.CHUNK + 1_000],

@@ -18,7 +18,7 @@ from peer.neighbours import Neighbours
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
-SECONDS = 30.0
+SECONDS = 100.0
 
 
 class MemoryGroup:

@@ -23,9 +23,8 @@ STEP = 1 if FULL else 16
 WAYS = ("fin", "rst", "stall")
 
 
-@pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes long on purpose takes a moment."""
+    """What takes long on purpose takes a moment from now on."""
     monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.1)
     monkeypatch.setattr(limits, "PING_INTERVAL", 0.2)
     monkeypatch.setattr(limits, "PING_TIMEOUT", 0.2)
@@ -89,11 +88,13 @@ class Moved:
         return most
 
 
-async def check_all(folders: Folders, role: str, direction: str) -> None:
+async def check_all(folders: Folders, role: str, direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with two_peers(folders) as two:
         moved = Moved(two, SMALL)
         await two.put("alice", moved.id, SMALL)
-        for turn, at in enumerate(range(1, await moved.measure(role, direction) + 1, STEP)):
+        nbytes = await moved.measure(role, direction)
+        soon(monkeypatch)
+        for turn, at in enumerate(range(1, nbytes + 1, STEP)):
             ways = WAYS if FULL else [WAYS[2] if turn % 16 == 15 else WAYS[turn % 2]]  # few stalls: they wait
             for way in ways:
                 # A silent line of requests is found out by its pings, and those are far between.
@@ -101,25 +102,30 @@ async def check_all(folders: Folders, role: str, direction: str) -> None:
                     await moved.check(role, direction, at, way)
 
 
-@pytest.mark.timeout(7200 if FULL else 120)
+@pytest.mark.timeout(7200 if FULL else 900)
 @pytest.mark.parametrize("direction", ["up", "down"])
-async def test_the_line_between_the_peers_breaks(folders: Folders, direction: str) -> None:
-    await check_all(folders, "peers", direction)
+async def test_the_line_between_the_peers_breaks(
+    folders: Folders, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await check_all(folders, "peers", direction, monkeypatch)
 
 
-@pytest.mark.timeout(7200 if FULL else 120)
+@pytest.mark.timeout(7200 if FULL else 900)
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("role", ["source", "target"])
-async def test_the_line_of_the_client_breaks(folders: Folders, role: str, direction: str) -> None:
-    await check_all(folders, role, direction)
+async def test_the_line_of_the_client_breaks(
+    folders: Folders, role: str, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await check_all(folders, role, direction, monkeypatch)
 
 
-@pytest.mark.timeout(7200 if FULL else 120)
-async def test_a_large_move_breaks_at_every_chunk(folders: Folders) -> None:
+@pytest.mark.timeout(7200 if FULL else 900)
+async def test_a_large_move_breaks_at_every_chunk(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     async with two_peers(folders) as two:
         moved = Moved(two, LARGE)
         await two.put("alice", moved.id, LARGE)
         nbytes = await moved.measure("peers", "down")
+        soon(monkeypatch)
         for number, chunk in enumerate(range(limits.CHUNK, nbytes, limits.CHUNK)):
             for about in (-1, 0, 1):
                 for way in WAYS if FULL else [WAYS[(number + about) % 3]]:

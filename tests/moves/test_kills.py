@@ -24,7 +24,7 @@ from protocol.errors import GridError
 
 AT_SOURCE = tuple(step for step in failpoints.STEPS if not step.startswith("pull:"))
 AT_TARGET = tuple(step for step in failpoints.STEPS if step.startswith("pull:"))
-PATIENCE = 40.0  # seconds: a busy machine takes a while to start a peer
+PATIENCE = 90.0  # seconds: a busy machine takes a while to start a peer
 VALUE = torch.arange(700_000)  # 5.6 MB: several blocks
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -10,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from peer.connection import Connection
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.links import Links
@@ -18,6 +18,7 @@ from peer.peer import Peer, Settings
 from protocol.errors import NotFound
 from protocol.handshake import Introduction
 from tests.faults import FaultProxy
+from tests.waiting import until
 
 DORA = Identity.generate()
 NOBODY = "ws://127.0.0.1:9"
@@ -74,6 +75,17 @@ class Two:
         args = {"id": id, "target": self.peers[target].id, "move": move}
         return bytes((await self.ask(source, "offer", args))["ticket"])
 
+    async def offered(self, data: bytes, **more: Any) -> tuple[bytes, bytes]:
+        """A fresh object at alice, offered to bob: its id, and the ticket."""
+        id = os.urandom(16)
+        await self.put("alice", id, data, **more)
+        return id, await self.offer(id)
+
+    async def as_bob(self) -> Connection:
+        """Bob's own line to alice, for requests that he would not make."""
+        alice = Member(self.peers["alice"].id, "alice", (self.to_alice.url,))
+        return await self.peers["bob"]._links.to(alice)
+
     async def pull(
         self, ticket: bytes, id: bytes, *, publish: bool = True, source: str = "alice", target: str = "bob"
     ) -> dict[str, Any]:
@@ -94,9 +106,7 @@ class Two:
 
     async def settled(self, id: bytes) -> dict[str, bytes]:
         """`holders`, when no peer has anything to tell another any more."""
-        async with asyncio.timeout(20):
-            while any(peer._notes._notes or peer._pulls._under_way for peer in self.peers.values()):  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await until(lambda: not any(peer._notes._notes or peer._pulls._under_way for peer in self.peers.values()))
         return await self.holders(id)
 
 

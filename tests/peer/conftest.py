@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from websockets.asyncio.server import Server, ServerConnection
+from websockets.asyncio.server import Server
 
 from peer import transport
 from peer.calls import Answer, Call, Handler
@@ -21,9 +21,11 @@ from peer.opening import open_as_acceptor, open_as_dialer
 from peer.payloads import MemoryPayload
 from protocol.errors import LinkError
 from protocol.handshake import Introduction
+from tests import loops
+from tests.waiting import PATIENCE, until
 
 ALICE, DORA = Identity.generate(), Identity.generate()
-TEST_TIMEOUT = 30.0
+TEST_TIMEOUT = PATIENCE + 30  # seconds
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -32,7 +34,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    asyncio.run(_strictly(pyfuncitem.obj, arguments))
+    loops.run(_strictly(pyfuncitem.obj, arguments))
     return True
 
 
@@ -69,7 +71,6 @@ class Acceptor:
     connections: list[Connection] = field(default_factory=list)
     failures: list[LinkError] = field(default_factory=list)
     server: Server | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def port(self) -> int:
@@ -80,21 +81,14 @@ class Acceptor:
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}"
 
-    async def accept(self, socket: ServerConnection) -> None:
+    async def accept(self, socket: transport.GuardedServerConnection) -> None:
         try:
             connection = await open_as_acceptor(socket, self.introduction, self.identity, self.handler)
         except LinkError as error:
             self.failures.append(error)
-            self.changed.set()
             return
         self.connections.append(connection)
-        self.changed.set()
         await asyncio.shield(connection.closed)
-
-    async def wait_until(self, condition: Callable[[], object]) -> None:
-        while not condition():
-            self.changed.clear()
-            await self.changed.wait()
 
     async def __aenter__(self) -> Acceptor:
         self.server = await transport.listen("127.0.0.1", 0, self.accept)
@@ -124,7 +118,7 @@ async def _connected(
         ours = Introduction("client", "dora", **introduction)
         near = await open_as_dialer(acceptor.url, ours, DORA, near_handler)
         try:
-            await acceptor.wait_until(lambda: acceptor.connections)
+            await until(lambda: acceptor.connections)
             yield Line(near, acceptor.connections[0], acceptor)
         finally:
             await near.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 from peer import closing, transport
 from peer.calls import Answer, Call, Statistics
@@ -37,6 +38,7 @@ from protocol.errors import (
     Unreachable,
 )
 from protocol.handshake import Introduction
+from tests.waiting import until
 
 Connected = Callable[..., contextlib.AbstractAsyncContextManager[Any]]
 LARGE = 3 * limits.MIB + 17
@@ -89,11 +91,6 @@ def giving(source: Any) -> Callable[[Call], Any]:
         return Answer({"n": 1}, source)
 
     return handler
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is waited for says nothing of itself
-        await asyncio.sleep(0.001)
 
 
 # --- requests ---------------------------------------------------------------------------------------------
@@ -445,7 +442,7 @@ async def test_more_payloads_than_may_run_at_once_take_turns(connected: Connecte
 
 async def test_answers_that_wait_for_a_stream_are_sent_when_others_are_done(connected: Connected) -> None:
     async with connected(_many) as line:
-        responses = await asyncio.wait_for(_first(line.near, limits.MAX_STREAMS), 10)
+        responses = await asyncio.wait_for(_first(line.near, limits.MAX_STREAMS), 60)
         later = [line.near.post("fetch", {}) for _ in range(5)]
         small = await line.near.request("small", {})
         assert small.result == {} and not any(future.done() for future in later)
@@ -469,7 +466,7 @@ async def test_a_reader_that_stops_does_not_hold_up_small_requests(connected: Co
         slow = await line.near.request("fetch", {})
         await until(lambda: slow.stream._arrived == limits.WINDOW)
         for _ in range(50):
-            await line.near.request("small", {}, timeout=2)
+            await line.near.request("small", {}, timeout=60)
         assert slow.stream._arrived == limits.WINDOW  # and not a byte beyond its credit
         assert len(await slow.read()) == 2 * limits.WINDOW
 
@@ -1015,7 +1012,8 @@ async def test_a_connection_shows_itself(connected: Connected) -> None:
 @contextlib.asynccontextmanager
 async def stranger(url: str, **kwargs: Any) -> AsyncIterator[Any]:
     """A WebSocket of the right subprotocol that has said nothing yet."""
-    async with connect(url, subprotocols=["peergrid.1"], compression=None, proxy=None, **kwargs) as ws:
+    subprotocol = Subprotocol("peergrid.1")
+    async with connect(url, subprotocols=[subprotocol], compression=None, proxy=None, **kwargs) as ws:
         yield ws
 
 
@@ -1030,7 +1028,7 @@ async def test_a_silent_connection_is_closed(acceptor: Any, monkeypatch: pytest.
     async with acceptor() as server, stranger(server.url) as ws:
         await ws.wait_closed()
         assert ws.close_code == 4401
-        await server.wait_until(lambda: server.failures)
+        await until(lambda: server.failures)
         assert isinstance(server.failures[0], TimedOut)
 
 
@@ -1120,7 +1118,7 @@ async def test_a_flood_of_pings_that_reads_nothing_is_cut_off(connected: Connect
             pipe.write(ping * 5_000)
             sent += len(ping) * 5_000
             await asyncio.sleep(0)
-        await asyncio.wait_for(asyncio.shield(line.far.closed), 5)
+        await asyncio.wait_for(asyncio.shield(line.far.closed), 60)
         pipe.abort()
         assert sent < 400 * limits.MIB
 
@@ -1139,7 +1137,7 @@ async def test_an_end_that_asks_and_never_reads_is_cut_off(
         line.near._reader.cancel()
         session, number = line.near._session, 0
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not line.far.is_closed:
                     batch = range(number + 1, number + 200)
                     number += 200
@@ -1168,7 +1166,7 @@ async def test_a_request_is_begun_only_after_the_proof(acceptor: Any) -> None:
     async with acceptor(handler) as server:
         with pytest.raises(HandshakeFailed, match="dialer did not prove"):
             await open_as_dialer(server.url, DORA, Thief())
-        await server.wait_until(lambda: server.failures)
+        await until(lambda: server.failures)
         assert not asked and isinstance(server.failures[0], HandshakeFailed)
 
 
@@ -1184,7 +1182,7 @@ async def test_the_right_peer_is_met(acceptor: Any) -> None:
     async with acceptor() as server:
         ours = Introduction("client", "dora", server.identity.id, bytes(16))
         near = await open_as_dialer(server.url, ours, Identity.generate())
-        await server.wait_until(lambda: server.connections)
+        await until(lambda: server.connections)
         assert (near.remote.id, near.remote.role) == (server.identity.id, "peer")
         assert server.connections[0].remote.lease == bytes(16)
         await near.close()

@@ -12,6 +12,7 @@ from peer.incoming import IncomingStream, owned
 from protocol import limits
 from protocol.errors import Corrupt, PeerLost, TimedOut
 from protocol.messages import Chunk
+from tests.waiting import until
 
 
 class Line:
@@ -280,8 +281,7 @@ async def test_a_slow_line_that_brings_something_does_not(monkeypatch: pytest.Mo
     line = Slow()
     stream = IncomingStream(line, 2, 2)
     reading = asyncio.ensure_future(anext(stream))
-    while line.looked < 8:  # noqa: ASYNC110 - four deadlines have passed
-        await asyncio.sleep(0.005)
+    await until(lambda: line.looked >= 8)  # four deadlines have passed
     stream.feed(Chunk(2, 0, memoryview(b"ab")))
     assert bytes(await reading) == b"ab"
 

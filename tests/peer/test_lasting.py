@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,10 +24,21 @@ from peer.links import Links
 from peer.membership import Member, Membership
 from peer.opening import open_as_acceptor
 from peer.payloads import MemoryPayload
-from protocol import limits
-from protocol.errors import BadRequest, GridError, HandshakeFailed, LinkError, PeerLost, TimedOut, Unreachable
+from protocol import handshake, limits
+from protocol.errors import (
+    BadRequest,
+    GridError,
+    HandshakeFailed,
+    LinkError,
+    PeerLost,
+    ProtocolError,
+    TimedOut,
+    Unreachable,
+)
 from protocol.handshake import Introduction, Remote
+from protocol.messages import Hello
 from tests.faults import FaultProxy
+from tests.waiting import until
 
 ALICE, DORA = Identity.generate(), Identity.generate()
 LEASE = bytes(range(16))
@@ -107,10 +119,6 @@ class Setting:
         self.proxy.cut(reset=reset)
         await asyncio.shield(connection.closed)
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        while not condition():  # noqa: ASYNC110  # of either end and the proxy: no one event says it
-            await asyncio.sleep(0.001)
-
 
 @contextlib.asynccontextmanager
 async def linked(patience: float = 10.0) -> AsyncIterator[Setting]:
@@ -136,7 +144,7 @@ async def test_requests_are_answered_over_one_connection() -> None:
 async def test_what_is_under_way_when_the_line_is_cut_takes_effect_once_and_is_answered(reset: bool) -> None:
     async with linked() as it:
         asked = [it.link.post("run", {"n": n, "waits": True}) for n in range(5)]
-        await it.until(lambda: len(it.peer.started) == 5)
+        await until(lambda: len(it.peer.started) == 5)
         await it.cut(reset=reset)
         after = it.link.post("run", {"n": 5})
         it.peer.go.set()
@@ -150,7 +158,7 @@ async def test_an_answer_that_was_cut_off_comes_again_with_its_payload() -> None
         await it.link.request("run", {"n": 0})
         it.proxy.down.stall_after = 0
         asked = it.link.post("fetch", {"n": 1}, b"value" * 1_000)
-        await it.until(lambda: it.peer.done == [0, 1])
+        await until(lambda: it.peer.done == [0, 1])
         await it.cut()
         it.proxy.down.stall_after = None
         it.proxy.resume()
@@ -163,7 +171,7 @@ async def test_an_error_comes_again_too() -> None:
         await it.link.request("run", {"n": 0})
         it.proxy.down.stall_after = 0
         asked = it.link.post("refuse", {"n": 1})
-        await it.until(lambda: it.peer.started == [0, 1])
+        await until(lambda: it.peer.started == [0, 1])
         await it.cut()
         it.proxy.down.stall_after = None
         it.proxy.resume()
@@ -215,7 +223,7 @@ async def test_after_a_restart_what_may_be_repeated_is_and_the_rest_says_that_it
     async with linked() as it:
         await it.link.request("run", {"n": 0})
         asked = {op: it.link.post(op, {"n": op, "waits": True}) for op in ("run", "execute", "put", "describe")}
-        await it.until(lambda: len(it.peer.started) == 5)
+        await until(lambda: len(it.peer.started) == 5)
         it.peer.restart()
         it.peer.go.set()
         era = it.link.era
@@ -231,7 +239,7 @@ async def test_a_welcome_that_was_lost_does_not_hide_a_restart() -> None:
     async with linked() as it:
         await it.link.request("run", {"n": 0})
         asked = it.link.post("run", {"n": 1, "waits": True})
-        await it.until(lambda: it.peer.started == [0, 1])
+        await until(lambda: it.peer.started == [0, 1])
         it.peer.restart()
         it.peer.go.set()
         it.proxy.down.cut_after, it.proxy.down.cuts = 500, 1  # the restarted peer's first Welcome
@@ -257,7 +265,7 @@ async def test_an_idle_link_comes_back_by_itself() -> None:
     async with linked() as it:
         await it.link.request("run", {"n": 0})
         await it.cut()
-        await it.until(lambda: it.link.is_open)
+        await until(lambda: it.link.is_open)
         assert it.proxy.connections == 2 and it.link.era == 0
 
 
@@ -265,7 +273,7 @@ async def test_a_peer_that_stays_away_fails_what_waits_and_is_tried_again_when_a
     async with linked(patience=0.2) as it:
         await it.link.request("run", {"n": 0})
         asked = it.link.post("run", {"n": 1, "waits": True})
-        await it.until(lambda: it.peer.started == [0, 1])
+        await until(lambda: it.peer.started == [0, 1])
         it.proxy.refuse = True
         await it.cut()
         later = it.link.post("run", {"n": 2})
@@ -288,9 +296,9 @@ async def test_a_peer_that_was_given_up_is_found_again_within_the_grace() -> Non
         await it.cut()
         failed: list[GridError] = []
         it.link.on_failure = failed.append
-        await it.until(lambda: failed)
+        await until(lambda: failed)
         it.proxy.refuse = False
-        await it.until(lambda: it.link.is_open)
+        await until(lambda: it.link.is_open)
         assert it.link.era == 0
 
 
@@ -326,7 +334,7 @@ async def test_a_process_that_is_known_to_have_ended_is_given_up_sooner(monkeypa
 async def test_giving_up_a_request_gives_it_up_there_and_does_not_ask_again() -> None:
     async with linked() as it:
         asked = it.link.post("run", {"n": 0, "waits": True})
-        await it.until(lambda: it.peer.started == [0])
+        await until(lambda: it.peer.started == [0])
         asked.cancel()
         (task,) = it.peer.ledgers.tasks
         await asyncio.wait([task])
@@ -352,11 +360,11 @@ async def test_one_that_somebody_hears_of_goes_on_when_its_future_is_cancelled()
     async with linked() as it:
         heard: list[Response | GridError] = []
         asked = it.link.post("run", {"n": 0, "waits": True}, b"", heard.append)
-        await it.until(lambda: it.peer.started == [0])
+        await until(lambda: it.peer.started == [0])
         asked.cancel()
         await it.cut()
         it.peer.go.set()
-        await it.until(lambda: heard)
+        await until(lambda: heard)
         assert isinstance(heard[0], Response) and it.peer.done == [0]
 
 
@@ -375,7 +383,7 @@ async def test_a_payload_that_needs_a_stream_is_not_repeated() -> None:
         await it.link.request("run", {"n": 0})
         it.proxy.down.stall_after = 0
         asked = it.link.post("execute", {"n": 1}, large)
-        await it.until(lambda: it.peer.started == [0, 1])
+        await until(lambda: it.peer.started == [0, 1])
         await it.cut()
         it.proxy.down.stall_after = None
         it.proxy.resume()
@@ -390,7 +398,7 @@ async def test_an_answer_too_large_to_keep_says_that_it_is_gone() -> None:
         await it.link.request("run", {"n": 0})
         it.proxy.down.stall_after = 0
         asked = it.link.post("run", {"n": 1}, bytes(60_000))
-        await it.until(lambda: it.peer.done == [0, 1])
+        await until(lambda: it.peer.done == [0, 1])
         it.peer.ledgers.of((DORA.id, LEASE)).drop_answers()
         await it.cut()
         it.proxy.down.stall_after = None
@@ -403,7 +411,7 @@ async def test_more_than_may_be_under_way_at_once_are_all_answered_over_a_cut() 
     async with linked() as it:
         count = limits.MAX_REQUESTS + 300
         asked = [it.link.post("run", {"n": n, "waits": True}) for n in range(count)]
-        await it.until(lambda: len(it.peer.started) == limits.MAX_REQUESTS)
+        await until(lambda: len(it.peer.started) == limits.MAX_REQUESTS)
         await it.cut()
         it.peer.go.set()
         answers = await asyncio.gather(*asked)
@@ -431,7 +439,7 @@ async def closing_in_each_state(it: Setting, state: str) -> Awaitable[Response]:
         await it.cut()
     asked = it.link.post("run", {"n": 1, "waits": True})
     if state == "under way":
-        await it.until(lambda: it.peer.started == [0, 1])
+        await until(lambda: it.peer.started == [0, 1])
     return asked
 
 
@@ -439,7 +447,7 @@ async def closing_in_each_state(it: Setting, state: str) -> Awaitable[Response]:
 async def test_closing_ends_every_wait_at_once(state: str) -> None:
     async with linked() as it:
         asked = await closing_in_each_state(it, state)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await it.links.close()
             with pytest.raises(PeerLost):
                 await asked
@@ -450,7 +458,7 @@ async def test_closing_ends_every_wait_at_once(state: str) -> None:
 async def test_what_runs_on_after_a_cut_ends_when_its_lease_is_over() -> None:
     async with linked() as it:
         asked = it.link.post("run", {"n": 0, "waits": True})
-        await it.until(lambda: it.peer.started == [0])
+        await until(lambda: it.peer.started == [0])
         await it.links.close()
         await asyncio.gather(*(session.close() for session in it.peer.sessions))
         (task,) = it.peer.ledgers.tasks
@@ -458,3 +466,87 @@ async def test_what_runs_on_after_a_cut_ends_when_its_lease_is_over() -> None:
         it.peer.leases.expire(time.monotonic() + 61)
         await asyncio.wait([task])
         assert task.cancelled() and isinstance(asked.exception(), PeerLost)
+
+
+async def test_a_transfer_under_way_waits_for_a_peer_that_has_ended_to_be_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "RECONNECT_ENDED", 0.05)
+    async with linked() as it:
+        away = False
+
+        async def connect() -> Connection:
+            if away:
+                raise Unreachable("connection refused", refused=True)
+            return await it.links.to(it.member)
+
+        link = Lasting("alice", connect, lambda: True)
+        moving, running = link.post("pull", {"n": 1, "waits": True}), link.post("run", {"n": 2, "waits": True})
+        await until(lambda: len(it.peer.started) == 2)
+        away = True
+        it.peer.restart()
+        it.proxy.cut()
+        with pytest.raises(PeerLost, match="not known: connection refused"):
+            await running
+        with pytest.raises(Unreachable):  # what has not begun does not wait
+            await link.request("pull", {"n": 3})
+        assert not moving.done()
+        away = False
+        it.peer.go.set()
+        assert (await moving).result["n"] == 1 and it.peer.started.count(3) == 0
+        await link.close()
+
+
+async def test_a_transfer_whose_peer_stays_away_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RESUME_TIMEOUT", 0.3)
+    async with linked(patience=0.1) as it:
+        moving = it.link.post("pull", {"n": 1, "waits": True})
+        await until(lambda: it.peer.started)
+        it.proxy.refuse = True
+        await it.cut()
+        with pytest.raises(PeerLost, match="alice cannot be reached") as lost:
+            await moving
+        assert lost.value.fields["why"].startswith("alice cannot be reached")
+        it.peer.go.set()
+
+
+async def test_a_frame_that_a_bad_line_damages_costs_that_line_and_no_request() -> None:
+    async with linked() as it:
+        await it.link.request("run", {"n": 0})
+        asked = it.link.post("run", {"n": 1, "waits": True})
+        await until(lambda: it.peer.started == [0, 1])
+        # The magic of the next frame, after the two bytes of its WebSocket head.
+        it.proxy.down.corrupt_at, it.proxy.down.corruptions = it.proxy.down.passed + 2, 1
+        it.peer.go.set()
+        assert (await asked).result["n"] == 1
+        assert it.peer.done == [0, 1] and it.proxy.connections == 2 and it.proxy.down.corruptions == 0
+
+
+async def test_ends_that_do_not_understand_each_other_say_so_soon() -> None:
+    async with linked(patience=1_000) as it:
+
+        async def talk_nonsense(call: Call) -> Answer:
+            it.peer.started.append(call.op)
+            await call.connection._socket.send(b"nonsense")
+            return await asyncio.Future()
+
+        it.peer.handle = talk_nonsense  # type: ignore[method-assign]
+        with pytest.raises(ProtocolError, match="a frame cut off"):
+            await it.link.request("describe", {})
+        assert it.peer.started == ["describe"] * limits.BLOCK_TRIES
+
+
+async def test_a_peer_that_was_upgraded_meanwhile_says_so_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with linked(patience=1_000) as it:
+        moving = it.link.post("pull", {"n": 1, "waits": True})
+        await until(lambda: it.peer.started)
+        monkeypatch.setattr(handshake, "VERSION", 2)  # at either end: what comes is another than what is understood
+        monkeypatch.setattr(handshake.Handshake, "hello", _old_hello(handshake.Handshake.hello))
+        await it.cut()
+        with pytest.raises(PeerLost, match=r"speaks versions \[1\], this one 2: upgrade one"):
+            await moving
+        it.peer.go.set()
+
+
+def _old_hello(hello: Callable[[Any], Hello]) -> Callable[[Any], Hello]:
+    return lambda self: dataclasses.replace(hello(self), versions=[1])

@@ -214,7 +214,7 @@ async def test_what_is_in_no_entry_any_more_ends_with_the_lease_too(ledgers: Led
     ledger.answered(entry, DONE)  # its task may still have something to do
     assert ledger.is_new(2, 2) and len(ledger) == 0
     ledgers.forget(DORA)
-    await asyncio.wait([task], timeout=10)
+    await asyncio.wait([task], timeout=60)
     assert task.cancelled() and ledgers.tasks == [] and ledgers.running_of(DORA[0]) == 0
 
 

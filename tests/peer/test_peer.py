@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from protocol.errors import (
     Unreachable,
 )
 from tests.faults import FaultProxy
+from tests.waiting import until
 
 
 @asynccontextmanager
@@ -97,10 +97,11 @@ async def test_a_data_folder_serves_one_peer(tmp_path: Path) -> None:
 
 
 async def test_joining_nobody_is_an_error_and_leaves_nothing(folders: Folders) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with pytest.raises(Unreachable):
-        await Peer.start(Settings("alice", port=0, join=(f"ws://127.0.0.1:{port}",), folders=folders))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # kept from others, and nobody listens
+        join = (f"ws://127.0.0.1:{nobody.getsockname()[1]}",)
+        with pytest.raises(Unreachable):
+            await Peer.start(Settings("alice", port=0, join=join, folders=folders))
     async with running(Settings("alice", port=0, folders=folders)):
         pass
 
@@ -133,9 +134,7 @@ async def test_temporaries_outlive_their_session_by_a_grace_and_then_go(
             await y.fetch()
             kept = await g["alice"].send(torch.ones(3), tags="kept")
         assert alice._objects.count == 2
-        async with asyncio.timeout(10):
-            while alice._objects.count:  # noqa: ASYNC110 - the peer tells nobody of it
-                await asyncio.sleep(0.05)
+        await until(lambda: not alice._objects.count)
         async with grid.connect(folders=folders) as g:
             assert (await g.search("#kept")).one().id_at_location == kept.id_at_location
         del x, y

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin, Subprotocol
 
 from peer import transport
 from protocol.errors import BadRequest, Unreachable
@@ -91,7 +92,7 @@ async def test_a_peer_that_does_not_answer_in_time_is_unreachable() -> None:
 async def test_a_web_page_is_refused(acceptor: Any, origin: str) -> None:
     async with acceptor() as server:
         with pytest.raises(InvalidStatus) as caught:
-            await connect(server.url, origin=origin, subprotocols=["peergrid.1"], proxy=None)  # type: ignore[arg-type]
+            await connect(server.url, origin=Origin(origin), subprotocols=[Subprotocol("peergrid.1")], proxy=None)
         assert caught.value.response.status_code == 403
 
 

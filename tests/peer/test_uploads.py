@@ -15,6 +15,7 @@ from peer.intake import pieces_of
 from peer.uploads import Uploads
 from protocol import limits
 from protocol.errors import BadRequest, Corrupt, GridError, PeerLost, StorageFull, TimedOut, TooLarge
+from tests.waiting import until
 
 BLOCK = limits.BLOCK
 
@@ -139,15 +140,30 @@ class Peer:
         with pytest.raises(PeerLost):
             await putting
 
+    async def cut_off(self, blocks: int, of: int) -> None:
+        """An upload whose line broke, and with it its task, before so many blocks that had come were put away."""
+        stream, connection = Stream(of * BLOCK), Connection()
+        putting = self.put(stream, connection=connection)
+        await settle()
+        stream.bring(blocks)
+        stream.fail(PeerLost("the line broke"))
+        connection.is_closed = True
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+
+    async def taken(self) -> tuple[asyncio.Task[dict[str, Any]], Connection]:
+        """An upload of one block, which is taken and has not been answered."""
+        stream, connection = Stream(BLOCK), Connection()
+        stream.bring()
+        putting = self.put(stream, connection=connection)
+        await until(lambda: self.made and self.made[0].taken)
+        return putting, connection
+
 
 def described(number: int = 0, description: str = "") -> Arrival:
     args = {"id": number.to_bytes(16, "big"), "kind": "tensor", "dtype": "uint8", "shape": [1]}
     return Arrival.of({**args, "description": description}, "dora", frozenset())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is waited for says nothing of itself
-        await asyncio.sleep(0.005)
 
 
 async def settle() -> None:
@@ -299,10 +315,7 @@ async def test_what_is_right_block_by_block_and_wrong_as_a_whole_goes_at_once(pe
 async def test_a_value_that_is_refused_goes_at_once_and_says_why_to_who_comes_back(peer: Any) -> None:
     async with peer() as alice:
         alice.failure = StorageFull("the disk is full")
-        stream, connection = Stream(BLOCK), Connection()
-        stream.bring()
-        putting = alice.put(stream, connection=connection)
-        await until(lambda: alice.made and alice.made[0].taken)
+        putting, _ = await alice.taken()
         with pytest.raises(StorageFull):
             await putting
         assert alice.uploads.count == 0 and alice.made[0].is_aborted
@@ -310,10 +323,7 @@ async def test_a_value_that_is_refused_goes_at_once_and_says_why_to_who_comes_ba
 
 async def test_one_that_was_finished_while_its_asker_was_away_is_answered_again(peer: Any) -> None:
     async with peer() as alice:
-        stream, connection = Stream(BLOCK), Connection()
-        stream.bring()
-        putting = alice.put(stream, connection=connection)
-        await until(lambda: alice.made and alice.made[0].taken)
+        putting, connection = await alice.taken()
         connection.is_closed = True
         putting.cancel()
         await asyncio.gather(putting, return_exceptions=True)
@@ -360,28 +370,13 @@ async def test_a_principal_keeps_so_many_and_the_oldest_give_way(
 
 async def test_what_had_come_over_a_line_that_broke_is_put_away_first(peer: Any) -> None:
     async with peer() as alice:
-        stream, connection = Stream(4 * BLOCK), Connection()
-        putting = alice.put(stream, connection=connection)
-        await settle()
-        stream.bring(3)
-        stream.fail(PeerLost("the line broke"))
-        connection.is_closed = True
-        putting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await putting
+        await alice.cut_off(3, of=4)
         assert await alice.resume() == {"offset": 3 * BLOCK}
 
 
 async def test_what_had_come_whole_over_a_line_that_broke_is_finished(peer: Any) -> None:
     async with peer() as alice:
-        stream, connection = Stream(2 * BLOCK), Connection()
-        putting = alice.put(stream, connection=connection)
-        await settle()
-        stream.bring(2)
-        connection.is_closed = True
-        putting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await putting
+        await alice.cut_off(2, of=2)
         assert await alice.resume() == {"record": {"nbytes": 2 * BLOCK}}
 
 

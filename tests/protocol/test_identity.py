@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_the_transcript_is_six_parts_each_behind_its_length() -> None:
 
 
 def test_any_part_that_differs_gives_another_transcript() -> None:
-    parts = ("dialer", b"D" * 32, b"A" * 32, b"d" * 32, b"a" * 32)
+    parts: tuple[Any, ...] = ("dialer", b"D" * 32, b"A" * 32, b"d" * 32, b"a" * 32)
     others = [(*parts[:at], b"x" * 32 if at else "acceptor", *parts[at + 1 :]) for at in range(5)]
     swapped = (parts[0], parts[2], parts[1], parts[4], parts[3])
     made = {identity.transcript(*each) for each in [parts, swapped, *others]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import msgpack
 import pytest
@@ -11,7 +12,7 @@ from protocol import limits
 from protocol.errors import GridError, ProtocolError
 from protocol.rows import pack_rows, unpack_rows
 
-ROWS = [{"id": bytes(16), "tags": ["a", "b"], "created": 1.5}, {}, {"name": None}]
+ROWS: list[dict[str, Any]] = [{"id": bytes(16), "tags": ["a", "b"], "created": 1.5}, {}, {"name": None}]
 
 
 def test_rows_come_back_as_they_were() -> None:

@@ -1,6 +1,7 @@
 """Claims about every query and every object, tried on random ones."""
 
 import sqlite3
+from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from search.fields import KINDS
 from search.terms import EVERYTHING, And, Field, Not, Or, Tag, TagPrefix, Word
 from search.text import first_control, fold
 
-COMMON = {"deadline": None, "database": None}
+COMMON: dict[str, Any] = {"deadline": None, "database": None}
 ALICE, BOB = "a" * 52, "bob3" * 13
 
 # --- what objects and queries are made of: few values, so that they meet -----------------------------------

@@ -220,7 +220,7 @@ def test_combining_keeps_queries_flat_and_drops_constants():
     "build",
     [
         lambda: And((A,)),
-        lambda: And([A, B]),
+        lambda: And([A, B]),  # type: ignore[arg-type]
         lambda: And((A, And((B, C)))),
         lambda: Or((A, EVERYTHING)),
         lambda: Or((A, NOTHING)),

@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import secrets
+import sqlite3
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,32 @@ def make_record(nbytes=256, *, uid=None, **changes):
 
 def blobs_in(folder):
     return sorted(name for name in os.listdir(Path(folder) / "blobs") if BLOB.fullmatch(name))
+
+
+def flip(path, at, bit=0):
+    """Turn one bit of the byte at `at` over, whatever the file's mode says."""
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def failing_commits(code):
+    """A class of SQLite connections: while its `is_armed` is true, their commits fail with this error code."""
+
+    class Connection(sqlite3.Connection):
+        is_armed = False
+
+        def execute(self, sql, *parameters):
+            if sql == "COMMIT" and type(self).is_armed:
+                error = sqlite3.OperationalError("made by the test")
+                error.sqlite_errorcode, error.sqlite_errorname = code, "TEST"
+                raise error
+            return super().execute(sql, *parameters)
+
+    return Connection
 
 
 def temporaries_in(folder):
@@ -130,6 +157,8 @@ def kit():
         content_of=content_of,
         make_record=make_record,
         blobs_in=blobs_in,
+        flip=flip,
+        failing_commits=failing_commits,
         temporaries_in=temporaries_in,
         opened=opened,
         put=put,

@@ -83,7 +83,7 @@ async def held(database):
 
     def change(db):
         loop.call_soon_threadsafe(begun.set)
-        assert gate.wait(20)
+        assert gate.wait(100)
 
     task = asyncio.ensure_future(database.write(change))
     await begun.wait()
@@ -319,7 +319,7 @@ def test_a_change_cancelled_in_its_turn_is_made_before_the_caller_hears_of_it(wi
 
         def change(db):
             loop.call_soon_threadsafe(begun.set)
-            gate.wait(20)
+            gate.wait(100)
             db.execute("INSERT INTO t VALUES (1)")
 
         task = asyncio.ensure_future(database.write(change))

@@ -151,7 +151,7 @@ def test_a_failing_file_call_never_costs_an_acknowledged_object(quick_path, kit,
             break
     assert len(acknowledged) == 4  # the last run had no failure
     assert at > 30
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.parametrize(
@@ -253,24 +253,16 @@ def test_a_failed_sync_is_not_tried_again(run, kit):
 
 
 def test_after_an_unclear_commit_the_blob_stays_until_the_next_start(run, kit):
-    class Unsynced(sqlite3.Connection):
-        is_armed = False
-
-        def execute(self, sql, *parameters):
-            if sql == "COMMIT" and type(self).is_armed:
-                error = sqlite3.OperationalError("made by the test")
-                error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_FSYNC, "TEST"
-                raise error
-            return super().execute(sql, *parameters)
+    connection = kit.failing_commits(sqlite3.SQLITE_IOERR_FSYNC)
 
     async def body(store, folder):
-        Unsynced.is_armed = True
+        connection.is_armed = True
         with pytest.raises(StorageError):
             await kit.put(store, kit.LARGE)
         # The next start may find the row in the log that could not be synced: it must not lack its file.
         assert len(kit.blobs_in(folder)) == 1
 
-    run(body, connection=Unsynced)
+    run(body, connection=connection)
     assert run(kit.check_consistent) == set()
 
 

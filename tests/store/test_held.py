@@ -14,15 +14,6 @@ from protocol.errors import AlreadyExists, BadRequest
 from protocol.tensors import TensorHeader
 
 
-def flip(path, at):
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        file.seek(at)
-        (byte,) = file.read(1)
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
-
-
 async def content_at(store, record):
     return (await store.get(record["id"])).content
 
@@ -77,7 +68,7 @@ def test_a_damaged_blob_is_as_if_it_were_not_here_and_healed_by_the_bytes(run, k
     async def body(store, folder):
         first = await kit.put(store, len(data), data=data)
         content = await content_at(store, first)
-        flip(folder / "blobs" / content, limits.BLOCK + 500)
+        kit.flip(folder / "blobs" / content, limits.BLOCK + 500)
         second = kit.make_record(len(data))
         assert not await store.publish_held(second, content)
         await store.publish(second, data)
@@ -142,7 +133,7 @@ def test_a_blob_that_changes_between_the_check_and_the_row_is_not_taken(run, kit
 
         async def then_rot(*arguments):
             held = await measure(*arguments)
-            flip(folder / "blobs" / content, 500)
+            kit.flip(folder / "blobs" / content, 500)
             return held
 
         store._publishing.measure_held = then_rot

@@ -198,7 +198,7 @@ def test_an_arrival_is_noted_until_it_is_confirmed_also_over_a_restart(run, kit,
         for _ in range(2):  # a repeated one is the same
             await store.publish(record, data, arrived=Arrived(TOKEN, SOURCE))
         (note,) = await store.moves.unconfirmed()
-        assert note == Unconfirmed(TOKEN, SOURCE, record["id"], note.since)
+        assert note == Unconfirmed(TOKEN, SOURCE, record["id"], note.since, record["owner"])
         assert before <= note.since <= time.time()
         records.append(record)
 
@@ -240,22 +240,8 @@ def test_a_confirmed_copy_is_not_dropped(run, kit):
 
 
 # --- one transaction --------------------------------------------------------------------------------------
-def refusing_commits():
-    class Connection(sqlite3.Connection):
-        is_armed = False
-
-        def execute(self, sql, *parameters):
-            if sql == "COMMIT" and type(self).is_armed:
-                error = sqlite3.OperationalError("made by the test")
-                error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_WRITE, "TEST"
-                raise error
-            return super().execute(sql, *parameters)
-
-    return Connection
-
-
 def test_object_and_note_come_and_go_together_or_not_at_all(run, kit):
-    connection = refusing_commits()
+    connection = kit.failing_commits(sqlite3.SQLITE_IOERR_WRITE)
 
     async def body(store, folder):
         uid = await offer(store, kit)
@@ -293,3 +279,40 @@ def test_a_cancelled_giving_up_is_whole_or_not_made(run_quick, kit):
         await kit.check_consistent(store, folder)
 
     run_quick(body)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------
+def test_of_each_principal_so_many_are_remembered_the_newest(run, kit, monkeypatch):
+    monkeypatch.setattr(limits, "MOVES_KEPT", 3)
+
+    async def body(store, folder):
+        async def end(number, asker, is_given_up):
+            token = bytes([number]) * 32
+            record = await kit.put(store)
+            await store.moves.offer(token, record["id"], asker, TARGET, SOON)
+            assert await store.moves.give_up(token, record["id"], lambda _: is_given_up) is is_given_up
+
+        async def known(numbers):
+            return [number for number in numbers if await store.moves.find(bytes([number]) * 32) is not None]
+
+        await end(0, TARGET, True)
+        for number in range(1, 7):
+            await end(number, ASKER, True)
+        for number in range(10, 16):
+            await end(number, ASKER, False)
+        for number in range(20, 26):  # a copy is of use for a shorter time than a move, and goes first
+            await store.moves.offer(bytes([number]) * 32, b"x" * 16, ASKER, TARGET, SOON - number, is_move=number < 21)
+        assert await known(range(256)) == [0, 4, 5, 6, 13, 14, 15, 20, 21, 22]
+
+    run(body)
+
+
+def test_a_copy_gives_nothing_up(run, kit):
+    async def body(store, folder):
+        record = await kit.put(store)
+        await store.moves.offer(TOKEN, record["id"], ASKER, TARGET, SOON, is_move=False)
+        with pytest.raises(BadRequest):
+            await store.moves.give_up(TOKEN, record["id"], always)
+        assert await store.get(record["id"])
+
+    run(body)

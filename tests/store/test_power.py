@@ -74,8 +74,8 @@ def wait_for_words(process, said, more_than):
 
 
 def cut(process, said, image, copy, after):
-    """Let it write for so long, then copy the disk as it is; what had been said by then."""
-    wait_for_words(process, said, said.stat().st_size)
+    """Let it write for so long and ten words more, then copy the disk as it is; what had been said by then."""
+    wait_for_words(process, said, said.stat().st_size + 400)
     time.sleep(after)
     process.send_signal(signal.SIGSTOP)
     os.waitpid(process.pid, os.WUNTRACED)  # until it has stopped
@@ -114,14 +114,14 @@ def cuts(disk, tmp_path, kit, count, *flags):
             copy.unlink()
 
 
-@pytest.mark.timeout(180 + 10 * CUTS)
+@pytest.mark.timeout(300 + 10 * CUTS)
 def test_a_power_cut_loses_nothing_that_was_acknowledged(disk, tmp_path, kit):
     results = list(cuts(disk, tmp_path, kit, CUTS))
     assert [loss for loss, _ in results] == [None] * CUTS
-    assert results[-1][1] > 5 * CUTS  # it was at work
+    assert results[-1][1] > 3 * CUTS  # it was at work
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_without_syncing_the_same_test_fails(disk, tmp_path, kit):
     for loss, acknowledged in cuts(disk, tmp_path, kit, 10, "unsynced"):
         if loss and acknowledged:

@@ -10,15 +10,6 @@ from protocol.errors import Corrupt
 BLOBS, LARGE_ONES = 1_000, 30  # of these so many have several blocks
 
 
-def flip(path, bit):
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        file.seek(bit // 8)
-        (byte,) = file.read(1)
-        file.seek(bit // 8)
-        file.write(bytes([byte ^ 1 << bit % 8]))
-
-
 async def read_by_payload(store, stored, at, nbytes):
     payload = await store.payload(stored, span=(stored.start + at, nbytes), prefix=b"prefix")
     try:
@@ -49,7 +40,7 @@ def test_of_so_many_flipped_bits_each_is_found_and_none_is_served(run_quick, kit
             record = await kit.put(store, nbytes)
             stored = await store.get(record["id"])
             at = chance.randrange(nbytes)
-            flip(folder / "blobs" / stored.blob, 8 * (stored.start + at) + chance.randrange(8))
+            kit.flip(folder / "blobs" / stored.blob, stored.start + at, chance.randrange(8))
             read = chance.choice((read_by_payload, read_at_once))
             try:
                 await read(store, stored, *around(chance, at, nbytes))
@@ -71,7 +62,7 @@ def test_a_flipped_bit_of_a_files_header_is_found_by_checking_everything(run, ki
     async def body(store, folder):
         record = await kit.put(store, kit.LARGE)
         stored = await store.get(record["id"])
-        flip(folder / "blobs" / stored.blob, 300)
+        kit.flip(folder / "blobs" / stored.blob, 37, bit=4)
         assert await kit.is_whole(store, record["id"])  # our own reading does not use it
         assert [damage.id for damage in (await store.verify_all()).damaged] == [record["id"]]
 

@@ -26,6 +26,7 @@ from protocol.errors import (
     TooLarge,
 )
 from protocol.tensors import TensorHeader
+from tests.waiting import descriptors, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,17 +104,15 @@ def test_a_payload_is_read_in_pieces_in_order_or_not(run, kit, nbytes, piece):
 def test_a_payload_closed_while_a_piece_is_read_ahead_leaves_no_descriptor(run, kit):
     async def body(store, folder):
         stored = await store.get((await kit.put(store, 3_000_000))["id"])
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for _ in range(20):
             payload = await store.payload(stored)
             await payload.read(0, 1 << 20)
             payload.close()
         await (await store.payload(stored)).read(0, 0)
-        for _ in range(20):  # the pieces under way end
-            await store.read(stored, stored.start, 1)
-        return len(os.listdir("/proc/self/fd")) - before
+        await until(lambda: descriptors() <= before + 1)  # the pieces under way end
 
-    assert run(body) <= 1
+    run(body)
 
 
 def test_a_worker_gets_one_small_tensor_as_bytes_and_a_large_one_as_a_read_only_file(run, kit):
@@ -189,7 +188,7 @@ async def main():
 asyncio.run(main())
 """
     result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=100
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
     )
     assert int(result.stdout) < 40 << 10  # KiB
 

@@ -11,17 +11,9 @@ import pytest
 from peer.store.fs import Fs
 from protocol import limits
 from protocol.errors import Corrupt, StorageError
+from tests.waiting import descriptors, until
 
 DATABASE = "objects.sqlite"
-
-
-def flip(path, at):
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        file.seek(at)
-        (byte,) = file.read(1)
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
 
 
 async def blob_of(store, folder, record):
@@ -65,8 +57,8 @@ def test_every_kind_of_damage_is_listed_by_the_objects_it_hits(run, kit):
         named["twin"] = await kit.put(store, len(twin_data), data=twin_data, name="twin")
         paths = {what: await blob_of(store, folder, named[what]) for what in ("rotten", "header", "missing", "cut")}
         hashes = (await store.get(named["hashes"]["id"])).blob
-        flip(paths["rotten"], limits.BLOCK + 700)
-        flip(paths["header"], 20)
+        kit.flip(paths["rotten"], limits.BLOCK + 700)
+        kit.flip(paths["header"], 20)
         paths["missing"].unlink()
         paths["cut"].chmod(0o600)
         os.truncate(paths["cut"], 100)
@@ -160,7 +152,7 @@ def test_objects_that_go_while_they_are_checked_are_not_called_damaged(run, kit)
 def test_a_cancelled_check_leaves_nothing(run, kit):
     async def body(store, folder):
         await kit.put(store, 8 * limits.BLOCK)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         reached = asyncio.Event()
         loop = asyncio.get_running_loop()
         check = asyncio.ensure_future(store.verify_all(lambda done, of: loop.call_soon_threadsafe(reached.set)))
@@ -168,7 +160,7 @@ def test_a_cancelled_check_leaves_nothing(run, kit):
         check.cancel()
         with pytest.raises(asyncio.CancelledError):
             await check
-        assert len(os.listdir("/proc/self/fd")) == before
+        await until(lambda: descriptors() <= before)
 
     run(body)
 
@@ -178,7 +170,7 @@ def test_verify_of_one_content(run, kit):
         record = await kit.put(store, kit.LARGE)
         path = await blob_of(store, folder, record)
         await store.verify(path.name)
-        flip(path, 900)
+        kit.flip(path, 900)
         with pytest.raises(Corrupt, match="not what was stored"):
             await store.verify(path.name)
 
@@ -300,25 +292,17 @@ def test_a_database_with_much_unused_space_is_written_anew(run, kit):
 
 
 def test_nothing_is_swept_after_the_disk_has_failed(run, kit):
-    class Unsynced(sqlite3.Connection):
-        is_armed = False
-
-        def execute(self, sql, *parameters):
-            if sql == "COMMIT" and type(self).is_armed:
-                error = sqlite3.OperationalError("made by the test")
-                error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_FSYNC, "TEST"
-                raise error
-            return super().execute(sql, *parameters)
+    connection = kit.failing_commits(sqlite3.SQLITE_IOERR_FSYNC)
 
     async def body(store, folder):
-        Unsynced.is_armed = True
+        connection.is_armed = True
         with pytest.raises(StorageError):
             await kit.put(store, kit.LARGE)
         with pytest.raises(StorageError, match="restart the peer first"):
             await store.compact()
         assert len(kit.blobs_in(folder)) == 1  # its row may come back
 
-    run(body, connection=Unsynced)
+    run(body, connection=connection)
 
 
 def test_a_copy_of_the_folder_can_be_checked_and_swept_by_itself(run, kit, tmp_path):

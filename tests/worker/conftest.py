@@ -17,6 +17,7 @@ from peer.worker import memory
 from peer.workers import PoolSettings, Result, Worker, WorkerPool
 from protocol.errors import GridError
 from protocol.tensors import TensorHeader
+from tests.waiting import until
 
 T = TypeVar("T")
 _numbers = itertools.count(1)
@@ -32,7 +33,7 @@ class Workplace:
         self.pool = WorkerPool(settings)
         self.do(self.pool.start())
 
-    def do(self, work: Coroutine[Any, Any, T], timeout: float = 60) -> T:
+    def do(self, work: Coroutine[Any, Any, T], timeout: float = 100) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
 
     def asker(self) -> Asker:
@@ -62,8 +63,8 @@ class Asker:
         """Its worker's; waits for the zygote's word on it, which may come after the worker's first answer."""
 
         async def wait() -> int:
-            while self.worker.pid is None:  # noqa: ASYNC110  # for tests alone, not worth an event
-                await asyncio.sleep(0.001)
+            await until(lambda: self.worker.pid is not None)
+            assert self.worker.pid is not None
             return self.worker.pid
 
         return self.do(wait())
@@ -107,6 +108,7 @@ class Asker:
             if isinstance(data, Buffer):
                 data = bytes(data.view())
                 exported.data.release()  # type: ignore[union-attr]
+            assert isinstance(data, bytes), "a part of a file"
             return tensor_of(exported.header, data)
 
         return self.do(work())

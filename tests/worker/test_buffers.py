@@ -156,7 +156,7 @@ def test_warm_memory_that_nobody_wants_is_given_back() -> None:
     clock.now = 51
     pool.sweep()
     assert pool.statistics().warm == 0
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_closing_the_pool_leaves_buffers_in_use_good_and_no_descriptor_behind() -> None:
@@ -167,7 +167,7 @@ def test_closing_the_pool_leaves_buffers_in_use_good_and_no_descriptor_behind() 
     pool.close()
     assert bytes(buffer.view(0, 1)) == b"b"
     buffer.release()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_memory_of_a_worker_is_taken_over_sealed() -> None:
@@ -200,7 +200,7 @@ def test_memory_that_a_worker_could_still_change_is_refused_and_closed(trick: st
                 memory.fcntl.fcntl(fd, 1033, 0x8)
     with pytest.raises(InternalError):
         BufferPool().adopt(fd, 10)
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_size_classes_waste_an_eighth_at_most() -> None:

@@ -10,7 +10,6 @@ import random
 import socket
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +17,7 @@ import pytest
 from peer.worker.channel import BlockingChannel, Decoder, LoopChannel, encode
 from protocol import limits
 from protocol.errors import BadRequest, ProtocolError, TooLarge
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+from tests.waiting import PATIENCE, no_descriptors_left
 
 
 @contextlib.contextmanager
@@ -65,12 +61,12 @@ class Collector:
     async def until(self, messages: int) -> None:
         while len(self.messages) < messages and not self.end:
             self.happened.clear()
-            await asyncio.wait_for(self.happened.wait(), 10)
+            await asyncio.wait_for(self.happened.wait(), PATIENCE)
 
     async def until_end(self) -> Exception | None:
         while not self.end:
             self.happened.clear()
-            await asyncio.wait_for(self.happened.wait(), 10)
+            await asyncio.wait_for(self.happened.wait(), PATIENCE)
         return self.end[0]
 
 
@@ -138,9 +134,8 @@ def test_each_message_gets_its_own_descriptors() -> None:
             sender.channel.close()
             receiver.channel.close()
 
-    before = open_descriptors()
-    asyncio.run(main())
-    assert open_descriptors() == before
+    with no_descriptors_left():
+        asyncio.run(main())
 
 
 def test_a_queue_that_is_full_waits_and_loses_nothing() -> None:
@@ -156,16 +151,15 @@ def test_a_queue_that_is_full_waits_and_loses_nothing() -> None:
                     if not waited:
                         receiver = Collector(theirs)
                     waited += 1
-                    await asyncio.wait_for(sender.channel.drained(), 10)
+                    await asyncio.wait_for(sender.channel.drained(), PATIENCE)
             await receiver.until(2000)
             assert waited
             assert [int(text) for text in receiver.texts] == list(range(2000))
             sender.channel.close()
             receiver.channel.close()
 
-    before = open_descriptors()
-    asyncio.run(main())
-    assert open_descriptors() == before
+    with no_descriptors_left():
+        asyncio.run(main())
 
 
 def test_closing_lets_go_of_queued_descriptors_and_of_who_waits() -> None:
@@ -179,12 +173,11 @@ def test_closing_lets_go_of_queued_descriptors_and_of_who_waits() -> None:
             waits = asyncio.create_task(sender.channel.drained())
             await asyncio.sleep(0)
             sender.channel.close()
-            await asyncio.wait_for(waits, 10)
+            await asyncio.wait_for(waits, PATIENCE)
             assert not sender.end
 
-    before = open_descriptors()
-    asyncio.run(main())
-    assert open_descriptors() == before
+    with no_descriptors_left():
+        asyncio.run(main())
 
 
 def test_the_end_of_the_other_side_is_told_once_after_its_last_message() -> None:
@@ -230,9 +223,8 @@ def test_descriptors_without_messages_end_the_channel_and_are_closed() -> None:
             os.close(fd)
             assert isinstance(await receiver.until_end(), ProtocolError)
 
-    before = open_descriptors()
-    asyncio.run(main())
-    assert open_descriptors() == before
+    with no_descriptors_left():
+        asyncio.run(main())
 
 
 def test_more_descriptors_than_a_message_may_carry_end_the_channel_and_are_closed() -> None:
@@ -244,9 +236,8 @@ def test_more_descriptors_than_a_message_may_carry_end_the_channel_and_are_close
             os.close(fd)
             assert isinstance(await receiver.until_end(), ProtocolError)
 
-    before = open_descriptors()
-    asyncio.run(main())
-    assert open_descriptors() == before
+    with no_descriptors_left():
+        asyncio.run(main())
 
 
 def test_the_blocking_form_talks_to_the_loop_form() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -19,13 +17,10 @@ import torch
 from peer.worker.remote import Worker
 from peer.workers import PoolSettings, Settings, WorkerPool
 from protocol.errors import GridError, InternalError, NotFound, TooLarge, WorkerLost
+from tests.waiting import PATIENCE, descriptors, no_descriptors_left, process_ended
 from tests.worker.conftest import Asker, Workplace, content, header_of, new_id
 
 SIDE = 900  # a singular value decomposition of a square matrix of this side takes most of a second
-
-
-def open_descriptors(pid: int | str = "self") -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def begin_something_slow(asker: Asker) -> asyncio.Future[Any]:
@@ -45,7 +40,7 @@ def outcome(asker: Asker, future: asyncio.Future[Any]) -> Any:
 
     async def work() -> Any:
         try:
-            return await asyncio.wait_for(future, 20)
+            return await asyncio.wait_for(future, PATIENCE)
         except GridError as error:
             return error
 
@@ -54,19 +49,9 @@ def outcome(asker: Asker, future: asyncio.Future[Any]) -> Any:
 
 def loss(asker: Asker, worker: Worker) -> WorkerLost:
     async def work() -> WorkerLost:
-        return await asyncio.wait_for(asyncio.shield(worker.lost), 20)
+        return await asyncio.wait_for(asyncio.shield(worker.lost), PATIENCE)
 
     return asker.do(work())
-
-
-def wait_until_gone(pid: int) -> None:
-    """Until the process is dead."""
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        try:
-            assert select.select([descriptor], [], [], 20)[0], "still running"
-        finally:
-            os.close(descriptor)
 
 
 def test_a_principal_keeps_its_process(asker: Asker) -> None:
@@ -142,7 +127,7 @@ def test_ending_a_worker_does_not_wait_for_its_operation(asker: Asker) -> None:
     error = outcome(asker, slow)
     assert isinstance(error, WorkerLost)
     assert "ended by its peer" in error.message
-    wait_until_gone(pid)
+    process_ended(pid)
 
 
 def test_a_crash_says_its_signal_and_what_was_running(asker: Asker) -> None:
@@ -174,12 +159,13 @@ def test_a_thousand_values_provided_and_dropped_leave_nothing_behind(asker: Aske
 
     def left() -> tuple[int, int, int]:
         mapped = Path(f"/proc/{asker.pid}/maps").read_text().count("memfd")
-        return open_descriptors(), open_descriptors(asker.pid), mapped
+        return descriptors(), descriptors(asker.pid), mapped
 
     assert asker.do(provide_and_drop(10)) == 0
     before = left()
     assert asker.do(provide_and_drop(1000)) == 0
-    assert left() == before
+    # Fewer than before: the workers of earlier tests end in their own time.
+    assert all(now <= then for now, then in zip(left(), before, strict=True)), (left(), before)
 
 
 def test_exports_of_large_values_leave_nothing_behind(asker: Asker) -> None:
@@ -190,11 +176,12 @@ def test_exports_of_large_values_leave_nothing_behind(asker: Asker) -> None:
 
     asker.value(x)
     asker.do(caught_up())
-    before = open_descriptors(), open_descriptors(asker.pid)
-    for _ in range(50):
-        asker.value(x)
-    asker.do(caught_up())
-    assert (open_descriptors(), open_descriptors(asker.pid)) == before
+    theirs = descriptors(asker.pid)
+    with no_descriptors_left():
+        for _ in range(50):
+            asker.value(x)
+        asker.do(caught_up())
+    assert descriptors(asker.pid) == theirs
     assert asker.pool.buffers.statistics().used == 0
 
 
@@ -237,15 +224,18 @@ def all_workers_in_use_are_too_many(place: Workplace) -> None:
 
 def one_that_holds_nothing_of_its_own_is_ended(place: Workplace) -> None:
     asker = place.asker()
-    published = asker.send(torch.ones(3), read_only=True)  # can be provided again: keeps nothing alive
-    made = asker.op("aten.neg.default", published)
+    published, made = new_id(), new_id()
 
     async def idle() -> tuple[bool, WorkerLost]:
         worker = asker.worker
+        value = torch.ones(3)
+        # It can be provided again, so that it keeps nothing alive; what is made of it does, if it is asked for at once.
+        worker.provide(published, header_of(value), content(value), 0, True)
+        await worker.run([["aten.neg.default", [published], {}, [made]]])
         await asyncio.sleep(0.5)
         survived = not worker.is_lost
         worker.drop([made])
-        return survived, await asyncio.wait_for(asyncio.shield(worker.lost), 10)
+        return survived, await asyncio.wait_for(asyncio.shield(worker.lost), PATIENCE)
 
     survived, _ = place.do(idle())
     assert survived
@@ -261,7 +251,7 @@ def a_dead_zygote_takes_its_workers_and_is_replaced(place: Workplace) -> None:
     error = outcome(asker, slow)
     assert isinstance(error, WorkerLost)
     assert "zygote" in error.message
-    wait_until_gone(pid)
+    process_ended(pid)
     asker.op("aten.zeros.default", [1])
     assert place.pool.statistics().zygotes_started == 2
 
@@ -278,12 +268,12 @@ def test_closing_a_pool_that_is_still_starting_leaves_nothing() -> None:
             pool.worker("somebody")
         return zygote, future.exception()
 
-    before = open_descriptors()
-    zygote, error = asyncio.run(main())
+    threads = threading.active_count()  # ours, and those of pools and peers that other tests share
+    with no_descriptors_left():
+        zygote, error = asyncio.run(main())
     assert isinstance(error, WorkerLost)
     assert not Path(f"/proc/{zygote}").exists()
-    assert open_descriptors() == before
-    assert threading.active_count() <= 2  # ours, and the workplace's if other tests ran
+    assert threading.active_count() <= threads
 
 
 def test_a_zygote_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,10 +307,10 @@ def test_workers_die_with_their_peer() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         asyncio.run(main())
     """
-    peer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    peer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
     assert peer.returncode == -signal.SIGKILL
     for pid in map(int, peer.stdout.split()):
-        wait_until_gone(pid)
+        process_ended(pid)
 
 
 def test_the_peer_imports_no_torch_and_its_workers_fill_what_torch_leaves_uninitialised() -> None:
@@ -336,7 +326,7 @@ def test_the_peer_imports_no_torch_and_its_workers_fill_what_torch_leaves_uninit
             assert torch.empty(1000).isnan().all()
             assert (torch.empty(1000, dtype=torch.int32) == torch.iinfo(torch.int32).max).all()
     """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=200)
 
 
 def test_a_zygote_that_is_not_there_is_an_error_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,9 +340,8 @@ def test_a_zygote_that_is_not_there_is_an_error_and_not_a_crash(monkeypatch: pyt
             pool.worker("somebody")
         await pool.close()
 
-    before = open_descriptors()
-    asyncio.run(main())
-    assert open_descriptors() == before
+    with no_descriptors_left():
+        asyncio.run(main())
 
 
 def test_waiting_for_a_pool_that_is_closed_ends_with_an_error() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator
 
@@ -14,12 +13,8 @@ from peer.buffers import BufferPool
 from peer.worker.channel import encode
 from peer.worker.remote import Worker, WorkerKey
 from protocol.errors import BadRequest, InternalError, WorkerLost
+from tests.waiting import PATIENCE, no_descriptors_left
 from tests.worker.conftest import new_id
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
 
 HOSTILE_ANSWERS: list[bytes] = [
     encode(["done", 1]),
@@ -57,12 +52,11 @@ def test_a_worker_that_answers_nonsense_is_ended(answer: bytes) -> None:
             future = worker.export(new_id())
             theirs.sendall(answer)
             with pytest.raises((WorkerLost, InternalError)):
-                await asyncio.wait_for(future, 10)
+                await asyncio.wait_for(future, PATIENCE)
             assert worker.is_lost
 
-    before = open_descriptors()
-    asyncio.run(main())
-    assert open_descriptors() == before
+    with no_descriptors_left():
+        asyncio.run(main())
 
 
 def test_a_wrong_number_of_results_ends_the_worker() -> None:
@@ -71,7 +65,7 @@ def test_a_wrong_number_of_results_ends_the_worker() -> None:
             future = worker.run([["a", [], {}, []]] * 3)
             theirs.sendall(encode(["done", 1, [[], []]]))
             with pytest.raises(InternalError):
-                await asyncio.wait_for(future, 10)
+                await asyncio.wait_for(future, PATIENCE)
             assert worker.is_lost
 
     asyncio.run(main())
@@ -95,6 +89,6 @@ def test_a_worker_that_does_not_read_makes_the_peer_wait() -> None:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(worker.ready(), 0.05)
             worker.kill()
-            await asyncio.wait_for(worker.ready(), 10)
+            await asyncio.wait_for(worker.ready(), PATIENCE)
 
     asyncio.run(main())

@@ -32,6 +32,7 @@ from protocol.errors import (
     WorkerLost,
 )
 from protocol.tensors import TensorHeader
+from tests.waiting import PATIENCE
 from tests.worker.conftest import Asker, header_of, new_id, tensor_of
 from tests.worker.test_remote import impostor
 
@@ -318,7 +319,7 @@ def test_a_worker_that_names_what_is_not_there_is_ended(data: list[Any]) -> None
             future = worker.export(new_id())
             theirs.sendall(encode(["done", 1, "uint8", [2 * MIB], data]))
             with pytest.raises((WorkerLost, InternalError)):
-                await asyncio.wait_for(future, 10)
+                await asyncio.wait_for(future, PATIENCE)
             assert worker.is_lost
 
     asyncio.run(main())
@@ -330,7 +331,7 @@ def test_a_worker_that_names_a_file_where_the_value_was_wanted_is_ended() -> Non
             future = worker.export(new_id(), in_memory=True)
             theirs.sendall(encode(["done", 1, "uint8", [2 * MIB], [1, 0]]))
             with pytest.raises((WorkerLost, InternalError)):
-                await asyncio.wait_for(future, 10)
+                await asyncio.wait_for(future, PATIENCE)
             assert worker.is_lost
 
     asyncio.run(main())

@@ -1,0 +1,62 @@
+"""How a worker came to its end: from two signs that come in any order, and what that is called."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from peer.worker.channel import LoopChannel
+from peer.worker.pending import Pending
+from peer.worker.zygote_process import ending, signal_name
+from protocol import limits
+from protocol.errors import WorkerLost
+
+KILLED: Final = "was ended by its peer"
+
+
+class Ending:
+    """The signs are the closed channel and the zygote's word. With both, or late, `over` is told how and the status."""
+
+    def __init__(self, channel: LoopChannel, over: Callable[[str, int | None], None]) -> None:
+        self.defect: str | None = None  # what it said of itself, cut to its limit
+        self._channel = channel
+        self._over = over
+        self._status: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_stopped = False
+
+    def exited(self, status: int) -> None:
+        """The zygote's word that the process is dead. What it said before that is still read."""
+        self._status = status
+        self.settle()
+
+    def settle(self) -> None:
+        """There may be a sign."""
+        if self._is_stopped:
+            return
+        if self._channel.is_closed and self._status is not None:
+            self._as_it_ended()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(limits.WORKER_EXIT, self._as_it_ended)
+
+    def stop(self) -> None:
+        """It is over; `over` hears nothing more."""
+        self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _as_it_ended(self) -> None:
+        defect = f" after a defect of its own ({self.defect})" if self.defect else ""
+        self._over(ending(self._status) + defect, self._status)
+
+
+def lost(how: str, status: int | None, pid: int | None, pending: Sequence[Pending]) -> WorkerLost:
+    """What its values and the requests under way have become."""
+    doing = f" while it ran {pending[0].what}" if pending and how != KILLED else ""
+    fields = {"signal": signal_name(status)} if status is not None and status < 0 else {}
+    return WorkerLost(
+        f"the worker process{f' {pid}' if pid else ''} {how}{doing}; the temporaries that it held are gone, "
+        "published objects are not: send or compute what you need again",
+        **fields,
+    )

@@ -1,0 +1,53 @@
+"""A request to a worker that is under way: who asked, how its answer is read, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+from protocol.errors import GridError
+
+
+class Asker(Protocol):
+    """Who is told, at once, what became of a request: a future is one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+    def exception(self) -> Any: ...
+
+
+Parse = Callable[[list[Any], list[int]], Any]
+"""Makes the result from the fields and descriptors of an answer."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """`what` it asks, in a word."""
+
+    asker: Asker
+    what: str
+    parse: Parse
+
+    def fail(self, error: GridError) -> None:
+        fail(self.asker, error)
+
+
+class Refusal(Exception):
+    """The worker's own error, as against an answer that is one."""
+
+    def __init__(self, error: GridError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def refuse(fields: list[Any], _: list[int]) -> NoReturn:
+    """How a fault is read, whatever was asked."""
+    raise Refusal(GridError.from_fault(fields[0]))
+
+
+def fail(asker: Asker, error: GridError) -> None:
+    if not asker.done():
+        asker.set_exception(error)
+        asker.exception()  # an answer that nobody awaits is no news for the log

@@ -1,0 +1,151 @@
+"""Published objects whose holder has them damaged: other holders of the same contents are found and used."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import grid
+from grid.local_grid import Processes
+from peer import transfers
+from peer.folders import Folders
+from peer.keys import Identity
+from peer.objects import Objects
+from peer.peer import Peer, Settings
+from protocol import limits
+from protocol.errors import Corrupt, NotFound
+
+VALUE = torch.arange(limits.BLOCK, dtype=torch.int64)  # 8 blocks
+BAD = 5  # the block that is damaged
+
+
+def blob_of(folders: Folders, name: str) -> Path:
+    (blob,) = (folders.peer_data(name) / "blobs").iterdir()
+    return blob
+
+
+def damage(folders: Folders, name: str, block: int = BAD) -> None:
+    """Flip one bit of the value."""
+    blob = blob_of(folders, name)
+    at = blob.stat().st_size - VALUE.nbytes + block * limits.BLOCK
+    with blob.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+@asynccontextmanager
+async def three(folders: Folders) -> AsyncIterator[Any]:
+    """alice, bob and carol, and a client."""
+    processes = Processes(folders)
+    try:
+        await processes.start("alice", "bob", "carol")
+        async with grid.connect(folders=folders) as g:
+            await g.refresh()
+            yield g
+    finally:
+        await processes.close()
+
+
+async def test_a_fetch_goes_on_at_another_holder_and_says_who_was_bad(folders: Folders) -> None:
+    async with three(folders) as g:
+        x = await g["alice"].send(VALUE, tags="#x")
+        await x.copy(g["bob"])
+        damage(folders, "alice")
+        assert torch.equal(await x.fetch(), VALUE)
+        from_alice, from_bob = g.statistics()[g["alice"].id], g.statistics()[g["bob"].id]
+        assert (from_alice.corrupt, from_bob.corrupt) == (1, 0)
+        # Each block once: those before the bad one from alice, the rest from bob.
+        assert from_alice.payload_received == BAD * limits.BLOCK
+        assert from_bob.payload_received == (8 - BAD) * limits.BLOCK
+
+
+async def test_a_file_is_saved_with_what_another_holder_has(folders: Folders, tmp_path: Path) -> None:
+    async with three(folders) as g:
+        x = await g["alice"].send(VALUE, tags="#x")
+        await x.copy(g["bob"])
+        damage(folders, "alice")
+        await x.save(tmp_path / "x.npy")
+        assert torch.equal(torch.from_numpy(np.load(tmp_path / "x.npy")), VALUE)
+
+
+async def test_a_blob_that_is_gone_is_had_from_another_holder(folders: Folders) -> None:
+    async with three(folders) as g:
+        x = await g["alice"].send(VALUE, tags="#x")
+        await x.copy(g["bob"])
+        blob_of(folders, "alice").unlink()
+        assert torch.equal(await x.fetch(), VALUE)
+
+
+@pytest.mark.parametrize("doing", ["copy", "move"])
+async def test_a_pull_goes_on_at_another_holder(folders: Folders, doing: str) -> None:
+    async with three(folders) as g:
+        x = await g["alice"].send(VALUE, tags="#x")
+        await x.copy(g["bob"])
+        damage(folders, "alice")
+        there = await (x.copy if doing == "copy" else x.move)(g["carol"])
+        assert there.location.name == "carol" and torch.equal(await there.fetch(), VALUE)
+        assert len(await g.search("#x")) == (3 if doing == "copy" else 2)
+        assert blob_of(folders, "carol").name == blob_of(folders, "bob").name
+
+
+async def test_without_another_holder_it_is_corrupt_and_the_source_is_named(folders: Folders) -> None:
+    async with three(folders) as g:
+        x = await g["alice"].send(VALUE, tags="#x")
+        damage(folders, "alice")
+        with pytest.raises(Corrupt):
+            await x.fetch()
+        assert g.statistics()[g["alice"].id].corrupt == 1
+        with pytest.raises(Corrupt):
+            await x.copy(g["carol"])
+
+
+async def test_what_others_keep_private_is_not_used_and_not_told(folders: Folders) -> None:
+    async with three(folders) as g:
+        x = await g["alice"].send(VALUE, tags="#x")
+        async with grid.connect(folders=folders, identity=Identity.generate()) as others:
+            await others["bob"].send(VALUE, tags="#theirs", private=True)
+            damage(folders, "alice")
+            with pytest.raises(Corrupt):
+                await x.fetch()
+            args = {"content": blob_of(folders, "alice").name}
+            with pytest.raises(NotFound):  # who knows the contents does not learn who else has them
+                await g["bob"].request("describe", args)
+            assert (await others["bob"].request("describe", args))["record"]["tags"] == ["theirs"]
+            mine = await g["carol"].send(VALUE, tags="#mine", private=True)
+            assert torch.equal(await x.fetch(), VALUE) and mine.location.name == "carol"
+
+
+@pytest.mark.parametrize(("block", "what"), [(BAD, "the whole of a transfer"), (0, "what the peers that have it sent")])
+async def test_a_holder_that_lies_about_what_it_has_is_found_out(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, what: str
+) -> None:
+    """Each of its blocks is as it says; together they are not the contents of that name."""
+    alice, bob = [await Peer.start(Settings(name, port=0, folders=folders)) for name in ("alice", "bob")]
+    try:
+        async with grid.connect(folders=folders) as g:
+            x = await g["alice"].send(VALUE, tags="#x")
+            y = await g["bob"].send(VALUE + 1, tags="#y")
+
+            async def any_content(self: Objects, asker: str, content: str) -> Any:
+                return await self.find(asker, y._handle.id)
+
+            monkeypatch.setattr(Objects, "by_content", any_content)
+            monkeypatch.setattr(transfers, "_token", lambda held: b"t" * 32)
+            damage(folders, "alice", block)
+            with pytest.raises(Corrupt, match=what):
+                await x.fetch()
+            with pytest.raises(Corrupt, match=what):
+                await x.save(tmp_path / "x.npy")
+            assert not (tmp_path / "x.npy").exists()
+            assert torch.equal(await y.fetch(), VALUE + 1)
+    finally:
+        await alice.close()
+        await bob.close()
