@@ -243,7 +243,10 @@ class Peer:
             return
         finally:
             self._unproved -= 1
-        await self._serve(session)
+        if self._closed.is_set():  # meanwhile: `close` knows nothing of this one
+            await session.close()
+        else:
+            await self._serve(session)
 
     async def _serve(self, session: Connection) -> None:
         remote = session.remote

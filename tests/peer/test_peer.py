@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import grid
+from peer.connection import Connection
 from peer.folders import Folders
+from peer.keys import Identity
+from peer.opening import open_as_acceptor, open_as_dialer
 from peer.peer import Peer, Settings
 from protocol.errors import (
     AmbiguousPeer,
@@ -22,6 +27,7 @@ from protocol.errors import (
     SetupError,
     Unreachable,
 )
+from protocol.handshake import Introduction
 from tests.faults import FaultProxy
 from tests.waiting import until
 
@@ -158,3 +164,23 @@ async def test_a_peer_tells_others_the_addresses_that_it_is_to_advertise(tmp_pat
 def test_only_addresses_of_this_machine_are_advertised(folders: Folders) -> None:
     with pytest.raises(SetupError, match="loopback"):
         Settings("alice", folders=folders, advertise=("ws://10.0.0.5:7700",))
+
+
+async def test_it_ends_though_a_client_comes_just_then(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    shaken, go_on = asyncio.Event(), asyncio.Event()
+
+    async def open_slowly(*arguments: Any) -> Connection:
+        session = await open_as_acceptor(*arguments)
+        shaken.set()
+        await go_on.wait()
+        return session
+
+    monkeypatch.setattr("peer.peer.open_as_acceptor", open_slowly)
+    alice = await Peer.start(Settings("alice", port=0, folders=folders))
+    client = await open_as_dialer(alice.url, Introduction("client", "dora"), Identity.generate())
+    await shaken.wait()
+    closing = asyncio.create_task(alice.close())
+    await until(lambda: alice._links._is_closed)  # the sessions that it knew are closed
+    go_on.set()
+    await closing
+    await client.closed
