@@ -38,6 +38,7 @@ Migration = Callable[[sqlite3.Connection], object]
 _BUSY_MS: Final = 5_000  # some other program (a backup, the sqlite3 shell) may hold the file for a moment
 _HEADER_BYTES: Final = 100
 _MAGIC: Final = b"SQLite format 3\0"
+_FOLD_PAGES: Final = 8_192  # of 4 KiB; the log is folded into the file when it has so many: a page is then in it often
 _LOG_LIMIT: Final = 64 * limits.MIB  # a log that grew beyond this is cut when it starts again
 
 _WRITER_SETTINGS: Final = (
@@ -46,6 +47,7 @@ _WRITER_SETTINGS: Final = (
     "PRAGMA fullfsync=ON",  # macOS: fsync there does not reach the drive
     "PRAGMA foreign_keys=ON",
     f"PRAGMA journal_size_limit={_LOG_LIMIT}",
+    f"PRAGMA wal_autocheckpoint={_FOLD_PAGES}",
     "PRAGMA temp_store=MEMORY",
 )
 _SETTINGS: Final = (
