@@ -18,7 +18,7 @@ from peer.store.waiting import undisturbed
 from protocol import limits
 from protocol.codec import Buffer
 
-_AHEAD: Final = 4  # pieces that one job of a thread reads: a hop there and back costs as much as half of one
+_AHEAD: Final = 8  # pieces that one job of a thread reads: a hop there and back costs as much as half of one
 
 
 class BlobPayload:
