@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from peer import machine
 from peer.worker import memory
 from protocol import limits
 from protocol.errors import BadTensor, GridError, InternalError, TooLarge
@@ -186,18 +187,19 @@ class Buffer:
 
 
 class BufferPool:
-    """Gives out buffers, and keeps up to `keep` bytes of released ones warm for `idle` seconds.
+    """Gives out buffers, and keeps up to `keep` bytes of released ones warm for `idle` seconds. Left out, `keep` is a
+    small part of the memory that this process may have.
 
     Plain and synchronous: call `sweep` now and then (it is cheap), and `close` at the end.
     """
 
     def __init__(
         self,
-        keep: int = limits.BUFFER_POOL,
+        keep: int | None = None,
         idle: float = limits.BUFFER_IDLE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keep = keep
+        self._keep = min(limits.BUFFER_POOL, machine.memory() // limits.BUFFER_SHARE) if keep is None else keep
         self._idle = idle
         self._clock = clock
         self._free: dict[int, deque[_Memory]] = {}
