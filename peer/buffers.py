@@ -285,13 +285,13 @@ class BufferPool:
     def _take_back(self, buffer: Buffer, store: _Memory, is_reusable: bool) -> None:
         self._used -= 1
         self._used_bytes -= buffer.nbytes
-        if not is_reusable or store.warm > self._keep or store.has_views():
+        if not is_reusable or not 0 < store.warm <= self._keep or store.has_views():
             store.close()
             return
         self._free.setdefault(store.capacity, deque()).append(store)
         self._released[store] = self._clock()
         self._warm_bytes += store.warm
-        while self._warm_bytes > self._keep:
+        while self._warm_bytes > self._keep or len(self._released) > limits.BUFFER_COUNT:
             self._drop_oldest()
         self.sweep()
 

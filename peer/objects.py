@@ -7,6 +7,7 @@ was computed, or where it may have been changed in place). The worker, where the
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -225,7 +226,8 @@ class Objects:
         name of others' contents does not learn that they are here."""
         for record in await self._store.holders(content):
             if not set(record["labels"]) - {asker}:
-                return await self.find(asker, record["id"])
+                with contextlib.suppress(Corrupt):
+                    return await self.find(asker, record["id"])
         raise NotFound("no object here has these contents", peer=self._peer_name)
 
     async def published(self, id: bytes) -> Published | None:

@@ -127,6 +127,7 @@ WORKER_EXIT: Final = 2.0  # between a worker's closed channel and the word on ho
 MAX_FAULT_TEXT: Final = 2_000  # characters of a foreign error's text that travel
 MAX_PARTS: Final = MAX_ARRAY  # tensors that one operation may give (a split into single rows)
 BUFFER_POOL: Final = 2048 * MIB  # released buffers kept warm, at most: fresh memory costs two thirds of a transfer
+BUFFER_COUNT: Final = 128  # of them: each has a descriptor
 BUFFER_SHARE: Final = 8  # and at most one part in so many of the memory that the peer may have
 BUFFER_IDLE: Final = 30.0  # and given back to the system after this
 

@@ -7,6 +7,7 @@ waits. The store runs one function in the database's thread per transaction, and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
@@ -202,7 +203,7 @@ class Index:
         parsed = parse_query(query) if isinstance(query, str) else query
         sql, values = compile_query(parsed, _read_counts(db, parsed), limit + 1, self.peer_name, self.peer_id)
         rows = db.execute(sql, values).fetchall()
-        records = [record for row in rows[:limit] if (record := self._if_whole(row)) is not None]
+        records = self._whole_ones(rows[:limit])
         return Found(records, len(rows) > limit, len(rows[:limit]) - len(records))
 
     def by_prefix(self, db: Database, digits: str, limit: int = 10) -> list[Record]:
@@ -211,7 +212,13 @@ class Index:
             raise BadRequest(f"{digits[:40]!a} is not the beginning of an id; ids are 32 digits 0-9 a-f")
         sql = f"{SELECT} FROM objects o WHERE o.uid BETWEEN ? AND ? ORDER BY o.uid LIMIT ?"
         rows = db.execute(sql, (*uid_range(digits.lower()), limit)).fetchall()
-        return [self._record(row) for row in rows]
+        records = self._whole_ones(rows)
+        return records or [self._record(row) for row in rows]  # whoever means a damaged one is told that it is
+
+    def owned_by(self, db: Database, owner: str, limit: int) -> list[bytes]:
+        """The ids of objects of one principal, damaged or not, at most `limit` of them."""
+        rows = db.execute("SELECT uid FROM objects WHERE owner = ? LIMIT ?", (owner, limit)).fetchall()
+        return [row[0] for row in rows]
 
     def blob_in_use(self, db: Database, blob: str) -> bool:
         """Whether any object's contents are in this blob file. (Equal contents share one.)"""
@@ -231,7 +238,7 @@ class Index:
     def holders(self, db: Database, blob: str, limit: int = limits.MAX_HITS) -> list[Record]:
         """The objects that are in this blob file, the oldest first, at most `limit` of them."""
         sql = f"{SELECT} FROM contents c JOIN objects o ON o.id = c.object_id WHERE c.blob = ? ORDER BY o.id LIMIT ?"
-        return [self._record(row) for row in db.execute(sql, (blob, limit)).fetchall()]
+        return self._whole_ones(db.execute(sql, (blob, limit)).fetchall())
 
     def after(self, db: Database, number: int, limit: int) -> list[tuple[int, bytes]]:
         """Row number and id of the next objects after row `number`, in the order of their insertion: all, in pages."""
@@ -255,11 +262,13 @@ class Index:
     def _record(self, row: Sequence[Any]) -> Record:
         return record_of(row, self.peer_name, self.peer_id)
 
-    def _if_whole(self, row: Sequence[Any]) -> Record | None:
-        try:
-            return self._record(row)
-        except Corrupt:
-            return None  # one row must not hide the others
+    def _whole_ones(self, rows: Sequence[Sequence[Any]]) -> list[Record]:
+        """The records of all rows but those that are damaged, which must not hide the others."""
+        records = []
+        for row in rows:
+            with suppress(Corrupt):
+                records.append(self._record(row))
+        return records
 
     def _locate(self, db: Database, uid: bytes, also: str = "name") -> tuple[int, list[str], Any] | None:
         """Row number, tags, and one more column of an object."""

@@ -68,12 +68,34 @@ def words_of(name: str | None, description: str) -> str | None:
 
 def _list(uid: bytes, text: str) -> list[Any]:
     try:
-        return list(json.loads(text))
+        values = json.loads(text)
     except ValueError:
-        raise Corrupt(
-            f"the row of object {uid.hex()[:12]} is damaged: take the object from another holder or delete it",
-            id=uid.hex(),
-        ) from None
+        raise _damaged(uid) from None
+    if not isinstance(values, list):
+        raise _damaged(uid)
+    return values
+
+
+def _check_texts(uid: bytes, *texts: object) -> None:
+    """Corrupt unless each is a text or none. What was no UTF-8 in the file has halves of surrogate pairs here."""
+    for text in texts:
+        if text is not None and not (isinstance(text, str) and (text.isascii() or is_utf8(text))):
+            raise _damaged(uid)
+
+
+def is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _damaged(uid: bytes) -> Corrupt:
+    return Corrupt(
+        f"the row of object {uid.hex()[:12]} is damaged: take the object from another holder or delete it",
+        id=uid.hex(),
+    )
 
 
 def texts(values: Sequence[str]) -> str:
@@ -84,6 +106,7 @@ def texts(values: Sequence[str]) -> str:
 def record_of(row: Sequence[Any], peer_name: str, peer_id: str) -> Record:
     """The record in a row of compile.SELECT. Corrupt if it is damaged."""
     uid, kind, name, owner, description, dtype, shape, nbytes, private, labels, created, tags = row
+    _check_texts(uid, kind, name, owner, description, dtype, shape, labels, tags)
     return {
         "id": uid,
         "kind": kind,

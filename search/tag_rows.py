@@ -50,7 +50,11 @@ def drop_tags(db: Database, number: int, tags: Sequence[str]) -> None:
 def tags_of(db: Database, number: int, tags: str) -> list[str]:
     """The tags of object `number`, whose column says `tags`."""
     try:
-        return list(json.loads(tags))
-    except ValueError:  # it rotted: an object that cannot be read can be deleted at least, by a long search
-        sql = "SELECT name FROM tags t JOIN object_tags o ON o.tag_id = t.id WHERE o.object_id = ?"
-        return [row[0] for row in db.execute(sql, (number,)).fetchall()]
+        values = json.loads(tags)
+    except (ValueError, TypeError):
+        values = None
+    if isinstance(values, list) and all(isinstance(tag, str) and tag.isascii() for tag in values):
+        return values
+    # It rotted: an object that cannot be read can be deleted at least, by a long search.
+    sql = "SELECT name FROM tags t JOIN object_tags o ON o.tag_id = t.id WHERE o.object_id = ?"
+    return [row[0] for row in db.execute(sql, (number,)).fetchall()]

@@ -358,6 +358,8 @@ def _in_one_state(db: sqlite3.Connection, look: Callable[[sqlite3.Connection], T
 
 
 def _set(db: sqlite3.Connection, settings: Sequence[str]) -> None:
+    # A text that rotted is no UTF-8 any more: its row is told as damaged (search/stored.py), and the others are read.
+    db.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     for setting in settings:
         db.execute(setting).fetchall()
 

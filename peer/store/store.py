@@ -241,10 +241,9 @@ class Store:
         self._check_open()
         count = 0
         while True:
-            found = await self.find(f"owner:{owner}", _CLEAR_BATCH)
-            if not found.records:
+            ids = await self._database.read(lambda db: self._index.owned_by(db, owner, _CLEAR_BATCH))
+            if not ids:
                 return count
-            ids = [record["id"] for record in found.records]
             count += await self._whole(self._removal.delete(ids, is_hurried=is_hurried))
 
     async def set_tags(self, uid: bytes, tags: str | Sequence[str]) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """A damaged folder opens with all that was acknowledged, or is refused with a sentence; never less in silence."""
 
 import asyncio
+import os
 import shutil
 
 import pytest
 
 from peer.store.store import Store
+from protocol import limits
 from protocol.errors import Corrupt, DataFolderMismatch, StorageError
 
 POINTS = 50
@@ -179,12 +181,31 @@ def test_a_damaged_description_of_contents_is_found(run, kit, extra):
     run(body)
 
 
-@pytest.mark.parametrize("column", ["tags", "labels", "shape"])
-def test_a_damaged_row_is_found_and_can_be_deleted(run, kit, column):
+NOT_UTF8 = "CAST(x'5bff5d' AS TEXT)"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("tags", "'['"),
+        ("tags", "'5'"),
+        ("tags", NOT_UTF8),
+        ("tags", "CAST(x'5b22ff225d' AS TEXT)"),
+        ("labels", "'['"),
+        ("shape", "'['"),
+        ("description", NOT_UTF8),
+        ("words", NOT_UTF8),
+        ("name", "x'00'"),
+    ],
+)
+def test_a_damaged_row_is_found_and_can_be_deleted(run, kit, column, value):
     async def body(store, folder):
         record, other = await kit.put(store, 100), await kit.put(store, 100)
-        sql = f"UPDATE objects SET {column} = '[' WHERE uid = ?"
+        sql = f"UPDATE objects SET {column} = {value} WHERE uid = ?"
         await store._database.write(lambda db: db.execute(sql, (record["id"],)))
+        if column == "words":  # only looked into, never given
+            assert (await store.find("word")).records == []
+            return
         with pytest.raises(Corrupt, match=record["id"].hex()[:12]):
             await store.get(record["id"])
         found = await store.find("#digits")
@@ -192,6 +213,27 @@ def test_a_damaged_row_is_found_and_can_be_deleted(run, kit, column):
         assert await store.delete(record["id"])
         assert await kit.check_consistent(store, folder) == {other["id"]}
         assert (await store.verify_all()).is_whole
+
+    run(body)
+
+
+def test_damaged_rows_hide_no_others_and_go_with_them(run, kit, monkeypatch):
+    monkeypatch.setattr("peer.store.store._CLEAR_BATCH", 2)
+
+    async def body(store, folder):
+        data = os.urandom(limits.BLOCK)
+        whole, *damaged = [await kit.put(store, len(data), data=data) for _ in range(4)]
+        for record in damaged:
+            sql = "UPDATE objects SET labels = '5' WHERE uid = ?"
+            await store._database.write(lambda db, sql=sql, uid=record["id"]: db.execute(sql, (uid,)))
+        (blob,) = kit.blobs_in(folder)
+        assert [record["id"] for record in await store.holders(blob)] == [whole["id"]]
+        assert [record["id"] for record in await store.by_prefix(whole["id"].hex()[:8])] == [whole["id"]]
+        with pytest.raises(Corrupt):
+            await store.by_prefix(damaged[0]["id"].hex())
+        assert len((await store.verify_all()).damaged) == 3
+        assert await store.clear(kit.OWNER) == 4
+        assert kit.blobs_in(folder) == []
 
     run(body)
 

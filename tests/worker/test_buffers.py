@@ -219,3 +219,14 @@ def test_a_private_mapping_starts_anywhere_and_leaves_the_file_alone() -> None:
     with pytest.raises(BadTensor):
         memory.map_private(fd, len(data) - 10, 11)
     os.close(fd)
+
+
+def test_what_is_kept_is_bounded_in_number_and_nothing_cold_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BUFFER_COUNT", 3)
+    pool = BufferPool()
+    for buffer in [filled(pool, b"x" * 10) for _ in range(5)]:
+        buffer.release()
+    assert pool.statistics().warm == 3
+    pool.take(1 << 30).release()  # nothing ever came
+    assert pool.statistics().warm == 3
+    pool.close()
