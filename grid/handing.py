@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from protocol.errors import GridError, LinkError, NotFound, PeerLost
+from protocol.errors import GridError, LinkError, NotFound, Unreachable
 
 Record = dict[str, Any]
 
@@ -45,7 +45,7 @@ async def hand_over(
     try:
         return dict((await target.request("pull", args))["record"])
     except LinkError as error:
-        if move and isinstance(error, PeerLost):
+        if move and not isinstance(error, Unreachable):  # it was sent, and may have taken effect
             where = f"It is whole, at {holder.name} still or at {target.name}: move it again when both are there"
         else:
             where = f"It is at {holder.name}, as it was: {doing} it again when both are there"

@@ -213,10 +213,9 @@ class Mesh:
         """An open connection to that peer: for requests, or the other one, for large payloads. LinkError."""
         return await self._links.to(member, bulk=bulk)
 
-    @property
-    def others(self) -> Others:
-        """Who else has what a peer has damaged, for peer/resuming.py."""
-        return Elsewhere(self._links, self.id, self._links.members)
+    def others(self, record: Record) -> Others | None:
+        """Who else has the object of that record, for peer/resuming.py; None where nobody is to be asked."""
+        return Elsewhere(self._links, self.id, self._links.members).of_record(record)
 
     async def reach(self, member: Member, waiting: Waiting | None = None) -> None:
         """Before a large transfer begins: wait for a line that is down, where it was there before. LinkError."""

@@ -233,7 +233,7 @@ class RemoteModel(Stored, nn.Module):
     ) -> Path:
         """Write its state dict to a file, in pieces: .safetensors, .npz or .pt. As Pointer.save."""
         self._handle.check()
-        return await self.location.save(self._handle.id, "model", path, overwrite, progress)
+        return await self.location.save(self._handle, "model", path, overwrite, progress)
 
     def _elsewhere(self, peer: RemotePeer, record: dict[str, Any]) -> RemoteModel:
         return RemoteModel(peer, record)

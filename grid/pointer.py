@@ -179,7 +179,7 @@ class Pointer(torch.Tensor):
             Denied: the value is private to others.
         """
         async with self._handle.in_use():
-            return await self.location.save(self._handle.id, "tensor", path, overwrite, progress)
+            return await self.location.save(self._handle, "tensor", path, overwrite, progress)
 
     async def move(self, peer: RemotePeer) -> Pointer:
         """Send the data to `peer` directly; the pointer there. To where it is: does nothing.

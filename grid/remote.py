@@ -205,7 +205,9 @@ class RemotePeer:
                 answer = await small
             header, data = TensorHeader.from_wire(answer.result), await _into_memory(answer)
         else:
-            header, download = await self.open_download(handle, progress, others=self._elsewhere)
+            header, download = await self.open_download(
+                handle, progress, others=self._elsewhere.of_record(handle.record)
+            )
             data = await _into_memory(download)
             if download.is_mixed and download.content is not None:
                 name = TensorName(header)
@@ -240,12 +242,13 @@ class RemotePeer:
         return await Download.begin(self.connect, "fetch", {"id": id}, self.name, progress, others=others)
 
     async def save(
-        self, id: bytes, kind: str, path: str | os.PathLike[str], overwrite: bool, progress: Progress | None
+        self, handle: Handle, kind: str, path: str | os.PathLike[str], overwrite: bool, progress: Progress | None
     ) -> Path:
         """An object's value into a file; see Pointer.save."""
         await self.outbox.settle()
         await self.reach()
-        source = Source(self.connect, self.name, id, kind, others=self._elsewhere)
+        others = self._elsewhere.of_record(handle.record)
+        source = Source(self.connect, self.name, handle.id, kind, others=others)
         return await save_object(source, path, overwrite, progress)
 
     async def read_spec(self, id: bytes) -> bytes:

@@ -29,9 +29,11 @@ class Origin:
 
 
 class Others(Protocol):
-    """Knows who else has contents of a name, and is told who sent them damaged (elsewhere.py)."""
+    """Knows who else has contents of a name, and is told who sent them damaged (elsewhere.py). `check` refuses an
+    answer, and its size, that is not what is wanted: anybody may say to have it."""
 
     async def having(self, content: str, struck: str) -> Sequence[Origin]: ...
+    def check(self, told: dict[str, Any], nbytes: int) -> None: ...
 
 
 Progress = Callable[[int, int], None]
@@ -285,7 +287,15 @@ class Download:
 
     async def _begin_there(self) -> None:
         self._connection = await self._connect()
-        self._begun(await self._connection.request(self._op, {**self._args, "offset": 0}))
+        answer = await self._connection.request(self._op, {**self._args, "offset": 0})
+        assert self._others is not None
+        try:
+            self._others.check(answer.result, _size(answer))
+        except GridError:
+            if answer.stream is not None:
+                answer.stream.abort("not what was asked for")
+            raise
+        self._begun(answer)
 
     @property
     def is_mixed(self) -> bool:

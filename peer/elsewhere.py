@@ -3,13 +3,16 @@
 Contents have a name, the BLAKE3 of their file (SPEC.md, 10, `collect`), which is the same at every holder. Who else has
 them is asked of all peers that are there, and each answers for objects only that this end may take. Anybody may say so:
 what comes from another holder is to be compared with the name as a whole.
+
+Nobody is asked for private contents: who can guess them would learn from the name that this is what was guessed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from blake3 import blake3
 
@@ -20,7 +23,7 @@ from peer.resuming import Origin
 from peer.store.contents import Contents
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import BadRequest, Corrupt, GridError
+from protocol.errors import BadRequest, BadTensor, Corrupt, GridError
 from protocol.tensors import TensorHeader
 
 _log = logging.getLogger("peergrid.elsewhere")
@@ -33,6 +36,16 @@ class Elsewhere:
         self._links = links
         self._own = own
         self._members = members
+
+    def of(self, header: TensorHeader, labels: Collection[str]) -> Holders | None:
+        """Those of a published tensor; None where it is private."""
+        return None if labels else Holders(self, header)
+
+    def of_record(self, record: Mapping[str, Any] | None) -> Holders | None:
+        """The same of what a peer describes; None where that is no public tensor, or nothing is known of it."""
+        if not record or record.get("kind") != "tensor" or not record.get("published") or record.get("labels") != []:
+            return None
+        return self.of(TensorHeader.from_wire(record), ())
 
     async def having(self, content: str, struck: str) -> list[Origin]:
         """Where else the contents of that name are. The peer of the id `struck` has sent them damaged, which is
@@ -56,6 +69,24 @@ class Elsewhere:
         except (GridError, TimeoutError):
             return None
         return Origin(member.id, member.name, lambda: self._links.to(member, bulk=True), {"id": id})
+
+
+class Holders:
+    """The other holders of one tensor, for a Download."""
+
+    def __init__(self, elsewhere: Elsewhere, header: TensorHeader) -> None:
+        self._elsewhere = elsewhere
+        self._header = header
+
+    async def having(self, content: str, struck: str) -> list[Origin]:
+        return await self._elsewhere.having(content, struck)
+
+    def check(self, told: Mapping[str, Any], nbytes: int) -> None:
+        """BadTensor, unless what one of them describes and sends is of this dtype and shape. Nothing is allocated for
+        it before."""
+        if (header := TensorHeader.from_wire(told)) != self._header:
+            raise BadTensor(f"a {header.dtype} tensor of {list(header.shape)} is not what was asked for")
+        header.check_payload(nbytes)
 
 
 class TensorName:

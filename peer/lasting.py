@@ -61,7 +61,7 @@ class Lasting:
         self._unanswered: dict[int, Lasted] = {}
         self._next = 1
         self._trouble: _Trouble | None = None
-        self._misunderstandings = 0  # since the last answer
+        self._misunderstandings = 0  # since the last answer, or since they were told
         self._opened = 0.0
         self._dialling: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()  # somebody asks: no time for waiting between two tries
@@ -207,12 +207,12 @@ class Lasting:
         """Whether there is nothing to wait for."""
         if not isinstance(error, LinkError):
             return True
-        if misunderstanding(error) is not None:
-            self._misunderstandings += 1
+        is_misunderstood = misunderstanding(error) is not None
+        self._misunderstandings += is_misunderstood
         is_refused = error.fields.get("refused") is True
         if not self._opened and (is_refused or isinstance(error, HandshakeFailed)):
             return True
-        return self._misunderstandings >= limits.BLOCK_TRIES
+        return is_misunderstood and self._misunderstandings >= limits.BLOCK_TRIES
 
     def _patience_after(self, error: GridError) -> float:
         """How long after the line broke what waits is told."""
@@ -258,7 +258,8 @@ class Lasting:
         if self._misunderstandings >= limits.BLOCK_TRIES:
             for asked in list(self._unanswered.values()):
                 if asked.is_sent:
-                    asked.fail(reason.again())
+                    asked.fail(asked.unknown(reason.message))
+            self._misunderstandings = 0
 
     # --- the end ------------------------------------------------------------------------------------------
 
@@ -268,7 +269,8 @@ class Lasting:
         for asked in list(self._unanswered.values()):
             if not asked.waits_on(age):
                 asked.fail(asked.unknown(error.message) if asked.is_sent else asked.unsent(error))
-        self._trouble, self._misunderstandings = trouble, misunderstandings  # nothing was answered
+        self._trouble = trouble  # nothing was answered
+        self._misunderstandings = misunderstandings if self._unanswered else 0  # all were told: it counts anew
         self.on_failure(error)
 
     def stop(self) -> None:

@@ -214,16 +214,19 @@ class Pulls:
             failpoints.hit("pull:received")
             return answer, len(answer.payload)
         # Others than the holder only for what is compared with its name as a whole, when it is here.
-        is_named = coming.arrival.publish and coming.arrival.kind == "tensor" and coming.content is not None
+        arrival = coming.arrival
+        is_named = arrival.publish and arrival.kind == "tensor" and coming.content is not None
+        header = arrival.header if is_named else None
         download = await Download.begin(
             lambda: self._bulk(wish),
             "collect",
             {"ticket": wish.ticket},
             self._name(wish),
             _passing,
-            others=self._elsewhere if is_named else None,
+            others=self._elsewhere.of(header, arrival.labels) if header is not None else None,
         )
-        if download.result.get("version") != answer.result.get("version"):
+        # Another holder has the same contents, and a version of its own.
+        if not download.is_mixed and download.result.get("version") != answer.result.get("version"):
             download.abort()
             raise Changed(f"object {show_id(wish.id)} was changed when its transfer began: ask for it again")
         return download, download.nbytes

@@ -103,7 +103,7 @@ async def get(g: Mesh, ref: str, out: Path, overwrite: bool, as_json: bool) -> N
     ):
         with show.progress(f"{record['id'].hex()[:12]} from {member.name}", "waiting for the disk") as bar:
             connect = partial(g.to, member, bulk=is_large)
-            source = Source(connect, member.name, record["id"], record["kind"], bar.waiting, g.others)
+            source = Source(connect, member.name, record["id"], record["kind"], bar.waiting, g.others(record))
             written = await save_object(source, out, overwrite, bar)
     show_written(written, as_json)
 

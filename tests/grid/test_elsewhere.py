@@ -107,6 +107,50 @@ async def test_without_another_holder_it_is_corrupt_and_the_source_is_named(fold
             await x.copy(g["carol"])
 
 
+async def test_nobody_is_asked_for_private_contents(folders: Folders, tmp_path: Path) -> None:
+    async with three(folders) as g:
+        x = await g["alice"].send(VALUE, tags="#x", private=True)
+        await x.copy(g["bob"])
+        damage(folders, "alice")
+        with pytest.raises(Corrupt):
+            await x.fetch()
+        with pytest.raises(Corrupt):
+            await x.save(tmp_path / "x.npy")
+        with pytest.raises(Corrupt):
+            await x.copy(g["carol"])
+
+
+async def test_a_pull_of_what_is_gone_goes_to_another_holder(folders: Folders) -> None:
+    async with three(folders) as g:
+        x = await g["alice"].send(VALUE, tags="#x")
+        await x.copy(g["bob"])
+        damage(folders, "alice", 0)
+        there = await x.copy(g["carol"])
+        assert torch.equal(await there.fetch(), VALUE)
+
+
+async def test_a_holder_that_describes_something_else_is_not_one(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = [await Peer.start(Settings(name, port=0, folders=folders)) for name in ("alice", "bob")]
+    try:
+        async with grid.connect(folders=folders) as g:
+            x = await g["alice"].send(VALUE, tags="#x")
+            y = await g["bob"].send(torch.cat([VALUE, VALUE]), tags="#y")
+
+            async def any_content(self: Objects, asker: str, content: str) -> Any:
+                return await self.find(asker, y._handle.id)
+
+            monkeypatch.setattr(Objects, "by_content", any_content)
+            blob_of(folders, "alice").unlink()
+            with pytest.raises(Corrupt):
+                await x.fetch()
+            assert g.statistics()[g["bob"].id].payload_received < VALUE.nbytes
+    finally:
+        await alice.close()
+        await bob.close()
+
+
 async def test_what_others_keep_private_is_not_used_and_not_told(folders: Folders) -> None:
     async with three(folders) as g:
         x = await g["alice"].send(VALUE, tags="#x")

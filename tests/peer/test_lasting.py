@@ -31,7 +31,6 @@ from protocol.errors import (
     HandshakeFailed,
     LinkError,
     PeerLost,
-    ProtocolError,
     TimedOut,
     Unreachable,
 )
@@ -531,9 +530,42 @@ async def test_ends_that_do_not_understand_each_other_say_so_soon() -> None:
             return await asyncio.Future()
 
         it.peer.handle = talk_nonsense  # type: ignore[method-assign]
-        with pytest.raises(ProtocolError, match="a frame cut off"):
+        with pytest.raises(PeerLost, match="a frame cut off") as lost:
             await it.link.request("describe", {})
         assert it.peer.started == ["describe"] * limits.BLOCK_TRIES
+        assert "a frame cut off" in lost.value.fields["why"]
+
+
+async def test_after_ends_that_did_not_understand_each_other_a_line_that_is_down_is_waited_for_again() -> None:
+    async with linked() as it:
+        connection = await it.links.to(it.member)
+        other = HandshakeFailed("the other end speaks versions [2], this one 1: upgrade one", versions=[2])
+        refused = Unreachable("connection refused", refused=True)
+        tries: list[GridError] = [other] * limits.BLOCK_TRIES + [refused] * 2
+
+        async def connect() -> Connection:
+            if connection.is_closed:
+                if tries:
+                    raise tries.pop(0)
+                return await it.links.to(it.member)
+            return connection
+
+        link = Lasting("alice", connect, patience=1_000)
+        await link.request("run", {"n": 0})
+        failed: list[GridError] = []
+
+        def ask_again(error: GridError) -> None:
+            failed.append(error)
+            link.on_failure = failed.append
+            later.append(link.post("run", {"n": 1}))
+
+        later: list[Awaitable[Response]] = []
+        link.on_failure = ask_again
+        await connection.close()
+        await until(lambda: later)
+        assert (await later[0]).result["n"] == 1
+        assert failed == [other] and not tries
+        await link.close()
 
 
 async def test_a_peer_that_was_upgraded_meanwhile_says_so_soon(monkeypatch: pytest.MonkeyPatch) -> None:
