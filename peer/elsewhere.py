@@ -20,7 +20,7 @@ from peer.links import Links
 from peer.membership import Member
 from peer.objects import check_id
 from peer.resuming import Origin
-from peer.store.contents import Contents
+from peer.store.contents import Contents, is_content_name
 from protocol import limits
 from protocol.codec import Buffer
 from protocol.errors import BadRequest, BadTensor, Corrupt, GridError
@@ -106,6 +106,6 @@ class TensorName:
 
 def check_content(value: object) -> str:
     """The name of contents, as it comes over the wire. BadRequest."""
-    if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+    if not is_content_name(value):
         raise BadRequest("content is the name of contents: 64 lowercase hex digits")
     return value

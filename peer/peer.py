@@ -214,7 +214,6 @@ class Peer:
 
     async def _stop_serving(self) -> None:
         if self._server is not None:
-            self._server.close()
             await self._server.wait_closed()
 
     async def wait_closed(self) -> None:

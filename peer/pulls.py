@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from peer import failpoints
 from peer.arrivals import Arrival
@@ -31,6 +30,7 @@ from peer.moves import MAX_VERSION, TICKET_BYTES
 from peer.notes import Note, Notes, Tries, ask
 from peer.objects import Objects, check_id, show_id
 from peer.resuming import Download
+from peer.store.contents import is_content_name
 from peer.store.moves import Arrived
 from peer.store.store import Store
 from peer.store.waiting import KeyLocks, undisturbed
@@ -46,8 +46,6 @@ from protocol.errors import (
     Unreachable,
 )
 from protocol.identity import is_peer_id
-
-_CONTENT: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,4 +314,4 @@ class _Coming:
         note = (
             Note(wish.ticket, wish.source, wish.id, version, arrival.publish, wish.asker) if told.get("move") else None
         )
-        return cls(arrival, content if isinstance(content, str) and _CONTENT.fullmatch(content) else None, note)
+        return cls(arrival, content if is_content_name(content) else None, note)

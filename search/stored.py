@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from protocol.errors import Corrupt
 from search.records import Record, check_record, rows_of
-from search.text import searched_text
+from search.text import is_text, searched_text
 
 WRITTEN: Final = (
     "uid, kind, name, owner, description, words, dtype, shape, nrows, nbytes, private, labels, created, tags"
@@ -79,16 +79,8 @@ def _list(uid: bytes, text: str) -> list[Any]:
 def _check_texts(uid: bytes, *texts: object) -> None:
     """Corrupt unless each is a text or none. What was no UTF-8 in the file has halves of surrogate pairs here."""
     for text in texts:
-        if text is not None and not (isinstance(text, str) and (text.isascii() or is_utf8(text))):
+        if text is not None and not is_text(text):
             raise _damaged(uid)
-
-
-def is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _damaged(uid: bytes) -> Corrupt:

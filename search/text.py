@@ -42,6 +42,16 @@ def searched_text(name: str | None, description: str) -> str:
     return f"{fold(name or '')}\n{fold(description)}"
 
 
+def is_text(value: object) -> bool:
+    """Whether it is a str that UTF-8 can hold: a lone half of a surrogate pair cannot be stored or sent."""
+    if not isinstance(value, str):
+        return False
+    try:
+        return value.isascii() or value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def first_control(text: str) -> int | None:
     """The index of the first character that no text here may hold (controls other than tab and line ends,
     halves of surrogate pairs), or None. Such characters rewrite terminals, or cannot be stored at all."""

@@ -12,7 +12,6 @@ import asyncio
 import errno
 import logging
 import os
-import re
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterator, Set
@@ -24,14 +23,13 @@ from typing import Final
 
 from peer.store.blob_file import BlobFile, Layout, corrupt
 from peer.store.blob_writer import TEMPORARY, BlobWriter
-from peer.store.contents import Contents
+from peer.store.contents import Contents, is_content_name
 from peer.store.fs import Fs, disk_errors
 from peer.store.hashes import FileHasher
 from peer.store.waiting import undisturbed
 from protocol import limits
 from protocol.errors import BadRequest, StorageError
 
-_NAME: Final = re.compile(r"[0-9a-f]{64}")
 _PIECE: Final = limits.BLOCK  # bytes hashed between two looks at whether anyone still waits
 _log = logging.getLogger(__name__)
 
@@ -238,7 +236,7 @@ class Blobs:
         for name in present - named:
             if name.startswith(TEMPORARY):
                 found.temporaries.append(name)
-            elif _NAME.fullmatch(name):
+            elif is_content_name(name):
                 found.unnamed.append(name)
             else:
                 _log.warning("a file that is not ours among the blobs: %r", name[:80])
@@ -251,12 +249,12 @@ def is_blob_folder_used(path: Path) -> bool:
         if not path.is_dir():
             return False
         with os.scandir(path) as entries:
-            return any(_NAME.fullmatch(entry.name) for entry in entries)
+            return any(is_content_name(entry.name) for entry in entries)
 
 
 def check_name(content: str) -> None:
     """BadRequest unless this can name a blob."""
-    if not isinstance(content, str) or not _NAME.fullmatch(content):
+    if not is_content_name(content):
         raise BadRequest(f"{content!r:.80} is not the name of a blob: 64 lowercase hexadecimal digits")
 
 

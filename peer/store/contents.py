@@ -9,22 +9,25 @@ Reference: https://github.com/huggingface/safetensors, section "Format".
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgpack
 
 from protocol import limits
 from protocol.errors import BadTensor, TooLarge
 from protocol.tensors import TensorHeader
+from search.text import is_text
 
 ALIGNMENT: Final = 64  # of the first tensor: a cache line, and what vector units load at once
 ONE_TENSOR: Final = "data"  # the name of the tensor in an object that is just one
 TRUE_HEADERS: Final = "peergrid.tensors"  # metadata key: JSON of the headers that the format has no dtype for
 _METADATA: Final = "__metadata__"
+_CONTENT_NAME: Final = re.compile("[0-9a-f]{64}")
 
 # What the reader of safetensors 0.8 accepts. complex32 and complex128 are not among them: they are stored as
 # bytes, with their header under TRUE_HEADERS.
@@ -54,6 +57,11 @@ _SAFETENSORS_DTYPE: Final[Mapping[str, str]] = MappingProxyType(
 DTYPE_OF_SAFETENSORS: Final[Mapping[str, str]] = MappingProxyType(
     {its: ours for ours, its in _SAFETENSORS_DTYPE.items()}
 )
+
+
+def is_content_name(value: object) -> TypeGuard[str]:
+    """Whether it can name contents: a BLAKE3 in hex."""
+    return isinstance(value, str) and _CONTENT_NAME.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +158,7 @@ def _within(limit: str, size: int, allowed: int) -> None:
 
 def _check_names(names: list[str]) -> None:
     for name in names:
-        if not _is_text(name) or not 0 < len(name) <= limits.MAX_TENSOR_NAME or name == _METADATA:
+        if not is_text(name) or not 0 < len(name) <= limits.MAX_TENSOR_NAME or name == _METADATA:
             shown = repr(name)[:80]
             raise BadTensor(f"{shown} cannot name a tensor: text of 1 to {limits.MAX_TENSOR_NAME} characters")
     if len(set(names)) != len(names):
@@ -158,16 +166,8 @@ def _check_names(names: list[str]) -> None:
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
-    if not all(_is_text(text) for pair in metadata.items() for text in pair):
+    if not all(is_text(text) for pair in metadata.items() for text in pair):
         raise BadTensor("metadata maps text to text")
     if TRUE_HEADERS in metadata:
         raise BadTensor(f"the metadata key {TRUE_HEADERS!r} is the store's own")
     _within("MAX_METADATA", sum(len(k) + len(v) for k, v in metadata.items()), limits.MAX_METADATA)
-
-
-def _is_text(value: object) -> bool:
-    # A lone surrogate is a str that no UTF-8 file can hold; a reader of the file would refuse it.
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False

@@ -143,17 +143,7 @@ async def test_a_source_that_cannot_be_told_is_told_later(folders: Folders, monk
     monkeypatch.setattr(limits, "RECONNECT_TIMEOUT", 0.2)
     async with two_peers(folders) as two:
         id, ticket = await two.offered(LARGE)
-        published = asyncio.Event()
-        notes = two.peers["bob"]._notes
-        add = notes.add
-
-        def cut_then_add(note: Any) -> None:
-            two.to_alice.refuse = True
-            two.to_alice.cut()
-            add(note)
-            published.set()
-
-        notes.add = cut_then_add  # type: ignore[method-assign]
+        published = two.cut_when_published()
         record = await two.pull(ticket, id)  # it is safe at bob: that is what was asked for
         assert record["id"] == id and published.is_set()
         assert await two.holders(id) == {"alice": LARGE, "bob": LARGE}

@@ -85,15 +85,7 @@ async def test_a_copy_does_not_wait_for_what_is_open_about_a_move(folders: Folde
 async def moved_and_not_confirmed(two: Two) -> bytes:
     """An object at bob, whose source alice cannot be told."""
     id, ticket = await two.offered(LARGE)
-    notes = two.peers["bob"]._notes
-    add = notes.add
-
-    def cut_then_add(note: Any) -> None:
-        two.to_alice.refuse = True
-        two.to_alice.cut()
-        add(note)
-
-    notes.add = cut_then_add  # type: ignore[method-assign]
+    two.cut_when_published()
     await two.pull(ticket, id)
     return id
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from peer.folders import Folders
 from peer.keys import Identity
 from peer.links import Links
 from peer.membership import Member, Membership
+from peer.notes import Note
 from peer.peer import Peer, Settings
 from protocol.errors import NotFound
 from protocol.handshake import Introduction
@@ -94,6 +96,21 @@ class Two:
 
     async def move(self, id: bytes, **ways: Any) -> dict[str, Any]:
         return await self.pull(await self.offer(id, **ways), id, **ways)
+
+    def cut_when_published(self) -> asyncio.Event:
+        """Bob loses alice, for as long as `to_alice` refuses, just when he has what he takes from her; set then."""
+        published = asyncio.Event()
+        notes = self.peers["bob"]._notes
+        add = notes.add
+
+        def cut_then_add(note: Note) -> None:
+            self.to_alice.refuse = True
+            self.to_alice.cut()
+            add(note)
+            published.set()
+
+        notes.add = cut_then_add  # type: ignore[method-assign]
+        return published
 
     async def holders(self, id: bytes) -> dict[str, bytes]:
         """Who has it published, with its bytes, as their stores say."""

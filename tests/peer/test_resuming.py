@@ -142,6 +142,14 @@ class Bad:
         answer = await upload(self.connect, ARGS, JoinedPayload([value]), "alice", progress)
         return dict(answer.result["record"])
 
+    async def put_and_cut_before_the_answer(self, value: bytes) -> asyncio.Future[dict[str, Any]]:
+        """All bytes are there, and their disk takes as long as `may_finish` of the intake says."""
+        self.holder.holds_back = True
+        putting = asyncio.ensure_future(self.put(value))
+        await until(lambda: self.holder.intakes and self.holder.intakes[0].taken == len(value))
+        self.proxy.cut()
+        return putting
+
 
 @pytest.fixture
 def bad(acceptor: Any) -> Callable[..., contextlib.AbstractAsyncContextManager[Bad]]:
@@ -385,10 +393,7 @@ async def test_a_byte_of_a_put_that_came_out_wrong_is_found_and_sent_again(bad: 
 async def test_an_answer_that_was_lost_is_given_again(bad: Any) -> None:
     value = value_of(3 * BLOCK)
     async with bad() as line:
-        line.holder.holds_back = True
-        putting = asyncio.ensure_future(line.put(value))
-        await until(lambda: line.holder.intakes and line.holder.intakes[0].taken == len(value))
-        line.proxy.cut()
+        putting = await line.put_and_cut_before_the_answer(value)
         line.holder.intakes[0].may_finish.set()
         assert await putting == {"nbytes": len(value)}
         assert len(line.holder.intakes) == 1 and line.holder.asked.count("put") == 1
@@ -447,10 +452,7 @@ async def test_a_disk_that_takes_long_to_finish_is_waited_for_after_a_break(
     monkeypatch.setattr(limits, "RESUME_TIMEOUT", 0.2)
     value = value_of(3 * BLOCK)
     async with bad() as line:
-        line.holder.holds_back = True
-        putting = asyncio.ensure_future(line.put(value))
-        await until(lambda: line.holder.intakes and line.holder.intakes[0].taken == len(value))
-        line.proxy.cut()
+        putting = await line.put_and_cut_before_the_answer(value)
         await until(lambda: "resume" in line.holder.asked)
         await asyncio.wait({putting}, timeout=0.6)
         line.holder.intakes[0].may_finish.set()
