@@ -40,7 +40,7 @@ from peer.store.store import Store
 from peer.transfers import Transfers
 from peer.upkeep import Upkeep
 from peer.uploads import Uploads
-from peer.workers import WorkerPool
+from peer.workers import PoolSettings, WorkerPool
 from protocol import limits
 from protocol.errors import GridError, LinkError, PortInUse, SetupError
 from protocol.handshake import Introduction, Remote
@@ -57,7 +57,7 @@ class Settings:
     """How a peer is to run. `port` None: 7700, or any free one where that is taken; 0: any free one.
 
     `advertise`: the addresses that it tells others instead of its own, where a tunnel or a forwarded port leads to
-    it. `lease_grace`: how long a client's temporaries outlive its last session.
+    it. `lease_grace`: how long a client's temporaries outlive its last session. `workers`: how operations run here.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Settings:
     folders: Folders = field(default_factory=Folders.default)
     advertise: tuple[str, ...] = ()
     lease_grace: float = limits.LEASE_GRACE
+    workers: PoolSettings = field(default_factory=PoolSettings)
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -103,7 +104,7 @@ class Peer:
         self._leases = Leases(settings.lease_grace, self._ledgers.forget)
         self._membership = Membership()
         self._buffers = BufferPool()
-        self._workers = WorkerPool(buffers=self._buffers)
+        self._workers = WorkerPool(settings.workers, self._buffers)
         self._objects = Objects(store, self._leases, settings.name)
         self._execution = Execution(self._objects, store, self._workers)
         self._sessions: set[Connection] = set()

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 from peer import failpoints
 from peer.folders import Folders
 from peer.peer import Peer, Settings
+from peer.workers import PoolSettings
 from protocol import limits
 from protocol.errors import GridError, InternalError
 
@@ -153,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--join", action="append", default=[], metavar="URL")
     parser.add_argument("--advertise", action="append", default=[], metavar="URL")
     parser.add_argument("--lease-grace", type=float, default=limits.LEASE_GRACE)
+    parser.add_argument(
+        "--workers", type=json.loads, default={}, metavar="JSON", help="how operations run (PoolSettings)"
+    )
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--folders", nargs=3, type=Path, metavar=("CONFIG", "DATA", "RUNTIME"))
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
@@ -172,6 +176,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         folders,
         tuple(options.advertise),
         options.lease_grace,
+        PoolSettings.from_plain(options.workers),
     )
 
 

@@ -159,7 +159,7 @@ def _command(settings: Settings, fd: int, outlives_us: bool) -> list[str]:
     command += ["--ready-fd", str(fd)] + ([] if outlives_us else ["--with-parent"])
     command += [f"--join={url}" for url in settings.join]
     command += [f"--advertise={url}" for url in settings.advertise]
-    command += [f"--lease-grace={settings.lease_grace:g}"]
+    command += [f"--lease-grace={settings.lease_grace:g}", f"--workers={json.dumps(settings.workers.to_plain())}"]
     if settings.port is not None:
         command.append(f"--port={settings.port}")
     if settings.data_dir is not None:

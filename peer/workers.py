@@ -7,7 +7,9 @@ import contextlib
 import logging
 import os
 import socket
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from peer.buffers import BufferPool
 from peer.worker.answers import Exported, Result, Usage
@@ -34,10 +36,14 @@ __all__ = [
 _log = logging.getLogger("peergrid.workers")
 
 
-def _settings() -> Settings:
+def default_threads() -> int:
     """Half of the cores for one operation: a peer has several workers, and itself to run."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Settings(threads=max(1, cores // 2))
+    return max(1, cores // 2)
+
+
+def _settings() -> Settings:
+    return Settings(threads=default_threads())
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,17 @@ class PoolSettings:
     def __post_init__(self) -> None:
         if self.max_workers < 1 or self.idle <= 0:
             raise BadRequest("a pool needs at least one worker, and a positive idle time")
+
+    def to_plain(self) -> dict[str, Any]:
+        """As values that JSON holds; `from_plain` takes them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, value: Mapping[str, Any]) -> PoolSettings:
+        fields = dict(value)
+        if "worker" in fields:
+            fields["worker"] = Settings(**fields["worker"])
+        return cls(**fields)
 
 
 def _report(error: WorkerLost) -> None:

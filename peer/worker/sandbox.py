@@ -11,6 +11,7 @@ what comes by it, memfd_create, ftruncate, pwrite and fcntl for what goes out.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import resource
 import signal
@@ -23,6 +24,7 @@ from protocol.errors import BadRequest
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
+DEVICES: Final = ("cpu", "cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +33,28 @@ class Settings:
 
     Attributes:
         threads: threads that one operation may use.
+        memory: bytes of its own that it may have; None: as many as the machine gives.
+        device: where its tensors and operations are: "cpu" or "cuda".
+        is_sandboxed: the kernel confines it; False only where the owner of the peer said so aloud.
     """
 
     threads: int = 1
+    memory: int | None = None
+    device: str = "cpu"
+    is_sandboxed: bool = True
 
     def __post_init__(self) -> None:
         if type(self.threads) is not int or not 1 <= self.threads <= 1_024:
             raise BadRequest(f"a worker runs 1 to 1024 threads, not {self.threads!r}")
+        if self.device not in DEVICES:
+            raise BadRequest(f"a worker computes on {' or '.join(DEVICES)}, not on {self.device!r}")
 
     def to_wire(self) -> dict[str, Any]:
-        return {"threads": self.threads}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_wire(cls, value: Mapping[str, Any]) -> Settings:
-        return cls(threads=value["threads"])
+        return cls(**value)
 
 
 def enter(settings: Settings, channel: int, parent: int) -> int:
