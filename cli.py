@@ -7,15 +7,16 @@ completion, `start`, `up` and `down` answer at once, and only what computes or p
 from __future__ import annotations
 
 import functools
-import inspect
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
+
+from grid.commands.options import DataDir, Force, Json, Out, OwnPeer, Ref, Target, about_workers, peer_names, show_as
 
 Work = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -37,30 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def _peer_names(incomplete: str) -> list[str]:
-    """For the shell's completion: the peers that run on this machine."""
-    from peer.folders import Folders
-    from peer.neighbours import Neighbours
-
-    names = (neighbour.name for neighbour in Neighbours(Folders.default().peers).list())
-    return [name for name in names if name.startswith(incomplete)]
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
-Ref = Annotated[str, typer.Argument(metavar="REF", help="The beginning of an id, or a query that finds one object.")]
-Target = Annotated[str, typer.Argument(metavar="PEER", help="A peer's name or id.", autocompletion=_peer_names)]
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help=".npy .npz .csv .safetensors .pt")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")]
-OwnPeer = Annotated[
-    str | None,
-    typer.Argument(metavar="PEER", help="One of this machine; without it all.", autocompletion=_peer_names),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="The folder of a peer that does not run now and was started with it."),
-]
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -113,11 +90,7 @@ def on_grid(*, without_torch: bool | Callable[[Any], bool] = False, **settings: 
 
             run_stoppable(joined())
 
-        signature = inspect.signature(work)
-        hints = get_type_hints(work, include_extras=True)
-        visible = [value.replace(annotation=hints[name]) for name, value in signature.parameters.items() if name != "g"]
-        command.__signature__ = signature.replace(parameters=visible)  # type: ignore[attr-defined]
-        command.__annotations__ = {name: hint for name, hint in hints.items() if name != "g"}
+        show_as(command, work, {"g": ()})
         app.command(**settings)(command)
         return work
 
@@ -128,6 +101,7 @@ def on_grid(*, without_torch: bool | Callable[[Any], bool] = False, **settings: 
 
 
 @app.command()
+@about_workers
 def start(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="What the peer is called: letters, digits, '.', '_', '-'.")
@@ -147,6 +121,7 @@ def start(
     log_level: Annotated[
         str, typer.Option(metavar="LEVEL", help="debug, info, warning or error, on standard error.")
     ] = "warning",
+    workers: Any = None,
 ) -> None:
     """Run a peer in this terminal until Ctrl-C. Peers on one machine find each other."""
     from grid.commands import peers as commands
@@ -154,26 +129,30 @@ def start(
 
     if log_level not in ("debug", "info", "warning", "error"):
         raise typer.BadParameter(f"{log_level!r} is none of debug, info, warning, error", param_hint="--log-level")
-    settings = Settings(name, host, port, tuple(join or ()), data_dir, advertise=tuple(advertise or ()))
+    settings = Settings(
+        name, host, port, tuple(join or ()), data_dir, advertise=tuple(advertise or ()), workers=workers
+    )
     commands.start(settings, log_level)
 
 
 @app.command()
+@about_workers
 def up(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="What the peers are called.")],
+    workers: Any = None,
     as_json: Json = False,
 ) -> None:
     """Run peers in the background. Their logs are in one folder, which is printed."""
     from grid.commands import peers as commands
 
-    commands.up(names, as_json)
+    commands.up(names, as_json, workers)
 
 
 @app.command()
 def down(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="Which; without names all.", autocompletion=_peer_names),
+        typer.Argument(metavar="NAME", help="Which; without names all.", autocompletion=peer_names),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -195,7 +174,7 @@ async def peers(g: Any, as_json: Json = False) -> None:
 async def status(
     g: Any,
     name: Annotated[
-        str | None, typer.Argument(metavar="PEER", help="Which; without it all.", autocompletion=_peer_names)
+        str | None, typer.Argument(metavar="PEER", help="Which; without it all.", autocompletion=peer_names)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -230,7 +209,7 @@ def compact(name: OwnPeer = None, data_dir: DataDir = None, as_json: Json = Fals
 async def put(
     g: Any,
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, FILE:NAME inside one, or folders.")],
-    to: Annotated[str, typer.Option("--to", metavar="PEER", help="Who is to hold it.", autocompletion=_peer_names)],
+    to: Annotated[str, typer.Option("--to", metavar="PEER", help="Who is to hold it.", autocompletion=peer_names)],
     tag: Annotated[list[str], typer.Option("--tag", metavar="'#TAG'", help="How it is found; repeat it for more.")],
     describe: Annotated[str, typer.Option(metavar="TEXT", help="A description; search looks into it.")] = "",
     private: Annotated[bool, typer.Option("--private", help="Others may compute on it, not take it.")] = False,

@@ -1,10 +1,13 @@
 """Claims and their measurements: one script a question, each `python -m benchmarks.NAME [--json] [--quick]`.
 
     harness.py      figures, their table and JSON, interleaved repeats
-    pointer_ops.py  what an operation on a pointer costs, against a bare websockets echo
+    pointer_ops.py  what operations on pointers cost, against a websockets echo, torch RPC, Ray and local torch
+    training.py     the training step that pointer_ops.py measures
     transfer.py     send, fetch and direct move of a large tensor, against a blocking TCP copy
     store.py        durable puts, reads and starts, against bare sqlite3
+    memory.py       what processes have of it
     references.py   the programs that transfer.py compares with
+    calls.py        those that pointer_ops.py compares with
 
 Every figure stands beside a reference measured in the same run, and their ratio: absolute times on shared machines
 are noise. Repeats are interleaved, so that a busy moment hits both sides; medians are shown.

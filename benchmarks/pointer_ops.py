@@ -1,75 +1,120 @@
-"""What an operation on a pointer costs: awaited one by one, and pipelined from one client.
+"""What operations on pointers cost: awaited one by one, pipelined, as a training step, and what they leave in memory.
 
 References, in the same run: a bare websockets echo of 64 bytes between two processes on loopback (the same event
-loop as ours), and local torch.
+loop as ours), torch.distributed.rpc and Ray actors where they are installed (calls.py), and local torch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
+import os
 import statistics
+import sys
 import time
-from multiprocessing.connection import Connection as Pipe
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import torch
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.asyncio.server import ServerConnection, serve
 
 import grid
+from benchmarks import calls, training
 from benchmarks.harness import Figure, interleaved, options, report
+from benchmarks.memory import descendants, memory_of
+from benchmarks.references import Reference
 from peer.process import run_loop
+from peer.workers import PoolSettings, WorkerPool, default_threads
+from protocol.tensors import TensorHeader
 
-_CALLS = 200
+_FLOATS = 64
+_PIPELINED = 4_000
+_SHORT_LIVED = 1_000_000
+_SHORT_LIVED_QUICK = 100_000
+_ID = 16  # bytes
 
-
-def _echo_process(pipe: Pipe) -> None:
-    run_loop(_echo_server(pipe))
-
-
-async def _echo_server(pipe: Pipe) -> None:
-    async def echo(socket: ServerConnection) -> None:
-        async for message in socket:
-            await socket.send(message)
-
-    async with serve(echo, "127.0.0.1", 0, compression=None) as server:
-        pipe.send(next(iter(server.sockets)).getsockname()[1])
-        await server.serve_forever()
+Measure = Callable[[], Awaitable[float]]
 
 
 async def measure(quick: bool) -> list[Figure]:
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_echo_process, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        port = await asyncio.to_thread(ours.recv)
-        async with connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None) as socket, grid.local("alice") as g:
-            return await _figures(socket, g, quick)
-    finally:
-        process.terminate()
-        process.join()
+    torch.set_num_threads(default_threads())  # as a worker has them
+    rounds = 5 if quick else 15
+    async with contextlib.AsyncExitStack() as stack:
+        socket = await stack.enter_async_context(_echo())
+        g = await stack.enter_async_context(grid.local("alice"))
+        measured = await _of_operations(g, socket)
+        measured["worker"] = await stack.enter_async_context(_worker())
+        ours, local = await training.trials(g["alice"])
+        measured["step"] = lambda: ours.measure(training.remote_value)
+        measured["local step"] = lambda: local.measure(training.local_value)
+        if "torch_rpc" in calls.installed():
+            measured["torch_rpc"] = stack.enter_context(_reference("torch_rpc"))
+        for name in ("awaited", "pipelined"):
+            await measured[name]()
+        median = await interleaved(rounds, measured)
+        operations = local.operations()
+        growth = await _growth(g, _SHORT_LIVED_QUICK if quick else _SHORT_LIVED)
+    if "ray" in calls.installed():  # by itself: its daemons are never quite idle
+        with _reference("ray") as call:
+            median["ray"] = (await interleaved(rounds, {"ray": call}))["ray"]
+    return _figures(median, operations, growth)
 
 
-async def _figures(socket: ClientConnection, g: grid.Grid, quick: bool) -> list[Figure]:
+def _figures(median: dict[str, float], operations: int, growth: Figure) -> list[Figure]:
+    others: dict[str, float] = {name: median[name] for name in ("echo", "torch_rpc", "ray") if name in median}
+    for name in ("torch_rpc", "ray"):
+        if name not in median:
+            print(f"{name}: not installed", file=sys.stderr)
+    allowed = median["local step"] + median["awaited"] / 1e3
+    return [
+        Figure(
+            "await_p50",
+            "z = x + y; await z.get(), 64 floats",
+            "us",
+            median["awaited"],
+            others,
+            "at most 4 x echo, and ahead of the others",
+        ),
+        Figure(
+            "pipelined",
+            "x + y without awaiting, one client",
+            "ops/s",
+            median["pipelined"],
+            {"local": median["local"]},
+            "at least 20,000",
+        ),
+        Figure(
+            "train_step",
+            f"a training step of {operations} operations, its loss awaited",
+            "ms",
+            median["step"],
+            {"local": median["local step"], "local_and_round_trip": allowed},
+            "at most 1.5 x local_and_round_trip",
+        ),
+        Figure("worker_p50", "peer to worker and back, one addition", "us", median["worker"], bar="at most 100"),
+        growth,
+    ]
+
+
+# --- operations -------------------------------------------------------------------------------------------
+
+
+async def _of_operations(g: grid.Grid, socket: ClientConnection) -> dict[str, Measure]:
     alice = g["alice"]
-    x, y = await alice.send(torch.randn(64)), await alice.send(torch.randn(64))
-    here = torch.randn(64), torch.randn(64)
+    x, y = await alice.send(torch.randn(_FLOATS)), await alice.send(torch.randn(_FLOATS))
+    here = torch.randn(_FLOATS), torch.randn(_FLOATS)
 
     async def awaited() -> float:
-        return await _p50(lambda: (x + y).get())
+        return await _p50(lambda: (x + y).get())  # type: ignore[attr-defined]  # to torch's types a sum is a tensor
 
     async def echo() -> float:
         return await _p50(lambda: _round_trip(socket))
 
     async def pipelined() -> float:
-        count = 4_000
         started = time.perf_counter()
-        for number in range(count):
-            z = x + y
-            if number % 200 == 199:
-                await asyncio.sleep(0)  # lets what is queued leave while more is queued
-        await z.get()
-        return count / (time.perf_counter() - started)
+        await _run(x, y, _PIPELINED)
+        return _PIPELINED / (time.perf_counter() - started)
 
     async def local() -> float:
         count = 20_000
@@ -78,43 +123,106 @@ async def _figures(socket: ClientConnection, g: grid.Grid, quick: bool) -> list[
             here[0] + here[1]
         return count / (time.perf_counter() - started)
 
-    await awaited()
-    await pipelined()
-    rounds = 5 if quick else 15
-    median = await interleaved(rounds, {"awaited": awaited, "echo": echo, "pipelined": pipelined, "local": local})
-    return [
-        Figure(
-            "await_p50",
-            "z = x + y; await z.get(), 64 floats",
-            "us",
-            median["awaited"],
-            {"echo": median["echo"]},
-            "at most 6 x echo",
-        ),
-        Figure(
-            "pipelined",
-            "x + y without awaiting, one client",
-            "ops/s",
-            median["pipelined"],
-            {"local": median["local"]},
-            "at least 8,000",
-        ),
-    ]
+    return {"awaited": awaited, "echo": echo, "pipelined": pipelined, "local": local}
 
 
-async def _round_trip(socket: ClientConnection) -> None:
-    await socket.send(bytes(64))
-    await socket.recv()
+async def _run(x: Any, y: Any, count: int) -> None:
+    """So many additions, each result let go at once, until the last one is here."""
+    for number in range(count):
+        z = x + y
+        if number % 200 == 199:
+            await asyncio.sleep(0)  # lets what is queued leave while more is queued
+    await z.get()
 
 
-async def _p50(call) -> float:  # type: ignore[no-untyped-def]
+async def _p50(call: Callable[[], Awaitable[Any]]) -> float:
     """Microseconds of one awaited call, the median of many."""
     times = []
-    for _ in range(_CALLS):
+    for _ in range(calls.CALLS):
         started = time.perf_counter()
         await call()
         times.append(time.perf_counter() - started)
     return statistics.median(times) * 1e6
+
+
+@contextlib.asynccontextmanager
+async def _worker() -> AsyncIterator[Measure]:
+    """One addition in a worker as a peer has it, confined, from this process."""
+    pool = WorkerPool(PoolSettings())
+    await pool.start()
+    try:
+        await pool.ready()
+        worker = pool.worker("somebody")
+        given, made = bytes(_ID), bytes(_ID - 1) + b"\1"
+        worker.provide(given, TensorHeader("float32", (_FLOATS,)), bytes(4 * _FLOATS))
+        addition = [["aten.add.Tensor", [given, given], {}, [made]]]
+
+        async def call() -> None:
+            (result,) = await worker.run(addition)
+            assert type(result) is list, result
+            worker.drop([made])
+
+        await call()
+        yield lambda: _p50(call)
+    finally:
+        await pool.close()
+
+
+# --- memory -----------------------------------------------------------------------------------------------
+
+
+async def _growth(g: grid.Grid, count: int) -> Figure:
+    """What so many pointers that lived for a moment leave behind, in the process where that is most."""
+    alice = g["alice"]
+    x, y = await alice.send(torch.randn(_FLOATS)), await alice.send(torch.randn(_FLOATS))
+    await _in_bursts(x, y, count // 4)  # what grows to its full size does so now
+    pids = [os.getpid(), *descendants(os.getpid())]
+    before = {pid: memory_of(pid) for pid in pids}
+    await _in_bursts(x, y, count)
+    grown = max(memory_of(pid) - before[pid] for pid in pids)
+    what = f"memory that {count:,} short-lived pointers leave, in the process where that is most"
+    return Figure("growth", what, "MiB", grown / (1 << 20), bar="at most 4")
+
+
+async def _in_bursts(x: Any, y: Any, count: int) -> None:
+    for _ in range(count // _PIPELINED):
+        await _run(x, y, _PIPELINED)
+
+
+# --- references -------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _echo() -> AsyncIterator[ClientConnection]:
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=calls.echo_process, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        port = await asyncio.to_thread(ours.recv)
+        async with connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None) as socket:
+            yield socket
+    finally:
+        process.terminate()
+        process.join()
+
+
+async def _round_trip(socket: ClientConnection) -> None:
+    await socket.send(bytes(_FLOATS))
+    await socket.recv()
+
+
+@contextlib.contextmanager
+def _reference(name: str) -> Any:
+    reference = Reference(name, _FLOATS, module="benchmarks.calls")
+
+    async def call() -> float:
+        return await asyncio.to_thread(reference.measure)
+
+    try:
+        yield call
+    finally:
+        reference.close()
 
 
 def main() -> None:

@@ -41,10 +41,12 @@ def rate(nbytes: int, seconds: float) -> float:
 
 
 class Child:
-    """A process that runs one of the functions below, and says what it has to say in lines."""
+    """A process that runs one of the functions below, or in another module, and says what it has to say in lines."""
 
-    def __init__(self, function: str, *args: object, process_group: int | None = None) -> None:
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.references", function, *map(str, args)]
+    def __init__(
+        self, function: str, *args: object, process_group: int | None = None, module: str = "benchmarks.references"
+    ) -> None:
+        command = [sys.executable, "-W", "ignore", "-m", module, function, *map(str, args)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -77,17 +79,20 @@ class Child:
 
 
 class Reference(Child):
-    """One way to copy; it starts at once, and copies once so that all is warm. `where`: the folder for files.
+    """One way to copy, or to call (calls.py); it starts at once, and does it once so that all is warm. `where`: the
+    folder for files.
 
     Its processes are stopped while it is not measured: some of them poll, and would slow down all others.
     """
 
-    def __init__(self, name: str, nbytes: int, where: Path | None = None) -> None:
-        super().__init__(name, nbytes, where or tempfile.gettempdir(), process_group=0)
+    def __init__(
+        self, name: str, nbytes: int, where: Path | None = None, module: str = "benchmarks.references"
+    ) -> None:
+        super().__init__(name, nbytes, where or tempfile.gettempdir(), process_group=0, module=module)
         self._is_ready = False
 
     def measure(self) -> float:
-        """MB/s of one copy. RuntimeError if there is none in time."""
+        """MB/s of one copy, or microseconds of one call. RuntimeError if there is none in time."""
         self._signal(signal.SIGCONT)
         if not self._is_ready:
             self.hear(_STARTS_WITHIN)
@@ -125,8 +130,8 @@ def _say(what: object) -> None:
     print(what, flush=True)
 
 
-def _serve(copy: Callable[[], float]) -> None:
-    """Copy once, so that all is warm; then whenever told to."""
+def serve(copy: Callable[[], float]) -> None:
+    """Measure once, so that all is warm; then whenever told to."""
     copy()
     _say("ready")
     for _ in sys.stdin:
@@ -154,7 +159,7 @@ def tcp(nbytes: int, where: str) -> None:
             line.recv(1)
             return rate(nbytes, time.perf_counter() - started)
 
-        _serve(copy)
+        serve(copy)
 
 
 def _dial(beside: Child) -> socket.socket:
@@ -188,7 +193,7 @@ def disk(nbytes: int, where: str) -> None:
             os.fsync(file.fileno())
             return rate(nbytes, time.perf_counter() - started)
 
-    _serve(copy)
+    serve(copy)
 
 
 def gloo(nbytes: int, where: str) -> None:
@@ -202,7 +207,7 @@ def gloo(nbytes: int, where: str) -> None:
             torch.distributed.recv(done, 1)
             return rate(nbytes, time.perf_counter() - started)
 
-        _serve(copy)
+        serve(copy)
 
 
 def gloo_sink(nbytes: int, folder: str) -> None:
@@ -231,7 +236,7 @@ def torch_rpc(nbytes: int, where: str) -> None:
     from torch.distributed import rpc
 
     with tempfile.TemporaryDirectory() as folder, closing(Child("rpc_sink", folder)):
-        _join_rpc(0, folder)
+        join_rpc(0, folder)
         data = torch.ones(nbytes, dtype=torch.uint8)
 
         def copy() -> float:
@@ -239,15 +244,15 @@ def torch_rpc(nbytes: int, where: str) -> None:
             assert rpc.rpc_sync("1", _size_of, args=(data,)) == nbytes
             return rate(nbytes, time.perf_counter() - started)
 
-        _serve(copy)
+        serve(copy)
 
 
 def rpc_sink(folder: str) -> None:
-    _join_rpc(1, folder)
+    join_rpc(1, folder)
     sys.stdin.read()
 
 
-def _join_rpc(rank: int, folder: str) -> None:
+def join_rpc(rank: int, folder: str) -> None:
     from torch.distributed import rpc
 
     _on_loopback()
@@ -274,7 +279,7 @@ def grpc(nbytes: int, where: str) -> None:
             send(bytes(data[at : at + MIB]) for at in range(0, nbytes, MIB))
             return rate(nbytes, time.perf_counter() - started)
 
-        _serve(copy)
+        serve(copy)
 
 
 def grpc_sink(nbytes: int) -> None:

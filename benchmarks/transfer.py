@@ -14,14 +14,14 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 
 import torch
 
 import grid
 from benchmarks.harness import Figure, options, report
+from benchmarks.memory import descendants, memory_of
 from benchmarks.references import MIB, Reference, installed, rate
 from grid.local_grid import LocalGrid
 from grid.pointer import Pointer
@@ -145,8 +145,8 @@ class Peaks:
     """
 
     def __init__(self) -> None:
-        self._pids = [os.getpid(), *_descendants(os.getpid())]
-        self.idle = {pid: _memory_of(pid) for pid in self._pids}
+        self._pids = [os.getpid(), *descendants(os.getpid())]
+        self.idle = {pid: memory_of(pid) for pid in self._pids}
         self.most = dict(self.idle)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._look)
@@ -162,7 +162,7 @@ class Peaks:
     def _look(self) -> None:
         while not self._is_over.wait(0.005):
             for pid in self._pids:
-                self.most[pid] = max(self.most[pid], _memory_of(pid))
+                self.most[pid] = max(self.most[pid], memory_of(pid))
 
     @property
     def over_idle(self) -> int:
@@ -170,27 +170,11 @@ class Peaks:
         return max(self.most[pid] - self.idle[pid] for pid in self._pids)
 
 
-def _memory_of(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    kib = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
-    return sum(kib) * 1024
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    with contextlib.suppress(OSError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            yield int(child)
-            yield from _descendants(int(child))
-
-
 async def _settled() -> None:
     """Processes that have just started still load what they need."""
     before = 0
     for _ in range(20):
-        now = sum(map(_memory_of, _descendants(os.getpid())))
+        now = sum(map(memory_of, descendants(os.getpid())))
         if abs(now - before) < MIB:
             return
         before = now

@@ -13,12 +13,20 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     table          lookup(name): the Entry of an operation, with its argument checks
     checks         the sentences in which guards refuse
     layer_guards   checks of shapes of layers and losses
+    numeric_guards checks of transforms, factors, alignments, histograms, special functions
     shape_guards   checks of shapes that torch's kernels leave out
     value_guards   checks of values that they leave out
     bounds         the sizes of results that depend on data
-    estimate       result shapes and sizes before anything runs
+    cost           what an operation costs at least, and what this process allows
+    estimate       result shapes, sizes and costs before anything runs
+    listwise       operations on lists of tensors, one tensor after the other
+    recurrent      an LSTM layer and its gradient
+    bags           bags of embeddings
+    rewrites       operations that the table does not have, said in those that it has
     values         Python values and tensors to wire values and bytes, and back
+    layout         results lie in memory as it was said that they would
     interpreter    runs a program
+    forecast       what a program costs, before it runs
     tracing        what capture and model share: graphs to programs
     refusals       what a captured function must not do
     capture        a Python function as a program, for given shapes

@@ -20,6 +20,14 @@ class Refused(Exception):
     """An argument that its operation does not take; the text says what was expected. Never leaves compute."""
 
 
+class Beyond(Refused):
+    """A size that no operation takes, MAX_INT being the most."""
+
+    def __init__(self, text: str, size: int) -> None:
+        super().__init__(text)
+        self.size = size
+
+
 Check = Callable[[object], object]
 
 _INT64: Final = 1 << 63
@@ -34,7 +42,7 @@ _WORDS: Final[dict[str, frozenset[str]]] = {
     "rounding_mode": frozenset({"trunc", "floor"}),
     "interpolation": frozenset({"linear", "lower", "higher", "midpoint", "nearest"}),
     "UPLO": frozenset({"L", "U"}),
-    "driver": frozenset(),
+    "driver": frozenset({"gels", "gelsd", "gelss", "gelsy"}),
     "mode": frozenset({"reduced", "complete", "r", "constant", "reflect", "replicate", "circular"}),
     "indexing": frozenset({"ij", "xy"}),
     "padding_side": frozenset({"left", "right"}),
@@ -80,7 +88,9 @@ def _tensor_or_number(value: object) -> object:
 def _integer(value: object) -> object:
     if type(value) is not int:
         raise Refused(f"is an integer, not {_shown(value)}")
-    if not -limits.MAX_INT <= value <= limits.MAX_INT:
+    if value > limits.MAX_INT:
+        raise Beyond(f"is {_shown(value)}; at most {limits.MAX_INT}", value)
+    if value < -limits.MAX_INT:
         raise Refused(f"is {_shown(value)}; integers run from -{limits.MAX_INT} to {limits.MAX_INT}")
     return value
 

@@ -18,11 +18,19 @@ Call = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One tensor that an operation will give."""
+    """One tensor that an operation will give.
+
+    Attributes:
+        offset: where in its memory it begins, in elements.
+        of: the number of the tensor among the arguments whose memory it is a view of, where `offset` counts from
+            where that one begins; None where it counts from the beginning of the memory.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    offset: int = 0
+    of: int | None = None
 
     @classmethod
     def contiguous(cls, dtype: torch.dtype, shape: tuple[int, ...]) -> Result:
@@ -122,7 +130,138 @@ def _same(tensor: torch.Tensor) -> Result:
     return Result.contiguous(tensor.dtype, tuple(tensor.shape))
 
 
+def _spaced(call: Call) -> tuple[Result, ...] | None:
+    """linspace and logspace between tensors of no dimensions, which on meta tensors have no values."""
+    dtype = call["dtype"]
+    if dtype is None:
+        ends = (call["start"], call["end"])
+        is_complex = any(end.is_complex() if isinstance(end, torch.Tensor) else type(end) is complex for end in ends)
+        dtype = torch.complex64 if is_complex else torch.get_default_dtype()
+    return (Result.contiguous(dtype, (max(0, call["steps"]),)),)
+
+
+def _histogram(call: Call) -> tuple[Result, ...]:
+    given, bins = call["self"], call["bins"]
+    count = bins if isinstance(bins, int) else bins.numel() - 1
+    return tuple(Result.contiguous(given.dtype, (length,)) for length in (count, count + 1))
+
+
+def _histograms(call: Call) -> tuple[Result, ...]:
+    counts = [bins if isinstance(bins, int) else bins.numel() - 1 for bins in call["bins"]]
+    return (Result.contiguous(call["self"].dtype, tuple(counts)),)
+
+
+def _histogram_edges(call: Call) -> tuple[Result, ...]:
+    return tuple(Result.contiguous(call["self"].dtype, (bins + 1,)) for bins in call["bins"])
+
+
+def _evaluated(call: Call) -> tuple[Result, ...] | None:
+    """Batch normalisation that does not train keeps no statistics of the batch; meta kernels say that it does."""
+    given = call["input"]
+    if call["training"] and given.dtype not in _HALVES:
+        return None
+    like = torch.empty_like(torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta"))
+    kept = Result.contiguous(_kept(call), (given.shape[1] if call["training"] else 0,))
+    return (Result(given.dtype, tuple(given.shape), like.stride()), kept, kept)
+
+
+_HALVES: Final = (torch.bfloat16, torch.float16)
+
+
+def _kept(call: Call) -> torch.dtype:
+    """The dtype of the statistics that a normalisation keeps; of half precision meta kernels say float32 always."""
+    given: torch.dtype = call["input"].dtype
+    scales = [call[name] for name in ("weight", "bias", "running_mean") if call.get(name) is not None]
+    return torch.float32 if given in _HALVES and any(scale.dtype is torch.float32 for scale in scales) else given
+
+
+def _normalised(call: Call) -> tuple[Result, ...] | None:
+    """The same, with what a kernel keeps for itself: on the processor it is empty."""
+    found = _evaluated({**call, "training": True})
+    return None if found is None else (*found, Result.contiguous(torch.uint8, (0,)))
+
+
+def _layer_norm(call: Call) -> tuple[Result, ...] | None:
+    given, inner = call["input"], call["normalized_shape"]
+    if given.dtype not in _HALVES:
+        return None
+    size = 1 if isinstance(inner, int) else len(inner)
+    if size > given.dim():
+        raise BadRequest("normalized_shape has more dimensions than the input")
+    kept = Result.contiguous(_kept(call), (*given.shape[: given.dim() - size], *[1] * size))
+    return (_same(given), kept, kept)
+
+
+def _columns(dtype: torch.dtype, shape: tuple[int, ...]) -> Result:
+    """A batch of matrices as LAPACK leaves them: column after column."""
+    rows, columns = shape[-2:]
+    outer = Result.contiguous(dtype, (*shape[:-2], columns, rows)).stride
+    return Result(dtype, shape, (*outer[:-2], 1, max(1, rows)))
+
+
+def _geqrf(call: Call) -> tuple[Result, ...]:
+    given = call["self"]
+    tau = Result.contiguous(given.dtype, (*given.shape[:-2], min(given.shape[-2:])))
+    return (_columns(given.dtype, tuple(given.shape)), tau)
+
+
+def _least_squares(call: Call) -> tuple[Result, ...]:
+    given, right, driver = call["self"], call["b"], call["driver"] or "gelsy"
+    rows, columns = given.shape[-2:]
+    is_vector = right.dim() == 1 or (right.dim() == given.dim() - 1 and right.shape == given.shape[:-1])
+    width = () if is_vector else (right.shape[-1],)
+    outer = _broadcast_shapes(given.shape[:-2], right.shape[: right.dim() - 1 - len(width)])
+    if rows > columns and driver in ("gelsd", "gelss"):
+        raise BadRequest(f"driver {driver!r} gives residuals or none, as the data are: take 'gels' or 'gelsy'")
+    residuals = (*outer, *width) if rows > columns and driver == "gels" else (0,)
+    real = given.real.dtype if given.is_complex() else given.dtype
+    values = (*given.shape[:-2], min(rows, columns)) if driver in ("gelsd", "gelss") else (0,)
+    ranks = (0,) if driver == "gels" else tuple(given.shape[:-2])
+    return (
+        Result.contiguous(given.dtype, (*outer, columns, *width)),
+        Result.contiguous(real, residuals),
+        Result.contiguous(torch.int64, ranks),
+        Result.contiguous(real, values),
+    )
+
+
+def _broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+
+
+def _aligned(call: Call) -> tuple[Result, ...]:
+    """The second result is for the gradient alone. How many states it has depends on the lengths: at most so many."""
+    scores, targets = call["log_probs"], call["targets"]
+    steps, batch, _ = scores.shape
+    states = 2 * targets.shape[-1] + 1
+    return tuple(Result.contiguous(scores.dtype, shape) for shape in ((batch,), (batch, steps, states)))
+
+
+def _like_scores(call: Call) -> tuple[Result, ...]:
+    return (_same(call["log_probs"]),)
+
+
 BOUNDS: Final[Mapping[str, Bound]] = {
+    **{
+        f"aten.{kind}.{form}": _spaced
+        for kind in ("linspace", "logspace")
+        for form in ("Tensor_Tensor", "Tensor_Scalar", "Scalar_Tensor")
+    },
+    "aten.histogram.bin_ct": _histogram,
+    "aten.histogram.bins_tensor": _histogram,
+    "aten._histogramdd_from_bin_cts.default": _histograms,
+    "aten._histogramdd_from_bin_tensors.default": _histograms,
+    "aten._histogramdd_bin_edges.default": _histogram_edges,
+    "aten.native_layer_norm.default": _layer_norm,
+    "aten.native_batch_norm.default": _evaluated,
+    "aten._native_batch_norm_legit.default": _evaluated,
+    "aten._batch_norm_with_update.default": _normalised,
+    "aten.geqrf.default": _geqrf,
+    "aten.linalg_lstsq.default": _least_squares,
+    "aten._ctc_loss.default": _aligned,
+    "aten._ctc_loss.Tensor": _aligned,
+    "aten._ctc_loss_backward.default": _like_scores,
+    "aten._ctc_loss_backward.Tensor": _like_scores,
     "aten.nonzero.default": _positions,
     "aten.argwhere.default": _positions,
     "aten.where.default": _positions,
@@ -138,6 +277,7 @@ BOUNDS: Final[Mapping[str, Bound]] = {
     "aten.one_hot.default": _one_hot,
     "aten.multi_margin_loss_backward.default": _like_self,
     "aten.multilabel_margin_loss_backward.default": _like_self,
+    "aten.fractional_max_pool3d_backward.default": _like_self,
     "aten.lstm.input": _lstm,
     "aten.gru.input": _recurrent,
     "aten.rnn_tanh.input": _recurrent,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from compute.cost import ALLOWED
 from protocol import limits
 from protocol.errors import BadRequest, TooLarge
 
@@ -27,6 +28,17 @@ def same_shapes(call: Call, *names: str) -> None:
         require(call[name].shape == first.shape, f"{name} must have the shape of {names[0]}, {list(first.shape)}")
 
 
+def dense(call: Call, *names: str) -> None:
+    """These arguments, where they are given, have their elements one after the other, in the order of their dimensions
+    or channels last. Kernels that take it for granted would read on beyond others."""
+    for name in names:
+        given = call.get(name)
+        if given is not None and not given.is_contiguous():
+            channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(given.dim())
+            fits = channels_last is not None and given.is_contiguous(memory_format=channels_last)
+            require(fits, f"{name} must be dense in memory: use .contiguous()")
+
+
 def has(tensor: torch.Tensor | None, count: int, name: str) -> None:
     """The argument `name`, where it is given, has `count` elements."""
     if tensor is not None:
@@ -42,7 +54,8 @@ def too_many(count: int) -> None:
 
 
 def too_large(nbytes: int) -> None:
-    """TooLarge for more bytes than any result may have."""
+    """TooLarge for more bytes than any result may have, or than are left to this process."""
+    ALLOWED.check_memory("its result", nbytes)
     if nbytes > limits.MAX_RESULT:
         raise TooLarge(
             f"a result of {nbytes} bytes; at most {limits.MAX_RESULT}",

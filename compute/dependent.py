@@ -21,6 +21,7 @@ DATA_DEPENDENT: Final[frozenset[str]] = frozenset(
         "aten.repeat_interleave.Tensor",
         "aten.repeat_interleave.self_Tensor",
         "aten.one_hot.default",
+        "aten._ctc_loss.Tensor",
     }
 )
 """One more depends on values only for boolean or byte indices: aten.index.Tensor; see `may_tell_values`."""

@@ -8,7 +8,7 @@ few microseconds. Operations whose result depends on data have a bound from thei
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from compute.bounds import BOUNDS, Result
+from compute.cost import ALLOWED, NOTHING, Cost, base_name, check_possible, cost, named
 from compute.layer_guards import differentiable
 from compute.shape_guards import SHAPE_GUARDS
 from compute.table import Entry
@@ -32,12 +33,14 @@ class Estimate:
         nbytes: new memory for the results; results that share memory with an argument cost nothing.
         largest: the largest single tensor on the way, results included.
         is_exact: False for a bound: the results depend on data, `results` is empty, and `nbytes` is the most it can be.
+        cost: the work that it is, at least.
     """
 
     results: tuple[Result | None, ...]
     nbytes: int
     largest: int
     is_exact: bool = True
+    cost: Cost = NOTHING
 
 
 def infer(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Estimate:
@@ -48,7 +51,7 @@ def infer(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Estim
     Raises:
         BadRequest: shapes that the operation's kernel would not check itself (compute/shape_guards.py).
         OperationFailed: the operation refuses these arguments.
-        TooLarge: more tensors, or more dimensions, than any result may have.
+        TooLarge: more tensors, or more dimensions, than any result may have, or more work than any peer does at once.
     """
     key = _signature(entry, args, kwargs)
     found = _seen.get(key)
@@ -65,9 +68,10 @@ def infer(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Estim
 def check_size(
     entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any], allowed: int = limits.MAX_RESULT
 ) -> Estimate:
-    """`infer`; TooLarge where the results, or one tensor on the way to them, would take more than `allowed` bytes."""
+    """`infer`; TooLarge where the results, or one tensor on the way to them, would take more than `allowed` bytes, or
+    more memory or time than is left to this process (compute/cost.py)."""
     estimate = infer(entry, args, kwargs)
-    size = max(estimate.nbytes, estimate.largest)
+    size = estimate.largest
     if size > allowed:
         raise TooLarge(
             f"{entry.name} would give {_shapes(estimate) or 'a result'} of {size} bytes; at most {allowed}",
@@ -76,7 +80,17 @@ def check_size(
             size=min(size, limits.MAX_ID),
             allowed=allowed,
         )
+    check_allowed(entry.name, estimate)
     return estimate
+
+
+def check_allowed(operation: str, estimate: Estimate) -> None:
+    """TooLarge where it would take more memory or time than is left to this process."""
+    size = estimate.largest
+    if size and size + ALLOWED.held > ALLOWED.memory:
+        ALLOWED.check_memory(operation, size)
+    if estimate.cost.seconds > ALLOWED.seconds:
+        ALLOWED.check_seconds(operation, estimate.cost)
 
 
 _seen: Final[OrderedDict[tuple[Any, ...], Estimate]] = OrderedDict()
@@ -117,13 +131,19 @@ def _estimate(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> E
         if guard is not None:
             guarded(entry.name, guard, call)
         found = guarded(entry.name, bound, call) if bound is not None else None
-        if isinstance(found, int):
-            return Estimate((), found, found, is_exact=False)
         if found is not None:
-            nbytes = sum(result.nbytes for result in found)
-            return Estimate(found, nbytes, nbytes)
+            return _bounded(entry, call, found)
     with _disable_current_modes():  # but no torch.no_grad, which a trace that is under way would write down
         return _on_meta(entry, [_meta(value) for value in args], {name: _meta(kwargs[name]) for name in kwargs})
+
+
+def _bounded(entry: Entry, call: Mapping[str, Any], found: int | tuple[Result, ...]) -> Estimate:
+    is_exact = not isinstance(found, int)
+    results = found if isinstance(found, tuple) else ()
+    nbytes = found if isinstance(found, int) else sum(result.nbytes for result in found)
+    work = cost(base_name(entry.overload._schema), call, nbytes // 8)
+    check_possible(entry.name, work)
+    return Estimate(results, nbytes, nbytes, is_exact, work)
 
 
 def _meta(value: Any) -> Any:
@@ -137,8 +157,8 @@ def _meta(value: Any) -> Any:
 def _on_meta(entry: Entry, args: list[Any], kwargs: dict[str, Any]) -> Estimate:
     if "device" in entry._by_name:
         kwargs["device"] = "meta"
-    given = _storages([*args, *kwargs.values()])
-    watcher = _Watcher(given)
+    given = {storage: number for number, storage in enumerate(_storages([*args, *kwargs.values()]))}
+    watcher = _Watcher(entry.name, given)
     try:
         with watcher:
             value = entry.overload(*args, **kwargs)
@@ -146,17 +166,20 @@ def _on_meta(entry: Entry, args: list[Any], kwargs: dict[str, Any]) -> Estimate:
         raise
     except Exception as error:
         if "overflow" in str(error):  # torch counts elements and bytes in 64 bits
-            raise _too_large(entry.name, "2**63 bytes and more", "MAX_TENSOR", limits.MAX_ID) from None
+            raise _too_large(entry.name, "a result of 2**63 bytes and more", "MAX_TENSOR", limits.MAX_ID) from None
         raise failed(entry.name, error) from None
     tensors = list(value) if isinstance(value, list | tuple) else [value]
-    results = _asked_for(entry, args, kwargs, tuple(_result(entry.name, tensor) for tensor in tensors))
+    is_absolute = entry.name == _AT_AN_OFFSET and entry.named(args, kwargs)["storage_offset"] is not None
+    places = {} if is_absolute else given
+    results = _asked_for(entry, args, kwargs, tuple(_result(entry.name, tensor, places) for tensor in tensors))
     fresh = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for tensor in tensors
         if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given
     }
     nbytes = sum(fresh.values())
-    return Estimate(results, nbytes, max(watcher.largest, nbytes))
+    check_possible(entry.name, watcher.cost)
+    return Estimate(results, nbytes, max(watcher.largest, nbytes), cost=watcher.cost)
 
 
 def _asked_for(
@@ -171,31 +194,37 @@ def _asked_for(
     return tuple(result if wanted else None for result, wanted in zip(results, mask, strict=True))
 
 
-def _storages(values: Sequence[Any]) -> set[int]:
-    found: set[int] = set()
+_AT_AN_OFFSET: Final = "aten.as_strided.default"
+"""The one view that says from the beginning of the memory where it begins, and not from where its argument does."""
+
+
+def _storages(values: Sequence[Any]) -> list[int]:
+    """Those of the tensors among these, and in lists of them, in order."""
+    found: list[int] = []
     for value in values:
         if isinstance(value, torch.Tensor):
-            found.add(value.untyped_storage()._cdata)
+            found.append(value.untyped_storage()._cdata)
         elif isinstance(value, list):
-            found |= _storages(value)
+            found += _storages(value)
     return found
 
 
-def _result(operation: str, value: Any) -> Result | None:
+def _result(operation: str, value: Any, given: Mapping[int, int]) -> Result | None:
     if not isinstance(value, torch.Tensor):
         return None
     if value.dim() > limits.MAX_NDIM:
-        raise _too_large(operation, f"{value.dim()} dimensions", "MAX_NDIM", value.dim())
+        raise _too_large(operation, f"a result of {value.dim()} dimensions", "MAX_NDIM", value.dim())
     extent = value.numel() * value.element_size()
     if extent > limits.MAX_TENSOR:  # a view costs nothing itself, but what reads all of it would never end
-        raise _too_large(operation, f"{extent} bytes", "MAX_TENSOR", extent)
-    return Result(value.dtype, tuple(value.shape), value.stride())
+        raise _too_large(operation, f"a result of {extent} bytes", "MAX_TENSOR", extent)
+    of = given.get(value.untyped_storage()._cdata)
+    return Result(value.dtype, tuple(value.shape), value.stride(), int(value.storage_offset()), of)
 
 
 def _too_large(operation: str, what: str, limit: str, size: int) -> TooLarge:
     allowed = getattr(limits, limit)
     return TooLarge(
-        f"{operation} would give a result of {what}; at most {allowed}",
+        f"{operation} would be {what}; at most {allowed}",
         operation=operation,
         limit=limit,
         size=min(size, limits.MAX_ID),
@@ -204,20 +233,34 @@ def _too_large(operation: str, what: str, limit: str, size: int) -> TooLarge:
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Notes the largest tensor that a composite operation makes on its way (matmul of an expanded tensor copies it)."""
+    """Notes the largest tensor that a composite operation makes on its way (matmul of an expanded tensor copies it),
+    and adds up what its kernels cost."""
 
-    def __init__(self, given: set[int]) -> None:
+    def __init__(self, operation: str, given: Collection[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.largest = 0
+        self.cost = NOTHING
+        self._operation = operation
         self._given = given
+        self._kernels = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        value = function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        self._kernels += 1
+        if self._kernels > limits.MAX_KERNELS:  # diff(x, n=10**6) is a million subtractions, even of shapes alone
+            raise _too_large(self._operation, "more steps than one operation may have", "MAX_KERNELS", self._kernels)
+        value = function(*args, **kwargs)
+        given, fresh = _storages(args), 0
         for tensor in value if isinstance(value, list | tuple) else (value,):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
+                if storage._cdata not in given:
+                    fresh += tensor.numel()
                 if storage.nbytes() > self.largest and storage._cdata not in self._given:
                     self.largest = storage.nbytes()
+        schema = function._schema
+        if fresh or schema.is_mutable:  # else it only looks at what is there in another way
+            self.cost = self.cost.plus(cost(base_name(schema), named(schema, args, kwargs), fresh))
         return value
 
 

@@ -15,8 +15,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from compute.bounds import Result
 from compute.dtypes import DTYPE_OF
 from compute.estimate import check_size, failed, guarded
+from compute.layout import laid_out
 from compute.program import Program
 from compute.table import Entry, lookup
 from compute.value_guards import VALUE_GUARDS, is_readable
@@ -34,18 +36,42 @@ def execute(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
         TooLarge: results beyond MAX_RESULT.
         OperationFailed: torch refused; `fields["type"]` is the name of its exception.
     """
+    bound, named, results = checked(entry, args, kwargs)
+    return call(entry, bound, named, results)
+
+
+def checked(
+    entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], Sequence[Result | None]]:
+    """The arguments as the overload takes them, and what is known of its results.
+
+    Raises what `execute` raises before the operation runs.
+    """
     bound, named = entry.bind(args, kwargs)
+    results: Sequence[Result | None] = ()
     if entry.category != "size":
-        check_size(entry, bound, named)
+        results = check_size(entry, bound, named).results
         guard = VALUE_GUARDS.get(entry.name)
         if guard is not None and is_readable((*bound, *named.values())):
             guarded(entry.name, guard, entry.named(bound, named))
+    return bound, named, results
+
+
+def call(entry: Entry, bound: Sequence[Any], named: Mapping[str, Any], results: Sequence[Result | None]) -> Any:
+    """Runs the operation on arguments that were checked. What it gives lies in memory as `results` say."""
+    if entry.name == _NO_CONJUGATES:
+        bound = [bound[0].resolve_conj(), *bound[1:]]
     try:
-        return entry.overload(*bound, **named)
+        value = entry.overload(*bound, **named)
+        return laid_out(value, results) if results else value
     except GridError:
         raise
     except Exception as error:
         raise failed(entry.name, error) from None
+
+
+# Who asks does not know which values are conjugated lazily where they are, so that it cannot resolve them before.
+_NO_CONJUGATES: Final = "aten.view_as_real.default"
 
 
 def run(program: Program, inputs: Sequence[Any], execute: Execute = execute) -> Any:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from compute.checks import Call, Guard, has, require, same_shapes
+from compute.checks import Call, Guard, dense, has, require, same_shapes
 
 # --- normalisation ----------------------------------------------------------------------------------------
 
@@ -22,14 +22,14 @@ def batch_norm_backward(call: Call) -> None:
     same_shapes(call, "input", "grad_out")
     batch_norm(call)
     channels = call["input"].shape[1]
-    for name in ("save_mean", "save_invstd", "save_var"):
-        saved = call.get(name)
-        if saved is not None and saved.numel():
+    of_batch = ("save_mean", "save_invstd" if "save_invstd" in call else "save_var")
+    is_read = of_batch if call.get("train", call.get("update")) else ("running_mean", "running_var")
+    for name in of_batch:
+        saved = call[name]
+        if saved is not None and (saved.numel() or name in is_read):
             has(saved, channels, name)
-    trains = call.get("train", call.get("update"))
-    saved_mean = call["save_mean"]
-    require(not trains or (saved_mean is not None and saved_mean.numel() == channels), "save_mean is missing")
-    require(bool(trains) or call["running_mean"] is not None, "running_mean is missing")
+    for name in is_read:
+        require(call[name] is not None, f"{name} is missing")
 
 
 def layer_norm_backward(call: Call) -> None:
@@ -53,6 +53,7 @@ def group_norm(call: Call) -> None:
         has(call.get(name), batch * groups, name)
     if "grad_out" in call:
         same_shapes(call, "input", "grad_out")
+    dense(call, *("input", "grad_out", "weight", "bias", "mean", "rstd"))
 
 
 # --- attention, losses, recurrent layers ------------------------------------------------------------------
@@ -68,6 +69,8 @@ def attention(call: Call) -> None:
         "query, key and value do not fit each other",
     )
     require(query.numel() > 0 and key.numel() > 0, "attention over nothing")
+    for name in ("query", "key", "value"):
+        require(call[name].stride(-1) == 1, f"{name} must have the numbers of a vector side by side: use .contiguous()")
     mask, scores = call["attn_mask"], [*query.shape[:3], key.shape[2]]
     if mask is not None:
         fits = mask.dim() in (2, 4) and all(
@@ -77,6 +80,11 @@ def attention(call: Call) -> None:
     if "out" in call:
         same_shapes(call, "query", "out", "grad_out")
         require(list(call["logsumexp"].shape) == scores[:3], f"logsumexp must have the shape {scores[:3]}")
+
+
+def grouped_heads(call: Call) -> None:
+    heads = [call[name].shape[-3] if call[name].dim() > 2 else 0 for name in ("key", "value")]
+    require(not call["enable_gqa"] or 0 not in heads, "key and value have no heads that queries could share")
 
 
 def embedding_backward(call: Call) -> None:
@@ -104,13 +112,14 @@ def nll_backward(call: Call) -> None:
 
 def margin_backward(call: Call) -> None:
     scores, target, gradient = call["self"], call["target"], call["grad_output"]
-    require(scores.dim() in (1, 2), "the scores are (batch, classes) or (classes)")
+    require(scores.dim() <= 2, "the scores are (batch, classes) or (classes)")
     batch = scores.shape[0] if scores.dim() == 2 else 1
+    classes = scores.shape[-1] if scores.dim() else 1
     if "is_target" in call:
         require(target.shape == scores.shape == call["is_target"].shape, "target must have the shape of the scores")
     else:
         has(target, batch, "target")
-        has(call["weight"], scores.shape[-1], "weight")
+        has(call["weight"], classes, "weight")
     has(gradient, batch if call["reduction"] == 0 and scores.dim() == 2 else 1, "grad_output")
 
 
@@ -119,6 +128,12 @@ def differentiable(call: Call) -> None:
     first = next(iter(call.values()))
     fits = isinstance(first, torch.Tensor) and (first.dtype.is_floating_point or first.dtype.is_complex)
     require(fits, "a gradient is a tensor of a floating-point type")
+
+
+def gelu_backward(call: Call) -> None:
+    # Nothing is broadcast, though the shape of the result is inferred as if it were.
+    same_shapes(call, "self", "grad_output")
+    require(call["grad_output"].dtype is call["self"].dtype, "grad_output must have the dtype of self")
 
 
 def rnn(gates: int) -> Guard:

@@ -8,8 +8,9 @@ cross_entropy_loss).
 Left out on purpose, whatever the category: everything that reads or writes files, loads code, or takes a storage,
 device, generator or layout; results in uninitialised memory (`empty*`, `new_empty*`, `resize_`, `set_`: see
 SUBSTITUTES); plain Python values made from data (`item`, `equal`, `is_nonzero`); `out=` forms; sparse, quantised,
-nested and mkldnn layouts; and operations whose CPU kernels read out of bounds and cannot be checked from outside
-(ctc_loss, embedding_bag, fractional_max_pool, lu_unpack, _fft_*, _cdist_backward, _weight_norm*).
+nested and mkldnn layouts; and operations whose CPU kernels read out of bounds and are not checked from outside
+(segment_reduce, _weight_norm*). Many others would read out of bounds, but for their guards
+(numeric_guards.py, shape_guards.py, value_guards.py).
 
 In the lists below a name without an overload means the overload "default".
 """
@@ -43,6 +44,27 @@ _CATEGORIES: Final[dict[str, str]] = {
         __or__.Scalar __xor__.Tensor __xor__.Scalar __lshift__.Tensor __lshift__.Scalar __rshift__.Tensor
         __rshift__.Scalar
     """,
+    "special": """
+        special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1
+        special_modified_bessel_i0 special_modified_bessel_i1 special_modified_bessel_k0 special_modified_bessel_k1
+        special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 special_spherical_bessel_j0 special_zeta
+        special_zeta.other_scalar special_zeta.self_scalar special_xlog1py.other_scalar special_xlog1py.self_scalar
+        mvlgamma special_multigammaln special_chebyshev_polynomial_t special_chebyshev_polynomial_t.n_scalar
+        special_chebyshev_polynomial_t.x_scalar special_chebyshev_polynomial_u special_chebyshev_polynomial_u.n_scalar
+        special_chebyshev_polynomial_u.x_scalar special_chebyshev_polynomial_v special_chebyshev_polynomial_v.n_scalar
+        special_chebyshev_polynomial_v.x_scalar special_chebyshev_polynomial_w special_chebyshev_polynomial_w.n_scalar
+        special_chebyshev_polynomial_w.x_scalar special_shifted_chebyshev_polynomial_t
+        special_shifted_chebyshev_polynomial_t.n_scalar special_shifted_chebyshev_polynomial_t.x_scalar
+        special_shifted_chebyshev_polynomial_u special_shifted_chebyshev_polynomial_u.n_scalar
+        special_shifted_chebyshev_polynomial_u.x_scalar special_shifted_chebyshev_polynomial_v
+        special_shifted_chebyshev_polynomial_v.n_scalar special_shifted_chebyshev_polynomial_v.x_scalar
+        special_shifted_chebyshev_polynomial_w special_shifted_chebyshev_polynomial_w.n_scalar
+        special_shifted_chebyshev_polynomial_w.x_scalar special_hermite_polynomial_h
+        special_hermite_polynomial_h.n_scalar special_hermite_polynomial_h.x_scalar special_hermite_polynomial_he
+        special_hermite_polynomial_he.n_scalar special_hermite_polynomial_he.x_scalar special_laguerre_polynomial_l
+        special_laguerre_polynomial_l.n_scalar special_laguerre_polynomial_l.x_scalar special_legendre_polynomial_p
+        special_legendre_polynomial_p.n_scalar special_legendre_polynomial_p.x_scalar
+    """,
     "comparison": """
         eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor
         ge.Scalar not_equal.Tensor not_equal.Scalar less.Tensor less.Scalar less_equal.Tensor less_equal.Scalar
@@ -56,23 +78,30 @@ _CATEGORIES: Final[dict[str, str]] = {
         median median.dim nanmedian nanmedian.dim mode kthvalue count_nonzero count_nonzero.dim_IntList norm.Scalar
         norm.ScalarOpt_dim norm.ScalarOpt_dtype norm.ScalarOpt_dim_dtype linalg_vector_norm linalg_matrix_norm
         linalg_norm frobenius_norm.dim dist cumsum cumprod cummax cummin logcumsumexp trace
-        histc bincount quantile quantile.scalar nanquantile nanquantile.scalar sum_to_size
+        histc histogram.bin_ct histogram.bins_tensor hash_tensor bincount
+        _histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors
+        quantile quantile.scalar nanquantile nanquantile.scalar sum_to_size
         trapezoid.x trapezoid.dx cumulative_trapezoid.x cumulative_trapezoid.dx renorm
     """,
     "matmul": """
         mm bmm mv dot vdot inner outer ger matmul addmm addmv addbmm baddbmm addr linear bilinear _trilinear
         linalg_matmul linalg_multi_dot chain_matmul linalg_vecdot tensordot einsum kron cross linalg_cross
-        cosine_similarity pairwise_distance cdist _cdist_forward
+        cosine_similarity pairwise_distance cdist _cdist_forward _pdist_forward
     """,
     "linalg": """
         linalg_inv_ex linalg_inv inverse linalg_cholesky_ex linalg_cholesky cholesky_solve cholesky_inverse
         _linalg_solve_ex linalg_solve_ex linalg_solve linalg_solve_triangular _linalg_det linalg_det det _linalg_slogdet
         linalg_slogdet slogdet logdet _linalg_eigh linalg_eigh linalg_eigvalsh _linalg_svd linalg_svd linalg_svdvals
         linalg_qr linalg_lu_factor_ex linalg_lu_factor linalg_lu linalg_lu_solve linalg_matrix_power matrix_power
-        linalg_matrix_exp linalg_pinv linalg_diagonal _linalg_check_errors
+        linalg_matrix_exp linalg_pinv linalg_pinv.atol_rtol_float linalg_pinv.atol_rtol_tensor linalg_diagonal
+        _linalg_check_errors linalg_eig linalg_eigvals _linalg_eigvals linalg_householder_product geqrf ormqr lu_unpack
+        linalg_ldl_factor_ex linalg_ldl_solve linalg_lstsq triangular_solve cholesky
+    """,
+    "transform": """
+        _fft_r2c _fft_c2r _fft_c2c
     """,
     "view": """
-        alias detach view _unsafe_view reshape reshape_as view_as expand expand_as
+        alias detach view view.dtype _unsafe_view reshape reshape_as view_as expand expand_as
         broadcast_to broadcast_tensors permute transpose.int t numpy_T mT mH adjoint matrix_H swapaxes swapdims
         movedim.int movedim.intlist moveaxis.int moveaxis.intlist squeeze squeeze.dim squeeze.dims unsqueeze
         flatten.using_ints unflatten.int ravel slice.Tensor select.int narrow diagonal unfold as_strided
@@ -85,7 +114,7 @@ _CATEGORIES: Final[dict[str, str]] = {
         clone copy alias_copy view_copy expand_copy permute_copy squeeze_copy squeeze_copy.dim squeeze_copy.dims
         unsqueeze_copy transpose_copy.int t_copy diagonal_copy select_copy.int slice_copy.Tensor unbind_copy.int
         split_copy.Tensor split_with_sizes_copy unfold_copy as_strided_copy narrow_copy detach_copy
-        cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag repeat tile
+        cat _chunk_cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag repeat tile
         repeat_interleave.self_int repeat_interleave.self_Tensor repeat_interleave.Tensor roll flip fliplr flipud rot90
         tril triu diag diag_embed diagflat meshgrid meshgrid.indexing cartesian_prod vander diff
         constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
@@ -99,7 +128,7 @@ _CATEGORIES: Final[dict[str, str]] = {
         where.ScalarSelf where.ScalarOther where.Scalar where nonzero argwhere take put take_along_dim
         _unsafe_index.Tensor _unsafe_index_put _unsafe_masked_index _unsafe_masked_index_put_accumulate
         topk sort sort.stable argsort argsort.stable msort unique_consecutive _unique2 unique_dim searchsorted.Tensor
-        searchsorted.Scalar bucketize.Tensor bucketize.Scalar one_hot embedding
+        searchsorted.Scalar bucketize.Tensor bucketize.Scalar one_hot embedding nonzero_static
     """,
     "conv": """
         convolution conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding
@@ -109,10 +138,11 @@ _CATEGORIES: Final[dict[str, str]] = {
         max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d max_pool3d_with_indices
         avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
         _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-        max_unpool2d max_unpool3d
+        max_unpool2d max_unpool3d fractional_max_pool2d fractional_max_pool3d
         upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec upsample_nearest3d
         upsample_nearest3d.vec _upsample_nearest_exact1d _upsample_nearest_exact2d upsample_linear1d
         upsample_linear1d.vec upsample_bilinear2d upsample_bilinear2d.vec upsample_bicubic2d upsample_bicubic2d.vec
+        _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
         upsample_trilinear3d upsample_trilinear3d.vec grid_sampler grid_sampler_2d grid_sampler_3d
     """,
     "norm": """
@@ -131,14 +161,16 @@ _CATEGORIES: Final[dict[str, str]] = {
         nll_loss nll_loss_nd nll_loss2d nll_loss_forward nll_loss2d_forward cross_entropy_loss mse_loss l1_loss
         smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div poisson_nll_loss
         soft_margin_loss multi_margin_loss multilabel_margin_loss multilabel_margin_loss_forward
-        hinge_embedding_loss margin_ranking_loss cosine_embedding_loss triplet_margin_loss
+        hinge_embedding_loss margin_ranking_loss cosine_embedding_loss triplet_margin_loss _ctc_loss _ctc_loss.Tensor
     """,
     "rnn": """
         lstm.input gru.input rnn_tanh.input rnn_relu.input lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
     """,
     "factory": """
         zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full scalar_tensor arange arange.start
-        arange.start_step linspace logspace eye eye.m tril_indices triu_indices fill.Scalar
+        arange.start_step linspace linspace.Tensor_Tensor linspace.Tensor_Scalar
+        linspace.Scalar_Tensor logspace logspace.Tensor_Tensor logspace.Tensor_Scalar logspace.Scalar_Tensor
+        eye eye.m tril_indices triu_indices fill.Scalar
         fill.Tensor zero     """,
     "cast": """
         _to_copy to.dtype to.dtype_layout to.other type_as
@@ -168,7 +200,8 @@ _CATEGORIES: Final[dict[str, str]] = {
         eq_.Tensor eq_.Scalar ne_.Tensor ne_.Scalar lt_.Tensor lt_.Scalar le_.Tensor le_.Scalar gt_.Tensor gt_.Scalar
         ge_.Tensor ge_.Scalar logical_and_ logical_or_ logical_xor_ logical_not_
         relu_ relu6_ elu_ celu_ selu_ silu_ mish_ leaky_relu_ hardtanh_ hardsigmoid_ hardswish_ threshold_
-        cumsum_ cumprod_ renorm_ tril_ triu_ fill_diagonal_ addmm_ addmv_ baddbmm_ addr_
+        cumsum_ cumprod_ renorm_ tril_ triu_ fill_diagonal_ addmm_ addmv_ addbmm_ baddbmm_ addr_
+        igamma_ igammac_ polygamma_ mvlgamma_ rrelu_with_noise_ embedding_renorm_
         copy_ fill_.Scalar fill_.Tensor zero_ masked_fill_.Scalar masked_fill_.Tensor masked_scatter_ index_put_
         index_add_ index_copy_ index_fill_.int_Scalar index_fill_.int_Tensor index_reduce_ scatter_.src scatter_.value
         scatter_.reduce scatter_.value_reduce scatter_add_ scatter_reduce_.two put_
@@ -196,6 +229,9 @@ _CATEGORIES: Final[dict[str, str]] = {
         upsample_bilinear2d_backward upsample_bicubic2d_backward upsample_trilinear3d_backward
         _upsample_nearest_exact1d_backward _upsample_nearest_exact2d_backward grid_sampler_2d_backward
         grid_sampler_3d_backward
+        _pdist_backward _ctc_loss_backward _ctc_loss_backward.Tensor
+        fractional_max_pool2d_backward fractional_max_pool3d_backward _upsample_nearest_exact3d_backward
+        _upsample_bilinear2d_aa_backward _upsample_bicubic2d_aa_backward
         select_backward slice_backward diagonal_backward unfold_backward masked_scatter_backward
         value_selecting_reduction_backward cumprod_backward cummaxmin_backward trace_backward
 

@@ -15,7 +15,9 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from compute import layer_guards as layers
-from compute.checks import Call, Guard, require, same_shapes, too_large, too_many
+from compute.checks import Call, Guard, dense, require, same_shapes, too_large, too_many
+from compute.dtypes import DTYPE_OF, NAME_OF
+from compute.numeric_guards import SHAPES
 from protocol import limits
 from protocol.errors import BadRequest
 
@@ -58,8 +60,16 @@ def _adaptive_backward(spatial: int, has_indices: bool = False) -> Guard:
         require(0 not in given.shape[-spatial:] + gradient.shape[-spatial:], "an empty image has no gradient")
         if has_indices:
             same_shapes(call, "grad_output", "indices")
+            dense(call, "indices")
 
     return guard
+
+
+def _adaptive(call: Call) -> None:
+    # An image of nothing costs a step for each of its rows and columns all the same.
+    sizes = [call["output_size"]] if isinstance(call["output_size"], int) else call["output_size"]
+    steps = math.prod(max(1, size) for size in sizes)
+    require(0 not in sizes or steps <= limits.MAX_WINDOW, "an empty image with that many rows or columns")
 
 
 def _max_pool(call: Call, spatial: int) -> torch.Tensor:
@@ -102,6 +112,38 @@ def _padded(name: str) -> Guard:
     pad = getattr(torch.ops.aten, name)
     return _as_forward("grad_output", lambda call: pad(call["self"], call["padding"]))
 
+
+# --- layouts ----------------------------------------------------------------------------------------------
+
+
+def _median(call: Call) -> None:
+    # Its search for the middle steps from element to element, and with steps of nothing never finds the end.
+    given, dim = call["self"], call["dim"]
+    repeats = -given.dim() <= dim < given.dim() and given.stride(dim) == 0 and given.shape[dim] > 1
+    require(not repeats, "the median of one element repeated (expand) along a dimension: use .contiguous()")
+
+
+def _same_bytes(call: Call) -> None:
+    dtype = call["dtype"]
+    require(dtype != torch.bool or call["self"].dtype == torch.bool, "bytes of other numbers are no truth values")
+    require(dtype in NAME_OF, f"{dtype} is no dtype that tensors have here")
+
+
+def _negated(call: Call) -> None:
+    fits = call["self"].dtype not in _WITHOUT_NEGATIVES
+    require(fits, f"{call['self'].dtype} has no negatives")
+
+
+def _lowest_random(call: Call) -> None:
+    # The next number after it is sought bit by bit; after the highest of all it is sought for ever.
+    require(call["from"] < (1 << 63) - 1, "random numbers from the highest integer on")
+
+
+_WITHOUT_NEGATIVES: Final = frozenset(
+    dtype
+    for name, dtype in DTYPE_OF.items()
+    if dtype is torch.bool or name.startswith("float8") or name in ("uint16", "uint32", "uint64")
+)
 
 # --- lists of results, workspace --------------------------------------------------------------------------
 
@@ -167,9 +209,10 @@ _UPSAMPLES: Final = tuple(
     for name in (
         *("upsample_nearest1", "upsample_nearest2", "upsample_nearest3", "upsample_linear1"),
         *("upsample_bilinear2", "upsample_bicubic2", "upsample_trilinear3"),
-        *("_upsample_nearest_exact1", "_upsample_nearest_exact2"),
+        *("_upsample_nearest_exact1", "_upsample_nearest_exact2", "_upsample_nearest_exact3"),
     )
 )
+_SMOOTHED: Final = ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 _CONVOLUTIONS: Final = (
     *("convolution", "convolution_backward", "conv1d", "conv1d.padding", "conv2d", "conv2d.padding", "conv3d"),
     *("conv3d.padding", "conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input"),
@@ -201,7 +244,7 @@ SHAPE_GUARDS: Final[Mapping[str, Guard]] = {
         "avg_pool2d_backward": _as_forward("grad_output", lambda call: _avg_pool(call, 2)),
         "avg_pool3d_backward": _as_forward("grad_output", lambda call: _avg_pool(call, 3)),
         **{f"{pad}_backward": _padded(pad) for pad in _PADS},
-        **{f"{name}{form}": _upsample for name in _UPSAMPLES for form in ("", "_backward")},
+        **{f"{name}{form}": _upsample for name in (*_UPSAMPLES, *_SMOOTHED) for form in ("", "_backward")},
         "grid_sampler_2d_backward": _as_forward("grad_output", _grid),
         "grid_sampler_3d_backward": _as_forward("grad_output", _grid),
         "_scaled_dot_product_flash_attention_for_cpu": layers.attention,
@@ -214,6 +257,7 @@ SHAPE_GUARDS: Final[Mapping[str, Guard]] = {
         "nll_loss2d_backward": layers.nll_backward,
         "multi_margin_loss_backward": layers.margin_backward,
         "multilabel_margin_loss_backward": layers.margin_backward,
+        "gelu_backward": layers.gelu_backward,
         "lstm.input": layers.rnn(4),
         "gru.input": layers.rnn(3),
         "rnn_tanh.input": layers.rnn(1),
@@ -223,10 +267,17 @@ SHAPE_GUARDS: Final[Mapping[str, Guard]] = {
         **dict.fromkeys(("unbind.int", "unbind_copy.int"), _UNBIND),
         **dict.fromkeys(("tensor_split.sections", "hsplit.int", "vsplit.int", "dsplit.int"), _sections),
         **dict.fromkeys(("meshgrid", "meshgrid.indexing", "cartesian_prod"), _few("tensors", limits.MAX_NDIM)),
+        **dict.fromkeys(("median.dim", "nanmedian.dim"), _median),
+        "_neg_view": _negated,
+        "view.dtype": _same_bytes,
+        "random_.from": _lowest_random,
+        **dict.fromkeys(("scaled_dot_product_attention", "_scaled_dot_product_attention_math"), layers.grouped_heads),
         **dict.fromkeys(_POOLS, _window),
+        **{f"adaptive_{kind}_pool{n}d": _adaptive for kind in ("avg", "max") for n in (1, 2, 3)},
+        **{f"_adaptive_avg_pool{n}d": _adaptive for n in (2, 3)},
         "linalg_multi_dot": _few("tensors", 64),
         "chain_matmul": _few("matrices", 64),
         **dict.fromkeys(_CONVOLUTIONS, _convolution),
     }.items()
-}
+} | SHAPES
 """The check of an operation's shapes, for those that need one."""

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import torch
 
-from compute.arguments import Refused, checker
+from compute.arguments import Beyond, Refused, checker
 from compute.operations import OPERATIONS, suggestions
-from protocol.errors import BadRequest, OperationNotAllowed
+from protocol import limits
+from protocol.errors import BadRequest, OperationNotAllowed, TooLarge
 
 # Batch normalisation moves its running statistics when it trains, though its schema does not say so: operation ->
 # (the flag that says whether, the arguments written).
@@ -74,6 +75,7 @@ class Entry:
 
         Raises:
             BadRequest: an argument missing, unknown, given twice, or of a wrong type or range.
+            TooLarge: a size that no operation takes.
         """
         parameters = self.parameters
         if len(args) > self._positional:
@@ -90,6 +92,8 @@ class Entry:
                     raise self._wrong(f"{'takes no' if found is None else 'got a second'} argument {str(name)[:60]!r}")
                 at = found
                 named[name] = parameters[at].check(value)
+        except Beyond as beyond:
+            raise self._beyond(f"argument {parameters[at].name!r} {beyond}", beyond.size) from None
         except Refused as refused:
             raise self._wrong(f"argument {parameters[at].name!r} {refused}") from None
         if len(args) + len(kwargs) < len(parameters):
@@ -117,6 +121,10 @@ class Entry:
 
     def _wrong(self, what: str) -> BadRequest:
         return BadRequest(f"{self.name} {what}", operation=self.name)
+
+    def _beyond(self, what: str, size: int) -> TooLarge:
+        allowed, shown = limits.MAX_INT, min(size, limits.MAX_ID)
+        return TooLarge(f"{self.name} {what}", operation=self.name, limit="MAX_INT", size=shown, allowed=allowed)
 
 
 _ENTRIES: Final[dict[str, Entry]] = {}

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from compute.checks import Call, Guard, require, too_large
+from compute.numeric_guards import VALUES
 
 
 def is_readable(values: Iterable[Any]) -> bool:
@@ -41,6 +42,13 @@ def _within(indices: torch.Tensor, end: int, name: str, low: int = 0) -> None:
         require(low <= least and most < end, f"{name} must lie in {low}..{end - 1}")
 
 
+def _is_within(indices: torch.Tensor, end: int) -> bool:
+    if not indices.numel():
+        return True
+    least, most = _range(indices)
+    return least >= 0 and most < end
+
+
 # --- indices ----------------------------------------------------------------------------------------------
 
 
@@ -64,6 +72,8 @@ def _finite_grid(call: Call) -> None:
 def _classes(call: Call) -> None:
     scores, target = call["self"], call["target"]
     classes = scores.shape[0 if scores.dim() == 1 else 1]
+    if _is_within(target, classes):  # none to be left out, as mostly
+        return
     _within(target[target != call["ignore_index"]], classes, "target")
 
 
@@ -103,33 +113,37 @@ def _strided(call: Call) -> None:
 # --- integers ---------------------------------------------------------------------------------------------
 
 
-def _is_lowest(value: Any) -> bool:
-    """True where an integer operand holds the lowest number of its type, whose negative does not exist."""
-    if isinstance(value, torch.Tensor):
-        if value.dtype not in _WRAPPING or not value.numel():
-            return False
-        return _range(value)[0] == torch.iinfo(value.dtype).min
-    return type(value) is int and value in (-(1 << 31), -(1 << 63))
-
-
-def _is_minus_one(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return value.dtype in _SIGNED and bool((value.detach() == -1).any())
-    return type(value) is int and value == -1
-
-
 def _division(call: Call) -> None:
-    if call.get("rounding_mode", "trunc") is not None and _is_minus_one(call["other"]):
-        require(not _is_lowest(call["self"]), "the lowest integer divided by -1 has no result")
+    if call.get("rounding_mode", "trunc") is None:
+        return
+    divided, by = call["self"], call["other"]
+    kind = _computed_as(divided, by)
+    if kind in _WRAPPING and _holds(by, -1, kind):
+        fits = not _holds(divided, torch.iinfo(kind).min, kind)
+        require(fits, "the lowest integer divided by -1 has no result")
 
 
 def _divisors(call: Call) -> None:
-    fits = not _is_lowest(call["self"]) and not _is_lowest(call["other"])
-    require(fits, "the lowest integer of its type has no greatest common divisor or least common multiple")
+    kind = _computed_as(call["self"], call["other"])
+    if kind in _WRAPPING:
+        lowest = torch.iinfo(kind).min
+        fits = not _holds(call["self"], lowest, kind) and not _holds(call["other"], lowest, kind)
+        require(fits, "the lowest integer of its type has no greatest common divisor or least common multiple")
+
+
+def _computed_as(one: Any, other: Any) -> torch.dtype:
+    """The type in which the kernel computes: both operands are made that first, and integers wrap around."""
+    one, other = (value - (1 << 64) if type(value) is int and value >= 1 << 63 else value for value in (one, other))
+    return torch.result_type(one, other)
+
+
+def _holds(value: Any, wanted: int, kind: torch.dtype) -> bool:
+    if isinstance(value, torch.Tensor):
+        return bool((value.detach().to(kind) == wanted).any())
+    return (int(value) - wanted) % (1 << torch.iinfo(kind).bits) == 0
 
 
 _WRAPPING: Final = frozenset({torch.int32, torch.int64})
-_SIGNED: Final = frozenset({torch.int8, torch.int16, torch.int32, torch.int64})
 
 
 # --- sizes that depend on data ----------------------------------------------------------------------------
@@ -205,5 +219,5 @@ VALUE_GUARDS: Final[Mapping[str, Guard]] = {
         "one_hot": _one_hot,
         "bincount": _bincount,
     }.items()
-}
+} | VALUES
 """The check of an operation's values, for those that need one."""

@@ -14,12 +14,15 @@ _OTHERS: Final = {  # running statistics of batch norms, and the noise that rrel
     "aten._batch_norm_with_update.default": (3, 4),
     "aten.instance_norm.default": (3, 4),
     "aten.rrelu_with_noise.default": (1,),
+    "aten.rrelu_with_noise_.default": (0, 1),
 }
 
 
 def written_positions(name: str) -> tuple[int, ...]:
     """The positions of arguments that the operation may write; none for a name that is no operation."""
+    if name in _OTHERS:
+        return _OTHERS[name]
     base = name.split(".")[1] if name.count(".") == 2 else ""
     if (base.endswith("_") and not base.startswith("__")) or base.startswith("__i"):
         return (0,)
-    return _OTHERS.get(name, ())
+    return ()

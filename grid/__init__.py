@@ -3,14 +3,26 @@
 Files in import order:
 
     ids.py        fresh object ids
+    blocking.py   waiting without await, in a thread in which no loop runs
     handle.py     what a pointer points to, and letting it go
     outbox.py     operations on their way to a peer
+    unsized.py    results whose shape depends on the data: to be awaited
+    origin.py     who made a tensor that is here: whoever wrote the call, or torch itself
+    arguments.py  how arguments travel: pointers by id, and what goes along of what is here
+    awaited.py    the operations that give such results
+    local_forms.py  what needs a pointer's value or memory here: waited for, or refused
+    repeated.py   calls that were dispatched before: what was found out about them
     dispatch.py   operations on pointers: queued at their peer, shapes known at once
+    recomputed.py random numbers in checkpoints: drawn once
+    handing.py    an object handed from peer to peer
     pointer.py    pointers: torch tensors whose data live at a peer
+    several.py    several peers asked at once
+    at_each.py    operations on multi-pointers: once for each peer
+    multi.py      multi-pointers: one tensor for objects at several peers
     fresh.py      memory for a value that is about to come
     files/        tensors in files of each kind, read and written in pieces
     saving.py     objects into files
-    handing.py    an object handed from peer to peer
+    crossing.py   gradients from peer to peer
     remote.py     one peer: g["alice"]
     hits.py       what a search found
     mesh.py       the grid without tensors: who is there, and what they say they have
@@ -18,14 +30,20 @@ Files in import order:
     putting.py    files into peers
     upkeep.py     the stores of this machine's peers: verify, compact
     stored.py     what stored models and plans have in common
+    optimizers.py what optimisers keep for parameters
+    moving.py     many tensors from peer to peer, together
     modules.py    modules whose parameters are pointers; stored models
+    multi_modules.py  modules at several peers
+    replacing.py  tensors replaced in place
+    hooks.py      grid.hook(): the calls of old tutorials on what is here
     plans.py      @grid.plan, grid.load: functions that run where the data are
     placement.py  where a plan runs: decides
     running.py    a plan from its arguments to its result
     client.py     the grid: connect, peers, search, run
     local_grid.py peers as processes here, for demos and tests
     scripts.py    plans from a user's own Python file
-    show.py       tables and progress bars of the command line
+    show.py       tables and values on the command line
+    bars.py       progress bars beside them
     commands/     what its commands do
     story.py      how the demo tells what it does
     demo.py       the main job, explained as it goes
@@ -57,9 +75,12 @@ from protocol.errors import (
 if TYPE_CHECKING:
     from grid.client import Grid, connect
     from grid.hits import Hits
+    from grid.hooks import hook, unhook
     from grid.local_grid import local
     from grid.mesh import PeerInfo
     from grid.modules import RemoteModel, RemoteModule
+    from grid.multi import MultiPointer, combine
+    from grid.multi_modules import MultiModule
     from grid.plans import Plan, RemotePlan, load, plan
     from grid.pointer import Pointer
     from grid.remote import RemotePeer
@@ -74,6 +95,8 @@ __all__ = [
     "Grid",
     "GridError",
     "Hits",
+    "MultiModule",
+    "MultiPointer",
     "NeedsAwait",
     "NotCollocated",
     "NotFound",
@@ -93,10 +116,13 @@ __all__ = [
     "UnknownPeer",
     "Unreachable",
     "WorkerLost",
+    "combine",
     "connect",
+    "hook",
     "load",
     "local",
     "plan",
+    "unhook",
 ]
 
 # Importing torch takes more than a second, and commands that only look do without: names are found when first used.
@@ -104,10 +130,15 @@ _HOMES = {
     "Grid": "grid.client",
     "connect": "grid.client",
     "Hits": "grid.hits",
+    "hook": "grid.hooks",
+    "unhook": "grid.hooks",
     "local": "grid.local_grid",
     "PeerInfo": "grid.mesh",
     "RemoteModel": "grid.modules",
     "RemoteModule": "grid.modules",
+    "MultiPointer": "grid.multi",
+    "combine": "grid.multi",
+    "MultiModule": "grid.multi_modules",
     "Plan": "grid.plans",
     "RemotePlan": "grid.plans",
     "load": "grid.plans",

@@ -10,7 +10,8 @@ from typing import Any
 
 from grid.hits import Hits, is_id_prefix
 from grid.mesh import Mesh, PeerInfo
-from grid.modules import RemoteModel
+from grid.modules import RemoteModel, fetch_state
+from grid.multi import MultiPointer, at_each
 from grid.plans import RemotePlan
 from grid.pointer import Pointer
 from grid.remote import RemotePeer, pointer_to
@@ -158,6 +159,25 @@ class Grid(Mesh):
                 return hits.one()
         return (await self.search(reference)).one()
 
+    # --- values -------------------------------------------------------------------------------------------
+
+    async def fetch(self, state: Any) -> Any:
+        """The same dict, list or tuple with values for its pointers, however deep: a state dict to be saved, say
+        (`torch.save(await g.fetch(net.state_dict()), path)`). Nothing changes at the peers.
+
+        Raises:
+            Denied: something is private to others.
+        """
+        return await fetch_state(state)
+
+    async def settle(self) -> None:
+        """Wait until all that was queued so far is done at its peer, gradients on their way between peers included.
+
+        What failed is still told where its result is awaited.
+        """
+        for remote in list(self._remotes.values()):
+            await remote.outbox.settle()
+
     # --- computing ----------------------------------------------------------------------------------------
 
     async def run(self, plan: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -165,13 +185,16 @@ class Grid(Mesh):
 
         Arguments are queries (each finds one object), pointers, remote models, or plain values. The plan is captured
         for their shapes, placed at the peer that has most of them, the others are brought there directly, and the
-        result is a pointer there (or a structure of pointers).
+        result is a pointer there (or a structure of pointers). With a multi-pointer among them the plan runs for each
+        of its peers, and the result is a multi-pointer.
 
         Raises:
             NotFound, Ambiguous: a query does not find one object.
             CannotCapture: the function does something that a program cannot hold; the error points at the line.
             NotCollocated: what is private would have to move.
         """
+        if any(isinstance(value, MultiPointer) for value in (*args, *kwargs.values())):
+            return await at_each(lambda *these, **named: self._runner.run(plan, these, named), args, kwargs)
         return await self._runner.run(plan, args, kwargs)
 
 

@@ -282,7 +282,7 @@ async def _chain(story: Story, g: Grid) -> None:
     story.check("get() on the chain gives the pointer at alice", back.id_at_location == x.id_at_location)
     story.code("c = await x.send(bob)", "await (await (c * 2).get()).get()")
     c = await x.send(g["bob"])
-    doubled = await (c * 2).get()  # type: ignore[attr-defined]
+    doubled = await (c * 2).get()
     twice = await doubled.get()
     story.check(
         "what is computed on the chain is computed at alice",

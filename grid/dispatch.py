@@ -1,6 +1,7 @@
 """ATen operations on pointers: each is queued at the peer of its pointers, and its results are pointers at once.
 
-The shapes of the results come from the shapes of the inputs (compute/estimate.py); no data are needed here.
+The shapes of the results come from the shapes of the inputs (compute/estimate.py); no data are needed here. Where a
+shape depends on data, the result is to be awaited (grid/unsized.py).
 """
 
 from __future__ import annotations
@@ -11,27 +12,40 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from compute.bounds import Result
-from compute.estimate import infer
-from compute.operations import substitute
+from compute.estimate import Estimate, check_allowed, check_size
+from compute.operations import OPERATIONS, substitute
+from compute.rewrites import rewritten
 from compute.table import Entry, lookup
-from compute.values import encode_call, inline_tensor
-from grid.handle import Handle
-from grid.ids import fresh_id
-from protocol.errors import BadRequest, NeedsAwait, NotCollocated
+from grid.arguments import Arguments
+from grid.awaited import Awaited
+from grid.local_forms import ANSWERED_HERE, check_place
+from grid.repeated import PLACES, Plan, Reading, Repeated
+from grid.unsized import Unsized, take_known
+from protocol.errors import BadRequest, NotCollocated
 
 if TYPE_CHECKING:
     from grid.pointer import Pointer
     from grid.remote import RemotePeer
 
 _SAME_OBJECT: Final = frozenset({"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default"})
-_PLAIN_VALUES: Final = {
-    "aten._local_scalar_dense.default": ".item()",
-    "aten.item.default": ".item()",
-    "aten.is_nonzero.default": "bool()",
-    "aten.equal.default": "torch.equal()",
-    "aten.allclose.default": "torch.allclose()",
-}
-_PLACES: Final = frozenset({"device", "layout", "pin_memory", "non_blocking"})  # the peer decides where and how
+# In place they give a tensor another shape. At the peer that is a view, which the pointer names from then on: who else
+# points to the object goes on seeing it as it was.
+_VIEWS_IN_PLACE: Final[Mapping[str, str]] = {
+    f"aten.{name}_.{overload}": f"aten.{plain}.{overload}"
+    for name, plain, overload in (
+        ("squeeze", "squeeze", "default"),
+        ("squeeze", "squeeze", "dim"),
+        ("squeeze", "squeeze", "dims"),
+        ("unsqueeze", "unsqueeze", "default"),
+        ("t", "t", "default"),
+        ("as_strided", "as_strided", "default"),
+    )
+} | dict.fromkeys(("aten.transpose_.default", "aten.swapaxes_.default", "aten.swapdims_.default"), "aten.transpose.int")
+_QUEUED: Final = frozenset(OPERATIONS) - frozenset(_VIEWS_IN_PLACE)
+_WRITES_HERE: Final = (
+    "a tensor that is here, {shape}, would be changed in place by one that is at {home}: get that one first "
+    "(value = await x.get()), or send this one there (y = await g[{home!r}].send(y))"
+)
 _names: dict[Any, str] = {}
 
 
@@ -40,20 +54,30 @@ class Dispatch:
 
     Raises:
         NotCollocated: the pointers are at different peers, or one argument is here.
-        NeedsAwait: the result is a plain value, or its shape depends on data.
+        NeedsAwait: the result is a plain value, and this is the loop's own thread.
         OperationNotAllowed, BadRequest, OperationFailed: as the peer would refuse it.
     """
 
     def __init__(self, kind: type[Pointer]) -> None:
         self._kind = kind
+        self._kinds = (kind, Unsized)
+        self._repeated = Repeated(kind)
+        self.awaited = Awaited(kind, self._post)
 
     def __call__(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         name = _name(function)
         if name in _SAME_OBJECT and isinstance(args[0], self._kind):
             return self._share(args[0])
+        known = take_known()
+        if known is not None:
+            return known
+        reading = self._repeated.read(name, args, kwargs)
+        if reading is not None:
+            plan = self._repeated.find(reading)
+            if plan is not None:
+                check_allowed(name, plan.estimate)
+                return self._repeated.queue(plan, reading.home, reading.pointers, reading.args, reading.kwargs)
         pointers = self._pointers(args, kwargs)
-        if name in _PLAIN_VALUES:
-            pointers[0]._needs_await(_PLAIN_VALUES[name])
         home = pointers[0]._handle.home
         for pointer in pointers:
             handle = pointer._handle
@@ -62,46 +86,106 @@ class Dispatch:
             if handle.home is not home:
                 home = _home(name, pointers)
         if kwargs:
-            kwargs = {key: value for key, value in kwargs.items() if key not in _PLACES}
-        name, args, kwargs = substitute(name, args, kwargs)
-        return self._post(home, name, args, kwargs)
+            if kwargs.get("device") is not None:
+                check_place(pointers[0]._handle, kwargs["device"])
+                if torch.device(kwargs["device"]).type == "meta":
+                    return function(*_map(args, _meta), **kwargs)
+            kwargs = {key: value for key, value in kwargs.items() if key not in PLACES}
+        if name not in _QUEUED:
+            return self._otherwise(home, function, name, args, kwargs)
+        return self._post(home, function, name, args, kwargs, reading)
 
-    def _post(self, home: RemotePeer, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _otherwise(
+        self, home: RemotePeer, function: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """What is no operation of the table as it comes, but can be said by those that are."""
+        if name in _VIEWS_IN_PLACE:
+            return self._view_in_place(name, args, kwargs)
+        if name in ANSWERED_HERE:
+            return ANSWERED_HERE[name](*args, **kwargs)
+        other, args, kwargs = substitute(name, args, kwargs)
+        if other not in OPERATIONS:
+            rewrite = rewritten(other)
+            if rewrite is not None:
+                return rewrite(*args, **kwargs)
+            if outs := _names_results(function):
+                return self._into(home, function, args, kwargs, outs)
+            value = function.decompose(*args, **kwargs)  # in inference mode what is made of others comes here whole
+            if value is not NotImplemented:
+                return value
+        return self._post(home, function, other, args, kwargs)
+
+    def _post(
+        self,
+        home: RemotePeer,
+        function: Any,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        reading: Reading | None = None,
+    ) -> Any:
+        seed = None
+        if args and type(args[-1]) is torch.Generator:
+            args, kwargs = args[:-1], {**kwargs, "generator": args[-1]}
+        if "generator" in kwargs:
+            seed = _next_seed(kwargs["generator"])
+            kwargs = {key: value for key, value in kwargs.items() if key != "generator"}
         entry = lookup(name)
         bound, named = entry.bind(args, kwargs)
-        estimate = infer(entry, bound, named)
+        estimate = check_size(entry, bound, named)
         if not estimate.is_exact:
-            raise NeedsAwait(
-                f"the shape of what {name} gives depends on the data, which are at {home.name}: compute it inside a "
-                "plan (grid.run), or await the values first",
-                operation=name,
-            )
-        wire_args, wire_kwargs = encode_call(args, kwargs, _Reference(self._kind, home))
-        if entry.is_inplace:
-            changed = args[0]
-            _check_keeps_shape(name, changed, estimate.results[0])
-            home.outbox.post([name, wire_args, wire_kwargs, []], (changed._handle,))
-            return changed
-        if entry.n_results == 1 and not entry.writes and not entry.gives_list and (result := estimate.results[0]):
-            handle = Handle(home, fresh_id(), owns=True)
-            home.outbox.post([name, wire_args, wire_kwargs, [handle.id]], (handle,))
-            return self._kind.of(handle, result.dtype, result.shape, result.stride)
-        made = [self._result(home, result) for result in estimate.results]
-        handles = [pointer._handle for pointer in made if pointer is not None]
-        written = [pointer._handle for pointer in self._written(entry, args, kwargs)]
-        home.outbox.post([name, wire_args, wire_kwargs, [handle.id for handle in handles]], (*handles, *written))
-        if entry.gives_list:
-            return made
-        return made[0] if entry.n_results == 1 else tuple(made)
+            return self.awaited.post(home, function, entry, args, kwargs)
+        arguments = Arguments(self._kinds, home)
+        wire_args, wire_kwargs = arguments.write(entry, args, kwargs)
+        if seed is not None:
+            wire_kwargs["generator"] = seed
+        plan = self._plan(entry, estimate, args, kwargs, home)
+        if reading is not None:
+            self._repeated.learn(reading, plan)
+        return self._repeated.queue(plan, home, _tensors([*args, *kwargs.values()]), wire_args, wire_kwargs)
+
+    def _into(
+        self, home: RemotePeer, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], names: list[str]
+    ) -> Any:
+        """An operation whose results are written to tensors that are there: they are computed, and copied."""
+        outs = [kwargs[name] for name in names]
+        others = {key: value for key, value in kwargs.items() if key not in names}
+        factory = None if self._pointers(args, others) else _like_factory(function, others, outs[0])
+        if factory is not None:
+            made = self._post(home, function, factory[0], args, factory[1])
+        else:
+            made = getattr(getattr(torch.ops, function.namespace), function._opname)(*args, **others)
+        if len(outs) == 1:
+            return _write(outs[0], made)
+        return tuple(_write(out, value) for out, value in zip(outs, made, strict=True))
+
+    def _plan(
+        self, entry: Entry, estimate: Estimate, args: Sequence[Any], kwargs: Mapping[str, Any], home: RemotePeer
+    ) -> Plan:
+        if not entry.is_inplace:
+            tensors = [id(tensor) for tensor in _tensors([*args, *kwargs.values()])] if entry.writes else []
+            written = self._written(entry, args, kwargs)
+            return Plan.of(entry, estimate, tuple(tensors.index(id(pointer)) for pointer in written))
+        changed = args[0]
+        if not isinstance(changed, self._kind):
+            shape = list(changed.shape)
+            raise NotCollocated(_WRITES_HERE.format(shape=shape, home=home.name), operation=entry.name)
+        _check_keeps_shape(entry.name, changed, estimate.results[0])
+        return Plan.of(entry, estimate, ())
+
+    # --- parts --------------------------------------------------------------------------------------------
+
+    def _view_in_place(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pointer:
+        changed: Pointer = args[0]
+        view = self(lookup(_VIEWS_IN_PLACE[name]).overload, args, kwargs)
+        torch.Tensor.data.__set__(changed, view)  # type: ignore[attr-defined]  # shape and strides
+        changed._handle = view._handle
+        return changed
 
     def _share(self, pointer: Pointer) -> Pointer:
         """A second tensor for the same object: what detach() and alias() are."""
-        return self._kind.of(pointer._handle, pointer.dtype, pointer.shape, pointer.stride())
-
-    def _result(self, home: RemotePeer, result: Result | None) -> Pointer | None:
-        if result is None:
-            return None
-        return self._kind.of(Handle(home, fresh_id(), owns=True), result.dtype, result.shape, result.stride)
+        offset = int(pointer.storage_offset())
+        return self._kind.of(pointer._handle, pointer.dtype, pointer.shape, pointer.stride(), offset=offset)
 
     def _written(self, entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Pointer]:
         if not entry.writes:
@@ -120,17 +204,26 @@ class Dispatch:
                 found.extend(item for item in value if isinstance(item, kind))
         return found
 
+    # --- chains -------------------------------------------------------------------------------------------
+
     def _through_chain(
         self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], pointers: list[Pointer]
     ) -> Any:
         """On pointers to pointers: the operation runs where the data are, and each hop points to its result."""
+        if _name(function) in _VIEWS_IN_PLACE:
+            return self._view_in_place(_name(function), args, kwargs)
         hop = _home(_name(function), pointers)
         inner = self(
             function, _map(args, self._target), {key: _map(value, self._target) for key, value in kwargs.items()}
         )
         if _name(function).split(".")[1].endswith("_"):
             return args[0]
-        return _map(inner, lambda value: hop.link_soon(value) if isinstance(value, self._kind) else value)
+        return _map(inner, lambda value: self._linked(hop, value))
+
+    def _linked(self, hop: RemotePeer, value: Any) -> Any:
+        if isinstance(value, Unsized):
+            value._hop = hop
+        return hop.link_soon(value) if isinstance(value, self._kind) else value
 
     def _target(self, value: Any) -> Any:
         if not isinstance(value, self._kind):
@@ -143,23 +236,15 @@ class Dispatch:
         return value._handle.target
 
 
-class _Reference:
-    """How a tensor among the arguments is written: a pointer by its id, a local tensor of no dimensions by value."""
-
-    def __init__(self, kind: type[Pointer], home: RemotePeer) -> None:
-        self._kind = kind
-        self._home = home
-
-    def __call__(self, tensor: torch.Tensor) -> Any:
-        if isinstance(tensor, self._kind):
-            tensor._handle.check()
-            return tensor._handle.id
-        if tensor.dim() == 0:
-            return inline_tensor(tensor)
-        raise NotCollocated(
-            f"one tensor, {list(tensor.shape)}, is here and the others are at {self._home.name}: send it there first "
-            f"(await g[{self._home.name!r}].send(tensor))"
-        )
+def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors among these, and in lists of them, in order."""
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
 
 
 def _check_keeps_shape(name: str, changed: Pointer, result: Result | None) -> None:
@@ -168,6 +253,41 @@ def _check_keeps_shape(name: str, changed: Pointer, result: Result | None) -> No
         raise BadRequest(
             f"{plain}_() would change the shape of a pointer in place: write x = x.{plain}(...) instead", operation=name
         )
+
+
+def _names_results(function: Any) -> list[str]:
+    """The names by which a call says where its results are to be written: out, or values and indices."""
+    return [argument.name for argument in function._schema.arguments if argument.is_out]
+
+
+def _like_factory(function: Any, kwargs: Mapping[str, Any], out: torch.Tensor) -> tuple[str, dict[str, Any]] | None:
+    """What makes a tensor from nothing and writes it to `out`, as what gives such a tensor; None for all else."""
+    overload = function._overloadname.removesuffix("out").rstrip("_") or "default"
+    name = f"{function.namespace}.{function._opname}.{overload}"
+    if name not in OPERATIONS:
+        return None
+    return name, {"dtype": out.dtype, **kwargs}
+
+
+def _write(out: Any, made: torch.Tensor) -> Any:
+    if out.shape == made.shape:
+        return out.copy_(made)
+    if out.numel():
+        raise BadRequest(f"out= is of shape {list(out.shape)}, and the result of {list(made.shape)}: leave out= away")
+    out.data = made.to(out.dtype)  # as torch, which gives an empty one the size of the result
+    return out
+
+
+def _meta(value: Any) -> Any:
+    """A tensor's shape without its data, which is known here."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def _next_seed(generator: torch.Generator | None) -> int | None:
+    """A generator that is here decides by its next number what is drawn there."""
+    return None if generator is None else int(torch.randint(1 << 62, (), generator=generator))
 
 
 def _home(name: str, pointers: list[Pointer]) -> RemotePeer:

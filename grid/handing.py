@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from protocol.errors import GridError, LinkError, NotFound, Unreachable
+from protocol.errors import BadRequest, GridError, LinkError, NotFound, Unreachable
 
 Record = dict[str, Any]
 
@@ -17,6 +17,12 @@ class Holder(Protocol):
     @property
     def name(self) -> str: ...
     async def request(self, op: str, args: dict[str, Any]) -> dict[str, Any]: ...
+
+
+def check_peer(given: object, call: str) -> None:
+    """BadRequest for what is no peer: a name, as a rule."""
+    if not hasattr(given, "request"):
+        raise BadRequest(f"{call} takes a peer, not {given!r:.60}: for example {call[:-1]}g['alice'])")
 
 
 async def hand_over(

@@ -6,11 +6,13 @@ object lets it go; a pointer to a published object never owns it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from protocol.errors import BadRequest, GridError, NotFound, PeerLost
+from grid.blocking import check_loop, check_own_loop
+from protocol.errors import BadRequest, GridError, NotFound, PeerLost, ReadOnly
 
 if TYPE_CHECKING:
     from grid.pointer import Pointer
@@ -45,7 +47,7 @@ class Handle:
         self._is_late = False
 
     def __del__(self) -> None:
-        if self.owns and self._gone is None:
+        if getattr(self, "owns", False) and self._gone is None:  # torch.compile makes some without __init__
             self.home.outbox.release(self.id)
 
     def __deepcopy__(self, memo: object) -> Handle:
@@ -72,6 +74,8 @@ class Handle:
 
     def check(self) -> None:
         """Raises why the object cannot be used any more: it was taken, moved, deleted, or never came to be."""
+        if self.home.loop.is_closed():
+            check_loop(self.home)
         if self._gone is not None:
             raise BadRequest(f"this pointer's object is not at {self.home.name} any more: {self._gone}")
         if self._failure is not None:
@@ -79,10 +83,27 @@ class Handle:
         if self.owns and self.era != self.home.outbox.era:
             raise self._forgotten()
 
+    def is_good(self, era: int) -> bool:
+        """Whether `check` has nothing to say, in this era of its peer, as long as the loop is not closed."""
+        return self._gone is None and self._failure is None and (not self.owns or self.era == era)
+
+    def check_writable(self, operation: str) -> None:
+        """Raises ReadOnly for what is known to be published: refused at the peer, the write would spoil the pointer."""
+        if self.is_published:
+            raise ReadOnly(
+                "a published object is not changed in place; work on a copy of it: `x.clone()`", operation=operation
+            )
+
+    def check_awaited(self) -> None:
+        """`check`, for what is awaited: also that it is awaited in the loop of its connection."""
+        if asyncio._get_running_loop() is not self.home.loop:
+            check_own_loop(self.home)  # says what is wrong
+        self.check()
+
     @contextlib.asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:
         """Around what is asked of the object: raises as `check`, also where it turns out meanwhile that it is gone."""
-        self.check()
+        self.check_awaited()
         try:
             yield
         except NotFound:
@@ -91,6 +112,7 @@ class Handle:
 
     async def recheck(self) -> None:
         """`check`, when it is known what became of all that was asked: for what its peer did not find."""
+        check_own_loop(self.home)
         await self.home.outbox.settle()
         self.check()
 

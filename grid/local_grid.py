@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from peer.keys import Identity
 from peer.membership import Member
 from peer.peer import Settings
 from peer.processes import PeerProcess
+from peer.workers import PoolSettings
 from protocol import limits
 from protocol.errors import AlreadyExists, BadRequest, UnknownPeer
 
@@ -24,8 +26,9 @@ from protocol.errors import AlreadyExists, BadRequest, UnknownPeer
 class Processes:
     """Peer processes that share folders, and so find each other. All of them end with this process."""
 
-    def __init__(self, folders: Folders) -> None:
+    def __init__(self, folders: Folders, workers: PoolSettings | None = None) -> None:
         self.folders = folders
+        self._workers = workers or PoolSettings()
         self._running: dict[str, PeerProcess] = {}
 
     def __getitem__(self, name: str) -> PeerProcess:
@@ -54,7 +57,7 @@ class Processes:
             raise
 
     async def _start(self, name: str) -> None:
-        settings = Settings(name, port=0, folders=self.folders)
+        settings = Settings(name, port=0, folders=self.folders, workers=self._workers)
         self._running[name] = await PeerProcess.start(settings, self.folders.logs / f"{name}.log")
 
     async def stop(self, name: str, *, kill: bool = False) -> None:
@@ -96,11 +99,14 @@ async def local(
     identity: Identity | None = None,
     name: str = "",
     patience: float = limits.RECONNECT_TIMEOUT,
+    unsafe_no_sandbox: bool = False,
 ) -> AsyncIterator[LocalGrid]:
     """Start peers of these names as processes here, join them, and end them at the end of the block.
 
     They keep their things in a temporary folder, or in `folders`, which are left as they are at the end. The
     processes end with this one, however it ends. `identity`, `name` and `patience` are yours; see `connect`.
+    `unsafe_no_sandbox` is for systems that cannot confine workers, and for computations of your own only: they can do
+    there what you can.
 
     Raises:
         what PeerProcess.start raises.
@@ -108,13 +114,18 @@ async def local(
     if not names:
         raise BadRequest('a grid needs a peer: grid.local("alice")')
     async with contextlib.AsyncExitStack() as undo:
-        processes = Processes(folders or Folders.under(await _temporary_folder(undo)))
+        processes = Processes(folders or Folders.under(await _temporary_folder(undo)), _workers(unsafe_no_sandbox))
         undo.push_async_callback(processes.close)
         await processes.start(*names)
         opened: Any = await LocalGrid.open(identity=identity, folders=processes.folders, name=name, patience=patience)
         undo.push_async_callback(opened.close)
         opened.processes = processes
         yield opened
+
+
+def _workers(unsafe_no_sandbox: bool) -> PoolSettings:
+    usual = PoolSettings()
+    return dataclasses.replace(usual, worker=dataclasses.replace(usual.worker, is_sandboxed=not unsafe_no_sandbox))
 
 
 async def _temporary_folder(undo: contextlib.AsyncExitStack) -> Path:

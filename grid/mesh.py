@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from grid.blocking import check_running
 from grid.hits import is_id_prefix, only
 from peer.calls import Statistics
 from peer.connection import Connection
@@ -82,6 +83,7 @@ class Mesh:
         self._counts: dict[str, dict[str, Any]] = {}
         self._entry = ""  # the id of the peer that is asked who else is there
         self._refresher: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(member.name for member in self._membership.all())})"
@@ -155,6 +157,7 @@ class Mesh:
 
     async def close(self) -> None:
         """Leave. Temporaries of this client live a while longer at their peers, then go."""
+        check_running(self._loop, "the grid")
         if self._refresher is not None:
             self._refresher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -238,6 +241,7 @@ class Mesh:
 
     async def _learn_members(self) -> None:
         """Ask the entry peer for its members; where it is gone, any other."""
+        check_running(self._loop, "the grid")
         for candidate in sorted(self._membership.all(), key=lambda member: member.id != self._entry):
             try:
                 _, rows = await self._read(candidate, "peers", {})

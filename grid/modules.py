@@ -6,7 +6,6 @@ its class. Its weights are read-only; train a module that was sent without tags.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,29 +14,32 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from compute.dtypes import DTYPE_OF
 from compute.model import ModelSpec, ProgramModule, capture_model
 from compute.spec import Layout, pack_spec, unpack_spec
 from compute.values import tensor_bytes, tensor_from
+from grid.blocking import block, can_block
 from grid.handle import Handle
 from grid.ids import PART_BYTES, fresh_model_id
+from grid.moving import move_together, replace, together
+from grid.optimizers import kept_for, watch
 from grid.pointer import Pointer
 from grid.stored import Stored
 from peer.resuming import Download, Progress
 from protocol.codec import Buffer
-from protocol.errors import BadRequest, NeedsAwait
+from protocol.errors import BadRequest, NeedsAwait, NotCollocated
 
 if TYPE_CHECKING:
     from grid.remote import RemotePeer
-
-_AT_ONCE = 8  # tensors of one module under way at the same time
 
 
 class RemoteModule(nn.Module):
     """Mixed into the class of a module that was sent: everything about it works as before, at the peer.
 
-    Awaited: `get` and `fetch` (the module with its values), `move` and `copy` (to another peer, directly).
+    Awaited: `get` and `fetch` (a module with its values), `move` and `copy` (to another peer, directly). A tensor that
+    is an attribute only, neither parameter nor buffer, stays where it is, as with torch's own `to()`.
     """
 
     _home: RemotePeer
@@ -56,21 +58,50 @@ class RemoteModule(nn.Module):
         """The module with its values; nothing changes at the peer."""
         return await self._changed(lambda pointer: pointer.fetch())
 
-    async def move(self, peer: RemotePeer) -> nn.Module:
-        """The module at `peer`, all its tensors moved there directly. This one is beyond use then."""
+    async def move(self, peer: RemotePeer, *optimizers: torch.optim.Optimizer) -> RemoteModule:
+        """Move all its tensors to `peer`, directly: parameters, their grads, buffers, and what optimisers keep for the
+        parameters. This very module, and its optimisers, go on there.
+
+        Optimisers that made a step are known; give those that have a state without one (`load_state_dict`). All tensors
+        are copied before the first original is let go: where that fails, everything is where it was. Let nothing
+        write to the module meanwhile. What was computed with it before, and is still to run backward, cannot.
+
+        Raises:
+            Denied: something is private to others. LinkError, TooLarge.
+        """
         stored = self._stored
-        if stored is None:
-            moved = await self._changed(lambda pointer: pointer.move(peer))
-        elif peer.id == self._home.id:
-            return self
-        else:
+        if stored is not None and peer.id != self._home.id:
             await self._home.hand_over(stored, peer, stored, move=True, publish=True)
-            moved = await self._changed(_moved_along(peer))
-        moved._home = peer  # type: ignore[assignment]
-        return moved
+            self._move_stored(peer)
+        parameters = {id(parameter) for parameter in self.parameters()}
+        kept = [*kept_for(parameters, optimizers)]
+        await move_together([*_all_tensors(self), *kept], peer, "the module")
+        self._home = peer
+        return self
+
+    def _move_stored(self, peer: RemotePeer) -> None:
+        """The parts of a stored model that was moved keep their ids."""
+        for tensor in {id(tensor): tensor for _, tensor in _named_tensors(self)}.values():
+            if isinstance(tensor, Pointer):  # else a buffer that the program does not need: it stayed here
+                old = tensor._handle
+                tensor.data = Pointer.of(
+                    Handle(peer, old.id, owns=False, record=old.record), tensor.dtype, tensor.shape
+                )
+                old.give_up(f"its model was moved to {peer.name}")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's. Values that are here are sent first where that can be waited for; NotCollocated elsewhere."""
+        if any(_is_data(value) for value in state_dict.values()):
+            if not can_block():
+                raise NotCollocated(
+                    f"these values are here, and the module is at {self._home.name}: send them there first "
+                    f"(net.load_state_dict(await g[{self._home.name!r}].send(state_dict)))"
+                )
+            state_dict = block(self._home, lambda: send_state(self._home, state_dict))
+        return super().load_state_dict(state_dict, strict, assign)
 
     async def copy(self, peer: RemotePeer) -> nn.Module:
-        """A copy of the module at `peer`, trainable."""
+        """A copy of the module at `peer`, trainable, with its grads; what optimisers keep is not copied."""
         copied = await self._changed(lambda pointer: pointer._copy_to(peer))
         copied._home, copied._stored = peer, None  # type: ignore[assignment]
         return copied
@@ -90,8 +121,9 @@ async def send_module(
     progress: Progress | None,
 ) -> RemoteModule:
     """See RemotePeer.send."""
+    watch()
     if isinstance(module, RemoteModule):
-        raise BadRequest(f"the module is at {module.location.name} already: use its move() or copy()")
+        raise _sent_already(module)
     if not tags:
         sent = await _replace_tensors(module, lambda tensor: home.send(tensor, private=private))
         sent._home = home  # type: ignore[assignment]
@@ -106,18 +138,47 @@ async def send_module(
     return sent  # type: ignore[return-value]
 
 
-def _moved_along(peer: RemotePeer) -> Callable[[Any], Any]:
-    """The parts of a stored model that was moved keep their ids."""
+def _sent_already(module: RemoteModule) -> BadRequest:
+    home = module.location.name
+    here = next((name for name, tensor in _named_tensors(module) if _is_data(tensor)), None)
+    if here is None:
+        return BadRequest(f"the module is at {home} already: use its move() or copy()")
+    return BadRequest(
+        f"the module is at {home} already, but its {here.rpartition('.')[0] or here!r} is here: send that part alone "
+        f"(part = await g[{home!r}].send(part)), and put it in its place"
+    )
 
-    async def moved(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, Pointer):
-            return tensor  # a buffer that the program does not need: it stayed here
-        handle = tensor._handle
-        handle.give_up(f"its model was moved to {peer.name}; use the module that move() returned")
-        there = Handle(peer, handle.id, owns=False, record=handle.record)
-        return Pointer.of(there, tensor.dtype, tensor.shape, requires_grad=tensor.requires_grad and tensor.is_leaf)
 
-    return moved
+async def send_state(home: RemotePeer, state: Any) -> Any:
+    """A state dict (of a module, of an optimiser), or any structure of dicts and lists, with its tensors at `home`.
+
+    Those of no dimensions (the counts of steps) stay here: they go along with what they are used in.
+    """
+
+    async def sent(tensor: Any) -> torch.Tensor:
+        value: torch.Tensor = await home.send(tensor.detach()) if _is_data(tensor) else tensor
+        return value
+
+    return await replace(state, sent)
+
+
+async def fetch_state(state: Any) -> Any:
+    """The same structure with values for its pointers."""
+
+    async def fetched(tensor: Any) -> torch.Tensor:
+        return (await tensor.fetch()).detach() if isinstance(tensor, Pointer) else tensor
+
+    return await replace(state, fetched)
+
+
+def _is_data(value: Any) -> bool:
+    """Whether it is a tensor here that must be sent before operations at a peer can take it."""
+    return isinstance(value, torch.Tensor) and not hasattr(value, "_handle") and value.dim() > 0
+
+
+def _all_tensors(module: nn.Module) -> list[torch.Tensor]:
+    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return [*(tensor for _, tensor in _named_tensors(module)), *grads]
 
 
 async def _put_model(
@@ -139,20 +200,18 @@ def _looked_up(parts: Mapping[int, Pointer]) -> Callable[[torch.Tensor], Any]:
 async def _replace_tensors(module: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
     """A copy of the module in which `change` (awaited) was applied to each parameter and buffer, shared ones once."""
     originals = {id(tensor): tensor for _, tensor in _named_tensors(module)}
-    limit = asyncio.Semaphore(_AT_ONCE)
 
     async def changed(tensor: torch.Tensor) -> torch.Tensor:
-        async with limit:
-            made = await change(tensor)
+        made = await change(tensor)
         if isinstance(tensor, nn.Parameter):
             parameter = nn.Parameter(made.detach(), tensor.requires_grad)
             parameter.grad = made.grad
             return parameter
         return made  # type: ignore[no-any-return]
 
-    new = await asyncio.gather(*(changed(tensor) for tensor in originals.values()))
+    new = await together(list(originals.values()), changed)
     # deepcopy takes what the memo has for an object instead of copying it.
-    result = copy.deepcopy(module, {key: tensor for key, tensor in zip(originals, new, strict=True)})
+    result = copy.deepcopy(module, computed(module) | dict(zip(originals, new, strict=True)))
     pointers = [tensor for tensor in new if isinstance(tensor, Pointer)]
     _set_class(result, pointers[0].location if pointers else None)
     return result
@@ -161,13 +220,33 @@ async def _replace_tensors(module: nn.Module, change: Callable[[Any], Any]) -> n
 def _set_class(module: nn.Module, home: RemotePeer | None) -> None:
     """The class is the user's own, with RemoteModule mixed in while its tensors are at a peer."""
     kind = type(module)
-    plain = kind.__mro__[2] if getattr(kind, "_is_remote_mix", False) else kind
+    plain = getattr(kind, "_plain", kind)
     if home is None:
         module.__class__ = plain
         module.__dict__.pop("_home", None)
         return
-    module.__class__ = type(f"Remote{plain.__name__}", (RemoteModule, plain), {"_is_remote_mix": True})
+    module.__class__ = mixed("Remote", RemoteModule, plain)
     module._home = home  # type: ignore[assignment]
+
+
+def mixed(prefix: str, kind: type, plain: type) -> type:
+    """The class `plain` with `kind` mixed in, one for each: modules of one class are of one class at peers too."""
+    bases = (kind, plain)
+    known: list[type] = type.__subclasses__(plain)
+    found = (each for each in known if each.__bases__ == bases and "_plain" in vars(each))
+    return next(found, None) or type(f"{prefix}{plain.__name__}", bases, {"_plain": plain})
+
+
+def computed(module: nn.Module) -> dict[int, torch.Tensor]:
+    """By id, the tensors with a history that are attributes, or in lists and the like that are.
+
+    Normalised weights, hidden states, log probabilities of an episode: torch copies none, so that a copy of the module
+    has the very same.
+    """
+    values = [value for part in module.modules() for value in vars(part).values()]
+    tensors = (leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor))
+    torchs_own = (tensor for tensor in tensors if type(tensor).__deepcopy__ is torch.Tensor.__deepcopy__)
+    return {id(tensor): tensor for tensor in torchs_own if tensor.grad_fn is not None}
 
 
 def _named_tensors(module: nn.Module) -> Sequence[tuple[str, torch.Tensor]]:

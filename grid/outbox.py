@@ -1,14 +1,18 @@
-"""Operations on their way to one peer: those of one turn of the loop share a request, and nobody waits for them.
+"""Operations on their way to one peer: those of one turn of the loop share requests, and nobody waits for them.
 
 torch code runs without `await`, so an operation on a pointer only queues it here. What fails at the peer is noted on
 the handles of its results, and surfaces where one of them is awaited.
+
+Any thread may queue and release; all else happens in the thread of the loop. Nothing is locked: what threads share are
+lists, and each step on them (append, slice, delete the first) is one step of the interpreter.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, Final
 
 import msgpack
 
@@ -16,12 +20,34 @@ from grid.handle import Handle
 from peer.asking import Asked, forget
 from peer.calls import Response
 from peer.lasting import Lasting
+from peer.operations import references
 from protocol import limits
 from protocol.errors import GridError, LinkError, PeerLost
 
 _ROOM = limits.MAX_HEADER - 10 * limits.KIB  # for the operations of one request; the rest of its header is small
+# Operations that do not wait for the end of the loop's turn: the first few, so that the peer has something to do, then
+# three times as many each time, because each request costs all three processes (measured: docs/decisions/0005).
+_FIRST, _GROWTH, _MOST = 4, 3, 64
 _RELEASE_BATCH = 256  # ids of one request: 5 KiB of its header
 _RELEASE_DELAY = 0.02  # seconds that released ids wait for operations to go along with
+
+
+_Queued = tuple[list[Any], int, Sequence[Handle]]
+"""An operation, its size in a message, and what it makes or changes. Or a Hold, larger than any message."""
+_OPERATION: Final = itemgetter(0)
+_MADE: Final = itemgetter(2)
+
+
+class Hold(list[Any]):
+    """In the queue in an operation's place: what comes after it waits until an object has arrived at the peer."""
+
+    def __init__(self, coming: Handle) -> None:
+        super().__init__()
+        self.id = coming.id
+        self.coming = coming
+        self.error: GridError | None = None
+        self.is_over = False
+        self.waiting: set[asyncio.Future[None]] = set()
 
 
 class Outbox:
@@ -37,21 +63,31 @@ class Outbox:
         link.on_open = self._send_waiting
         link.on_forgotten = self._begin_era
         link.on_failure = self._fail_queued
-        self._operations: list[list[Any]] = []
-        self._sizes: list[int] = []
-        self._made: list[Sequence[Handle]] = []
+        self._queue: list[_Queued] = []
         self._released: list[bytes] = []
+        self._enough = _FIRST  # how many do not wait for the end of this turn
         self._is_scheduled = False
         self._is_releasing = False
         self._underway: set[_Settle] = set()
         self._is_closed = False
+        self._holds: list[Hold] = []  # those in the queue
 
-    def post(self, operation: list[Any], made: Sequence[Handle]) -> None:
-        """Queue an operation. `made` are the handles of what it makes or changes: they learn of its failure."""
-        self._operations.append(operation)
-        self._sizes.append(_size(operation))
-        self._made.append(made)
-        self._schedule()
+    def post(self, operation: list[Any], made: Sequence[Handle], nbytes: int | None = None) -> None:
+        """Queue an operation. `made` are the handles of what it makes or changes: they learn of its failure.
+        `nbytes`: its size in a message, where it is known."""
+        self._queue.append((operation, _size(operation) if nbytes is None else nbytes, made))
+        if not self._is_scheduled:
+            self._schedule()
+        if len(self._queue) >= self._enough:
+            self._send_early()
+
+    def _send_early(self) -> None:
+        """So much has gathered that the peer had better begin, while this turn of the loop goes on. What another thread
+        queues the loop sends meanwhile."""
+        if self._link.is_open and self._is_in_loop():
+            self._enough = min(_GROWTH * self._enough, _MOST)
+            self._send()
+            self._link.send_now()
 
     def release(self, id: bytes) -> None:
         """The last pointer to a temporary is gone. Called from wherever the interpreter collects it.
@@ -76,6 +112,7 @@ class Outbox:
             self._send_soon()
 
     def _schedule(self) -> None:
+        # Twice, where two threads come here at once, does no harm.
         if self._is_scheduled or self._loop.is_closed():
             return
         self._is_scheduled = True
@@ -91,93 +128,170 @@ class Outbox:
             return False
 
     def _send_soon(self) -> None:
-        self._is_scheduled = False
+        self._enough = _FIRST
+        self._is_scheduled = False  # first: what another thread queues from here on schedules anew
         if self._link.is_open:
             self._send()
         elif self._link.is_closed:
-            self._fail_queued(PeerLost(f"the link to {self._link.name} is closed", peer=self._link.name))
-        elif self._operations:
+            name = self._link.name
+            self._fail_queued(PeerLost(f"the link to {name} is closed at this end: connect again", peer=name))
+        elif self._queue:
             self._link.dial()
         # Releases alone are no reason to dial: a lease that ended has released them already.
 
     def _send_waiting(self) -> None:
-        if self._operations or self._released:
+        if self._queue or self._released:
             self._send()
 
     def _begin_era(self) -> None:
         """What was there is gone. What has not been asked for yet will be made now, and so belongs to the new era."""
         self.era = self._link.era
+        queued = [made for _, _, made in self._queue]
         waiting = [settle.made for settle in self._underway if not settle.is_sent]
-        for each in (self._made, *waiting):
+        for each in (queued, *waiting):
             for made in each:
                 for handle in made:
                     handle.made_late(self.era)
 
-    async def flush(self) -> Lasting:
+    async def flush(self, holds: Sequence[Hold] | None = None) -> Lasting:
         """Send what is queued, or have it sent when there is a connection again; later requests on the link that is
-        returned come after it."""
+        returned come after it. Waits until nothing of it is held; with `holds`, for these only."""
         self._send()
+        for hold in list(self._holds) if holds is None else holds:
+            while not hold.is_over:
+                over = self._loop.create_future()
+                hold.waiting.add(over)
+                await over
         return self._link
+
+    @property
+    def link(self) -> Lasting:
+        """The link itself, for what must not wait for the queue."""
+        return self._link
+
+    # --- what waits for an object on its way --------------------------------------------------------------
+
+    @property
+    def holds(self) -> list[Hold]:
+        """Those that what is queued now waits for."""
+        return list(self._holds)
+
+    def hold(self, coming: Handle) -> Hold:
+        """Operations that are queued from now on wait until `let_go`: this object is on its way to the peer."""
+        hold = Hold(coming)
+        self._holds.append(hold)
+        self._queue.append((hold, _ROOM + 1, ()))
+        return hold
+
+    def let_go(self, hold: Hold, error: GridError | None) -> None:
+        """The object has arrived; or never will, and so what is queued for it, and depends on it, has failed."""
+        hold.error, hold.is_over = error, True
+        if error is not None:
+            hold.coming.fail(error)
+        self._send_soon()
+        self._holds.remove(hold)
+        for over in hold.waiting:
+            if not over.done():
+                over.set_result(None)
+
+    def _is_held(self) -> bool:
+        """Whether what comes next in the queue waits for an object."""
+        while self._queue and isinstance(hold := self._queue[0][0], Hold):
+            if not hold.is_over:
+                return True
+            del self._queue[0]
+            if hold.error is not None:
+                self._fail_dependents(hold.id, hold.error)
+        return False
+
+    def _fail_dependents(self, id: bytes, error: GridError) -> None:
+        """What is queued and needs this object fails with it; the rest goes its way."""
+        lost, kept, count = {id}, [], len(self._queue)
+        for entry in self._queue[:count]:
+            operation, _, made = entry
+            if isinstance(operation, Hold) or lost.isdisjoint(references([operation[1], operation[2]])):
+                kept.append(entry)
+                continue
+            for handle in made:
+                handle.fail(error)
+                lost.add(handle.id)
+        self._queue[:count] = kept
 
     def run_and_fetch(self, id: bytes) -> asyncio.Future[Response] | None:
         """Send what is queued together with the wish for one value, as one request; the answer is that to `fetch`.
 
         None where that cannot be: nothing is queued, it is too much for one request, or there is no connection yet.
         """
-        if not self._operations or not self._link.is_open:
+        count = len(self._queue)
+        is_one = count == 1 and self._queue[0][1] <= _ROOM  # as `_first` has it, without a call
+        if not count or not self._link.is_open or not (is_one or self._first(count) == count):
             return None
-        if len(self._operations) > limits.MAX_BATCH or sum(self._sizes) > _ROOM:
-            return None
-        is_free = not self._underway
-        future = self._post(len(self._operations), fetch=id)
-        if is_free:
-            self._link.send_now()  # the peer waits for us; what comes while it works goes together
-        return future
+        return self._post(count, fetch=id)
 
-    async def settle(self) -> Lasting:
+    async def settle(self, holds: Sequence[Hold] | None = None) -> Lasting:
         """`flush`, and wait until the peer has done all of it."""
-        link = await self.flush()
+        link = await self.flush(holds)
         if self._underway:
             await asyncio.wait([request.over(self._loop) for request in self._underway])
         return link
 
     def _send(self) -> None:
-        had_operations = bool(self._operations)
-        while self._operations:
-            stop, room = 0, _ROOM
-            while stop < min(len(self._operations), limits.MAX_BATCH) and self._sizes[stop] <= room:
-                room -= self._sizes[stop]
-                stop += 1
-            self._post(max(stop, 1))
-        while self._released and (not had_operations or len(self._released) >= _RELEASE_BATCH):
-            self._link.post("release", {"ids": self._take_released()}).add_done_callback(forget)
+        had_operations = bool(self._queue)
+        while self._queue and not self._is_held():
+            self._post(max(self._first(len(self._queue)), 1))
+        while True:
+            released = len(self._released)  # before the look at the queue, as in `_post`
+            if not released or self._queue or (had_operations and released < _RELEASE_BATCH):
+                return
+            ids = self._take_released(min(released, _RELEASE_BATCH))
+            self._link.post("release", {"ids": ids}).add_done_callback(forget)
+
+    def _first(self, count: int) -> int:
+        """How many of the first `count` operations one request may have."""
+        if count == 1:
+            return int(self._queue[0][1] <= _ROOM)
+        stop, room = 0, _ROOM
+        for _, size, _ in self._queue[: min(count, limits.MAX_BATCH)]:
+            room -= size
+            if room < 0:
+                break
+            stop += 1
+        return stop
 
     def _post(self, stop: int, fetch: bytes | None = None) -> asyncio.Future[Response]:
         """One `run` request with the first operations of the queue."""
-        args: dict[str, Any] = {"operations": self._operations[:stop]}
-        if stop == len(self._operations) and self._released:
-            args["release"] = self._take_released()
+        # Before the look at the queue: what was released by now, no operation behind these can be in need of.
+        released = len(self._released)
+        queued = self._queue[:stop]
+        is_all = len(self._queue) == stop
+        del self._queue[:stop]
+        args: dict[str, Any] = {"operations": list(map(_OPERATION, queued))}
+        if released and is_all:
+            args["release"] = self._take_released(min(released, _RELEASE_BATCH))
+        # Where the peer waits for us a wish leaves at once; what comes while it works goes together.
+        now = fetch is not None and not self._underway
         if fetch is not None:
             args["fetch"] = fetch
-        settle = _Settle(self._underway, self._made[:stop], has_fetch=fetch is not None)
-        del self._operations[:stop], self._sizes[:stop], self._made[:stop]
-        settle.asked = self._link.post("run", args, then=settle)
+        settle = _Settle(self._underway, list(map(_MADE, queued)), has_fetch=fetch is not None)
+        settle.asked = self._link.post("run", args, then=settle, now=now)
         return settle.asked
 
-    def _take_released(self) -> list[bytes]:
-        ids, self._released = self._released[:_RELEASE_BATCH], self._released[_RELEASE_BATCH:]
+    def _take_released(self, count: int) -> list[bytes]:
+        ids = self._released[:count]
+        del self._released[:count]
         return ids
 
     def _fail_queued(self, error: GridError) -> None:
-        for made in self._made:
+        queued = self._queue[:]
+        del self._queue[: len(queued)]
+        for _, _, made in queued:
             for handle in made:
                 handle.fail(error)
-        self._operations, self._sizes, self._made = [], [], []
 
     @property
     def has_work(self) -> bool:
         """Whether something waits to be sent over a connection that is there."""
-        return bool(self._operations) or (self._link.is_open and bool(self._released))
+        return bool(self._queue) or (self._link.is_open and bool(self._released))
 
     def close(self) -> None:
         self._is_closed = True

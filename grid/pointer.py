@@ -9,15 +9,20 @@ https://pytorch.org/docs/stable/notes/extending.html, "Extending torch with a Te
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.fx.experimental import proxy_tensor
 
 from grid.dispatch import Dispatch
+from grid.handing import check_peer
 from grid.handle import Handle
-from protocol.errors import BadRequest, NeedsAwait, NotCollocated, NotFound
+from grid.local_forms import LocalForms
+from grid.recomputed import drawn, draws
+from grid.unsized import Unsized
+from protocol.errors import BadRequest, NotCollocated, NotFound
 from search.tags import parse_tags
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 _CPU = torch.device("cpu")
 
 
-class Pointer(torch.Tensor):
+class Pointer(LocalForms, torch.Tensor):  # type: ignore[misc]  # two forms refuse more than torch's do
     """A tensor at a peer. Made by `send`, by search, and by every operation on pointers.
 
     Operations return at once; what fails at the peer is raised at the next await that depends on it. Awaited:
@@ -37,7 +42,7 @@ class Pointer(torch.Tensor):
         save(path)  the value into a file, in pieces
         move(peer)  the data go there directly; returns the pointer at that peer
         copy(peer)  the same, and the original stays
-        send(peer)  that peer holds a pointer to this object: a chain
+        send(peer)  that peer holds a pointer to this object: a chain (remote_get, remote_send: data move along it)
     """
 
     _handle: Handle
@@ -52,12 +57,14 @@ class Pointer(torch.Tensor):
         shape: Sequence[int],
         stride: Sequence[int] | None = None,
         requires_grad: bool = False,
+        offset: int = 0,
     ) -> Pointer:
-        """A pointer to the object of a handle. `stride` None: contiguous."""
+        """A pointer to the object of a handle. `stride` None: contiguous; `offset`: where in its memory it begins."""
         made: Pointer = torch.Tensor._make_wrapper_subclass(
             Pointer,
             shape if type(shape) is torch.Size else torch.Size(shape),
             strides=stride if stride is not None else _contiguous(shape),
+            storage_offset=offset,
             dtype=dtype,
             device=_CPU,
             requires_grad=requires_grad,
@@ -69,6 +76,10 @@ class Pointer(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks the first argument
         cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if len(types) > 1 and Unsized in types:
+            return Unsized.__torch_dispatch__(function, types, args, kwargs)
+        if draws(function):
+            return drawn(_dispatch, function, args, kwargs or {})
         return _dispatch(function, args, kwargs or {})
 
     # --- what it is ---------------------------------------------------------------------------------------
@@ -107,15 +118,13 @@ class Pointer(torch.Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch passes tensor_contents
         dtype = str(self.dtype).removeprefix("torch.")
         tags = " ".join(self.tags)
+        gone = ", gone" if self._handle._gone is not None else ""
         to = f" -> {self._handle.target.location.name}" if self._handle.target is not None else ""
         grad = ", requires_grad=True" if self.requires_grad else ""
         return (
             f"Pointer({self.location.name}:{self.id_at_location[:12]}{to}, {dtype} {list(self.shape)}"
-            f"{', ' + tags if tags else ''}{grad})"
+            f"{', ' + tags if tags else ''}{grad}{gone})"
         )
-
-    def __format__(self, spec: str) -> str:
-        return repr(self)
 
     # The base class's own is C, and would change the shape but not the object that is meant.
     @property
@@ -132,6 +141,14 @@ class Pointer(torch.Tensor):
 
     # --- values, awaited ----------------------------------------------------------------------------------
 
+    def __await__(self) -> Generator[Any, None, Pointer]:
+        """Itself, when its peer has made it; raises what that failed with. For the value: `await pointer.get()`."""
+        return self._made().__await__()
+
+    async def _made(self) -> Pointer:
+        await self._handle.recheck()
+        return self
+
     async def get(self, progress: Callable[[int, int], None] | None = None) -> torch.Tensor:
         """The value; a temporary that this pointer owns is given up by its peer. Of a chain: the next pointer.
 
@@ -144,17 +161,21 @@ class Pointer(torch.Tensor):
             await self._give_up("get() gave back what it pointed to")
             return target
         value = await self.fetch(progress)
-        if self._handle.owns:
-            await self._give_up("get() took it")
+        handle = self._handle
+        if handle.owns:
+            handle.check()
+            handle.give_up("get() took it: use the tensor that it returned; fetch() leaves it there")
+            handle.home.outbox.release(handle.id)
         return value
 
     async def fetch(self, progress: Callable[[int, int], None] | None = None) -> torch.Tensor:
         """The value, as a tensor of one's own; nothing changes at the peer. A grad that it has comes along."""
-        self._handle.check()
+        handle = self._handle
+        handle.check_awaited()
         try:
-            value = await self.location.fetch(self._handle, self.numel() * self.element_size(), progress)
+            value = await handle.home.fetch(handle, self.nbytes, progress)
         except NotFound:
-            await self._handle.recheck()
+            await handle.recheck()
             raise
         if self.requires_grad and self.is_leaf:
             value.requires_grad_()
@@ -185,22 +206,33 @@ class Pointer(torch.Tensor):
         """Send the data to `peer` directly; the pointer there. To where it is: does nothing.
 
         The holder gives its copy up only when the target has it safely. Only the owner may move a published object.
+        One that was computed from what requires a gradient stays as well: `backward()` needs it, and goes on from the
+        pointer there to this one, the gradient directly from peer to peer.
         """
+        check_peer(peer, "move()")
         if peer.id == self.location.id:
-            self._handle.check()
+            self._handle.check_awaited()
             return self
         moved = await self.location.transfer(self, peer, move=True)
-        self._handle.give_up(f"it was moved to {peer.name}; use the pointer that move() returned")
+        if moved.grad_fn is None:
+            self._handle.give_up(f"it was moved to {peer.name}; use the pointer that move() returned")
         return moved
 
     async def copy(self, peer: RemotePeer) -> Pointer:
         """Send a copy of the data to `peer` directly; the pointer there. A published object's copy is published."""
+        check_peer(peer, "copy()")
         return await self.location.transfer(self, peer, move=False)
 
-    async def send(self, peer: RemotePeer, tags: Sequence[str] | str = (), description: str = "") -> Pointer:
-        """Have `peer` hold a pointer to this object: a chain. No data move."""
+    async def send(self, *peers: RemotePeer, tags: Sequence[str] | str = (), description: str = "") -> Any:
+        """Have `peer` hold a pointer to this object: a chain. No data move. Several peers: a chain at each of them."""
         self._handle.check()
-        return await peer.link(self, tags, description)
+        for peer in peers:
+            check_peer(peer, "send()")
+        if len(peers) == 1:
+            return await peers[0].link(self, tags, description)
+        from grid.multi import send_to_all
+
+        return await send_to_all(self, peers, tags, description)
 
     async def remote_get(self) -> Pointer:
         """Of a chain: its holder pulls the data from where they are, and holds them itself from now on."""
@@ -209,7 +241,16 @@ class Pointer(torch.Tensor):
             raise BadRequest(f"{self!r} is no pointer to a pointer: remote_get() has nothing to pull")
         brought = await (target.move(self.location) if target._handle.owns else target._copy_to(self.location))
         await self._give_up("remote_get() replaced it")
-        self._handle = brought._handle
+        self.data = brought
+        return self
+
+    async def remote_send(self, peer: RemotePeer) -> Pointer:
+        """Its holder sends the data to `peer` and keeps a pointer to them: this one is a chain from now on."""
+        holder, moved = self.location, await self.move(peer)
+        if moved is self:
+            raise BadRequest(f"the data are at {peer.name} already: remote_send() to another peer")
+        self.data = moved  # should the next step fail, this is where they are
+        self.data = await holder.link(moved)
         return self
 
     async def _copy_to(self, peer: RemotePeer) -> Pointer:
@@ -233,6 +274,8 @@ class Pointer(torch.Tensor):
         async with self._handle.in_use():
             self._handle.record = await self.location.edit(self._handle.id, **changes)
         self._handle.owns = False  # published: it outlives its pointers
+        if self._handle.target is None and not (self.is_contiguous() and not self.storage_offset()):
+            self.data = Pointer.of(self._handle, self.dtype, self.shape)  # what is stored is stored without gaps
         return self
 
     async def delete(self) -> None:
@@ -250,63 +293,14 @@ class Pointer(torch.Tensor):
         elif handle.target is not None:
             await handle.home.delete([handle.id])
 
-    # --- what needs the value -----------------------------------------------------------------------------
 
-    def _needs_await(self, call: str) -> NoReturn:
-        raise NeedsAwait(
-            f"{call} needs the value, which is at {self.location.name}: use (await pointer.get()) or (await "
-            f"pointer.fetch()) first, or keep computing on the pointer",
-            peer=self.location.name,
-        )
-
-    def __bool__(self) -> NoReturn:
-        self._needs_await("bool()")
-
-    def __float__(self) -> NoReturn:
-        self._needs_await("float()")
-
-    def __int__(self) -> NoReturn:
-        self._needs_await("int()")
-
-    def __index__(self) -> NoReturn:
-        self._needs_await("an index")
-
-    def __complex__(self) -> NoReturn:
-        self._needs_await("complex()")
-
-    def __contains__(self, item: object) -> NoReturn:
-        self._needs_await("in")
-
-    def __array__(self, *_: Any, **__: Any) -> NoReturn:
-        self._needs_await("a numpy array")
-
-    def item(self) -> NoReturn:
-        self._needs_await(".item()")
-
-    def tolist(self) -> NoReturn:
-        self._needs_await(".tolist()")
-
-    def numpy(self, *_: Any, **__: Any) -> NoReturn:
-        self._needs_await(".numpy()")
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
-        """A copy of the data at the same peer."""
-        with torch.no_grad():
-            made = self.clone()
-        made.requires_grad_(self.requires_grad)
-        if isinstance(self, torch.nn.Parameter):
-            made = torch.nn.Parameter(made, self.requires_grad)
-        memo[id(self)] = made
-        return made
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise BadRequest(
-            "a pointer cannot be pickled: it is good only in the session that made it. Publish the object "
-            "(await pointer.tag('#...')) and search for it elsewhere"
-        )
-
-
+# What traces calls (torch.func.linearize) takes tensors of classes that are not in this list for constants, and what
+# is computed from them as well. There is no other way into it.
+if isinstance(getattr(proxy_tensor, "HANDLED_TYPES", None), tuple):
+    proxy_tensor.HANDLED_TYPES = (*proxy_tensor.HANDLED_TYPES, Pointer)  # type: ignore[assignment]  # of any length
 _dispatch = Dispatch(Pointer)
+Unsized.dispatch = _dispatch.awaited.of_unsized
+Unsized.pointer_to = lambda handle, result: Pointer.of(handle, result.dtype, result.shape, result.stride)
 
 
 def _contiguous(shape: Sequence[int]) -> list[int]:

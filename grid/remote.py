@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,10 +13,13 @@ import torch
 
 from compute.dtypes import DTYPE_OF, NAME_OF
 from compute.values import header_of, tensor_bytes, tensor_from
+from grid.blocking import block, can_block, check_loop, check_own_loop
+from grid.crossing import crossed
 from grid.fresh import fresh
 from grid.handing import hand_over
 from grid.handle import Handle
 from grid.ids import fresh_id
+from grid.multi import MultiPointer
 from grid.outbox import Outbox
 from grid.pointer import Pointer
 from grid.saving import Source, save_object
@@ -28,10 +32,12 @@ from peer.links import Links
 from peer.membership import Member
 from peer.payloads import JoinedPayload, Payload, read_all
 from peer.resuming import Download, Others, Progress, upload
+from peer.seeds import SEED
 from peer.uploading import undoing
 from protocol import limits
 from protocol.codec import Buffer
 from protocol.errors import BadRequest, BadTensor, GridError
+from protocol.rows import unpack_rows
 from protocol.tensors import TensorHeader
 from search.tags import parse_tags
 
@@ -42,12 +48,13 @@ if TYPE_CHECKING:
 class RemotePeer:
     """A peer of the grid. Connections are opened when they are first needed.
 
-    Awaited: `send` (a tensor, a module), `status`, `clear`, `delete`. `name` and `id` are what it is found by.
+    Awaited: `send` (a tensor, a module), `objects`, `status`, `clear`, `delete`. It is found by `name` and `id`.
     """
 
     def __init__(self, member: Member, links: Links, asker: str, loop: asyncio.AbstractEventLoop) -> None:
         self.member = member
         self.asker = asker
+        self.loop = loop
         self._links = links
         self._elsewhere = Elsewhere(links, asker, links.members)
         self.outbox = Outbox(links.lasting(member), loop)
@@ -93,9 +100,12 @@ class RemotePeer:
         progress: Progress | None = ...,
     ) -> RemoteModule: ...
 
+    @overload
+    async def send(self, value: Mapping[str, Any]) -> Any: ...
+
     async def send(
         self,
-        value: torch.Tensor | torch.nn.Module,
+        value: torch.Tensor | torch.nn.Module | Mapping[str, Any],
         tags: Sequence[str] | str = (),
         description: str = "",
         private: bool = False,
@@ -104,7 +114,7 @@ class RemotePeer:
         example: Any = None,
         progress: Progress | None = None,
     ) -> Any:
-        """Put a tensor or a module on this peer.
+        """Put a tensor, a module, or a dict of tensors (a state dict) on this peer.
 
         Without tags it is a temporary: it goes with its last pointer. With tags it is published: durable, found by
         search, read-only. `private`: others may find it and compute on it, but only you take its value, or that of
@@ -120,8 +130,16 @@ class RemotePeer:
             from grid.modules import send_module
 
             return await send_module(self, value, parse_tags(tags), description, private, name, example, progress)
+        if isinstance(value, Mapping):
+            from grid.modules import send_state
+
+            if tags or description or private or name:
+                raise BadRequest("a dict of tensors is sent as temporaries: to publish a model, send the module")
+            return await send_state(self, value)
         if isinstance(value, Pointer):
-            return await value.send(self, tags, description)
+            return await value.send(self, tags=tags, description=description)
+        if isinstance(value, MultiPointer):
+            return await value.send(self)
         if not isinstance(value, torch.Tensor):
             raise BadRequest(f"send takes a tensor or a module, not {type(value).__name__}: torch.as_tensor(...) first")
         return await self._send_tensor(value, parse_tags(tags), description, private, name, progress)
@@ -140,7 +158,7 @@ class RemotePeer:
         record = await self.put(fresh_id(), {**fields, **header.to_wire()}, [tensor_bytes(tensor)], progress)
         handle = Handle(self, record["id"], owns=not record["published"], record=record)
         made = Pointer.of(handle, tensor.dtype, header.shape, requires_grad=tensor.requires_grad and tensor.is_leaf)
-        if isinstance(tensor.grad, torch.Tensor) and made.requires_grad:
+        if made.requires_grad and isinstance(tensor.grad, torch.Tensor):
             try:
                 made.grad = await self._send_tensor(tensor.grad, (), "", private, None, None)
             except asyncio.CancelledError:
@@ -148,6 +166,18 @@ class RemotePeer:
                     self._links.lasting(self.member).post("delete", {"ids": [handle.id]}).add_done_callback(forget)
                 raise
         return made
+
+    def manual_seed(self, seed: int) -> None:
+        """The random numbers of your operations at this peer begin anew: from here on they are those that local torch
+        draws after `torch.manual_seed(seed)`. It takes its place among the operations, and is not awaited.
+
+        Dropout, `normal_`, `rand_like`, `bernoulli` and all else there draw from the one sequence, whichever of your
+        sessions asks; numbers drawn for others' private data come from a sequence of their own, of the same seed.
+        """
+        if type(seed) is not int or not 0 <= seed <= limits.MAX_ID:
+            raise BadRequest(f"a seed is an integer from 0 to 2**63 - 1, not {seed!r}")
+        check_loop(self)
+        self.outbox.post([SEED, [seed], {}, []], ())
 
     async def put(
         self, id: bytes, fields: dict[str, Any], data: Sequence[Buffer] | Payload, progress: Progress | None = None
@@ -158,6 +188,7 @@ class RemotePeer:
         of them than memory. When the line breaks a large one goes on over another (peer/resuming.py). The id is this
         call's alone: cancelled, it deletes what came of it, and waits for nothing.
         """
+        check_own_loop(self)
         payload: Payload = JoinedPayload(data) if isinstance(data, Sequence) else data
         args = {"id": id, **fields}
         if payload.nbytes > limits.INLINE_PAYLOAD:
@@ -198,12 +229,14 @@ class RemotePeer:
     async def fetch(self, handle: Handle, nbytes: int, progress: Progress | None = None) -> torch.Tensor:
         """The value of a tensor object; see Pointer.fetch."""
         if nbytes <= limits.INLINE_PAYLOAD:
-            small = self.outbox.run_and_fetch(handle.id)
+            # What is published is no temporary: it is fetched in a request of its own.
+            small = self.outbox.run_and_fetch(handle.id) if handle.owns else None
             if small is None:
                 answer = await (await self.outbox.flush()).request("fetch", {"id": handle.id})
             else:
                 answer = await small
-            header, data = TensorHeader.from_wire(answer.result), await _into_memory(answer)
+            header = TensorHeader.from_wire(answer.result)
+            data = answer.payload if answer.stream is None else await _into_memory(answer)
         else:
             header, download = await self.open_download(
                 handle, progress, others=self._elsewhere.of_record(handle.record)
@@ -213,7 +246,6 @@ class RemotePeer:
                 name = TensorName(header)
                 await asyncio.to_thread(name.update, data)
                 name.check(download.content)
-        header.check_payload(len(data))
         return tensor_from(header, data)
 
     async def open_download(
@@ -261,6 +293,7 @@ class RemotePeer:
 
     async def request(self, op: str, args: dict[str, Any], payload: bytes = b"") -> dict[str, Any]:
         """Ask it, after everything queued so far; the result map."""
+        check_own_loop(self)
         return (await (await self.outbox.flush()).request(op, args, payload)).result
 
     async def edit(self, id: bytes, **changes: Any) -> dict[str, Any]:
@@ -276,6 +309,17 @@ class RemotePeer:
     async def clear(self) -> int:
         """Delete everything of yours on this peer, published objects too; how many."""
         return int((await self.request("clear", {}))["deleted"])
+
+    async def objects(self) -> list[dict[str, Any]]:
+        """What you have on this peer, of all your sessions: what it says of each (as `pointer.record`), temporaries
+        first; at most limits.MAX_HITS. `dtype` and `shape` of what was computed there are None where they were never
+        asked for. `clear()` deletes all of it."""
+        if _background:
+            await asyncio.wait(set(_background))
+        await self.outbox.settle()  # results that nobody wants any more are let go when they are there
+        answer = await (await self.outbox.flush()).request("mine", {})
+        rows = answer.payload if answer.stream is None else await _into_memory(answer)
+        return [{**row, "peer": self.name} for row in unpack_rows(rows, limits.MAX_HITS)]
 
     def statistics(self) -> Statistics:
         """What the connections between this client and that peer carried so far, those that are over included.
@@ -295,26 +339,49 @@ class RemotePeer:
 
     async def link(self, target: Pointer, tags: Sequence[str] | str = (), description: str = "") -> Pointer:
         """Have this peer hold a pointer to `target`; see Pointer.send."""
+        check_own_loop(self)
         await target.location.outbox.flush()
         fields = self._link_fields(target, fresh_id())
         fields.update(tags=list(parse_tags(tags)), description=description)
         record = _record(await (await self.outbox.flush()).request("link", fields))
         handle = Handle(self, record["id"], owns=not record["published"], record=record, target=target)
-        return Pointer.of(handle, target.dtype, target.shape)
+        return _like(target, handle)
 
     def link_soon(self, target: Pointer) -> Pointer:
         """The same without waiting, for the result of an operation on a chain."""
         handle = Handle(self, fresh_id(), owns=True, target=target)
-        task = asyncio.get_running_loop().create_task(self._link_now(handle, target))
-        _background.add(task)
-        task.add_done_callback(_background.discard)
-        return Pointer.of(handle, target.dtype, target.shape)
+        if can_block():
+            block(self, lambda: self._link_now(handle, target))
+        else:
+            task = self.loop.create_task(self._link_now(handle, target))
+            _background.add(task)
+            task.add_done_callback(_background.discard)
+        return _like(target, handle)
+
+    def put_soon(self, handle: Handle, fields: dict[str, Any], data: bytes) -> None:
+        """A small value put there before every operation that is queued after this. Its failure is its handle's."""
+
+        def heard(answer: Response | GridError) -> None:
+            if isinstance(answer, GridError):
+                handle.fail(answer)
+
+        async def put() -> None:
+            asked = self._links.lasting(self.member).post("put", {"id": handle.id, **fields}, data, heard)
+            asked.add_done_callback(forget)
+
+        if can_block():
+            block(self, put)
+        else:
+            with contextlib.suppress(StopIteration):
+                put().send(None)
 
     async def _link_now(self, handle: Handle, target: Pointer) -> None:
         try:
             await (await self.outbox.flush()).request("link", self._link_fields(target, handle.id))
         except GridError as error:
             handle.fail(error)
+        if handle._gone is not None:
+            self.outbox.release(handle.id)  # it was given up before it was there
 
     def _link_fields(self, target: Pointer, id: bytes) -> dict[str, Any]:
         header = TensorHeader(NAME_OF[target.dtype], tuple(target.shape))
@@ -330,6 +397,10 @@ class RemotePeer:
         handle = pointer._handle
         id = handle.id if move else fresh_id()
         publish = handle.is_published if publish is None else publish
+        if pointer.requires_grad and not pointer.is_leaf and torch.is_grad_enabled():
+            # What it was made by needs it still, to run backward: it stays, and the gradient comes back to it.
+            there = await self.transfer(pointer.detach(), target, move=False, publish=False)  # type: ignore[arg-type]
+            return crossed(pointer, there)
         async with handle.in_use():
             record = await self.hand_over(handle.id, target, id, move=move, publish=publish)
         made = Handle(target, record["id"], owns=not record["published"], record=record, target=handle.target)
@@ -362,6 +433,12 @@ def _undo(link: Lasting, asked: asyncio.Future[Response], args: dict[str, Any]) 
     """A put that nobody waits for was answered."""
     if not asked.cancelled() and asked.exception() is None:
         link.post(*undoing(args)).add_done_callback(forget)
+
+
+def _like(target: Pointer, handle: Handle) -> Pointer:
+    """A pointer to a pointer: operations run on the object that it leads to, as that lies in its memory."""
+    offset = int(target.storage_offset())
+    return Pointer.of(handle, target.dtype, target.shape, target.stride(), offset=offset)
 
 
 def _record(answer: Response) -> dict[str, Any]:

@@ -1,33 +1,18 @@
-"""How the command line shows things: tables, records, sizes, progress. No command is decided here."""
+"""How the command line shows things: tables, records, sizes, values. No command is decided here."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Table
 
 from peer.store.sqlite_errors import RESTORE
 from protocol.errors import BadRequest
@@ -35,7 +20,6 @@ from protocol.errors import BadRequest
 if TYPE_CHECKING:
     from grid.hits import Hits
     from grid.mesh import PeerInfo, Records
-    from peer.resuming import Wait
 
 _PIPE_WIDTH = 1_000  # columns where no terminal says how many: a script's table is not cut
 _MAX_LISTED = 20  # commands that are spelled out
@@ -52,65 +36,6 @@ def out() -> Console:
 def json_out(value: Any) -> None:
     """One JSON value on standard output."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
-
-
-@contextlib.contextmanager
-def progress(title: str, after: str = "") -> Iterator[Bar]:
-    """A bar with rate and time left on standard error, where that is a terminal. `after` says what is waited for when
-    all bytes are done."""
-    foldable = Column(no_wrap=False)
-    columns = (TextColumn("{task.description}", table_column=foldable), BarColumn(20), DownloadColumn(), _Pace())
-    screen = Console(stderr=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-        yield Bar(bars, escape(clean(title)), after)
-
-
-class Bar:
-    """Shows how far a transfer is: call it with (bytes done, bytes in all), and `waiting` when nothing moves."""
-
-    def __init__(self, bars: Progress, title: str, after: str) -> None:
-        self._bars = bars
-        self._title = title
-        self._after = after
-        self._task = bars.add_task(title, total=None, wait=None)
-
-    def __call__(self, done: int, total: int) -> None:
-        now = f"{self._title}, {self._after}" if self._after and done >= total else self._title
-        self._bars.update(self._task, completed=done, total=total, description=now, wait=None)
-
-    def waiting(self, wait: Wait | None) -> None:
-        """The peer is away; None: it is there again."""
-        self._bars.update(self._task, wait=wait)
-
-
-class _Pace(ProgressColumn):
-    """Rate and time left; while a peer is away, how long it is waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._rate, self._left = TransferSpeedColumn(), TimeRemainingColumn()
-
-    def render(self, task: Task) -> Text:
-        wait: Wait | None = task.fields["wait"]
-        if wait is not None:
-            return Text(wait_text(wait, time.monotonic()), style="progress.remaining")
-        return Text(" ").join((self._rate.render(task), self._left.render(task)))
-
-
-def wait_text(wait: Wait, now: float) -> str:
-    """waiting for bob, 12 s of 60"""
-    return f"waiting for {clean(wait.name)}, {min(now - wait.since, wait.patience):.0f} s of {wait.patience:g}"
-
-
-@contextlib.contextmanager
-def waiting(title: str) -> Iterator[None]:
-    """A sign of life and the time so far on standard error, where that is a terminal, while something goes on elsewhere
-    of which nobody says how far it is."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    screen = Console(stderr=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-        bars.add_task(escape(clean(title)), total=None)
-        yield
 
 
 # --- words ------------------------------------------------------------------------------------------------
@@ -292,6 +217,29 @@ def status_table(statuses: Iterable[Mapping[str, Any]]) -> Table:
                 status["workers"],
             )
             for status in statuses
+        ),
+    )
+
+
+def print_unprotected(statuses: Iterable[Mapping[str, Any]]) -> None:
+    """Of peers whose workers the system does not confine, or not with all that there is."""
+    for status in statuses:
+        said = status.get("sandbox", "confined")
+        if said != "confined":
+            line = f"workers of {clean(status['name'])} are protected by: {clean(said)}"
+            out().print(escape(line), style="bold red" if said.startswith("NONE") else "", soft_wrap=True)
+
+
+def principals_table(principals: Iterable[Mapping[str, Any]]) -> Table:
+    return table(
+        "computes",
+        "workers",
+        "memory",
+        "processor time",
+        "killed",
+        rows=(
+            (each["id"][:12], each["workers"], size(each["held"]), duration(each["cpu"]), each["kills"])
+            for each in principals
         ),
     )
 

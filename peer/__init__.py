@@ -3,6 +3,7 @@
 Files in import order:
 
     folders.py      where things are kept on this machine
+    machine.py      what the machine has to give, and what other processes take of it
     keys.py         Ed25519 keys
     transport.py    WebSockets as the grid uses them
     liveness.py     whether the other end of a line is still there
@@ -34,17 +35,21 @@ Files in import order:
     buffers.py      shared memory for values (over worker/memory.py)
     store/          published objects: SQLite and safetensors files
     worker/         the processes that run operations
+    watching.py     what they take of this machine: looked at, booked, bounded
     workers.py      starts, finds and ends them
     objects.py      all objects of a peer, found under one rule
     spans.py        values of temporaries on their way out, parts of stored files among them
     secrecy.py      what private data must not tell besides their values: decides
     operations.py   operations as they come: their form, what they name and change
     batches.py      operations on their way to workers, and what became of them
+    taking.py       the value of a temporary, until somebody has it
     at_once.py      the lean path: operations for which nothing has to be waited
+    seeds.py        what random numbers begin with, in each worker: decides
     execution.py    operations and programs to workers, in order
     arrivals.py     what is coming in, checked before it is read
     intake.py       one value on its way in: into memory, or into the store
     uploads.py      values on their way in that survive the line over which they come
+    publications.py temporaries that become published
     exports.py      values on their way out that may be asked for again from the middle
     transfers.py    put, fetch, publish, remove
     tickets.py      the leave to collect an object: decides

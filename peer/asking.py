@@ -105,16 +105,25 @@ class Asking:
             self._ask(op, args, body, source, future)
         return future
 
-    def ask(self, future: Asked, op: str, args: dict[str, Any], payload: bytes, once: int | None, seen: int) -> None:
+    def ask(
+        self,
+        future: Asked,
+        op: str,
+        args: dict[str, Any],
+        payload: bytes,
+        once: int | None,
+        seen: int,
+        now: bool = False,
+    ) -> None:
         """`post` of what has a future already; for `once` and `seen` see Request. If the connection ends before the
-        answer came, `future.lost` is called."""
+        answer came, `future.lost` is called. With `now` it leaves at once where that can be."""
         body, source = split(payload) if payload else (b"", None)
         if self._sending.is_over:
             future.lost(self._lost(op))
         elif self._held or not self._may_ask(source):
             self._held.append(_Held(op, args, bytes(body), source, future, once, seen))
         else:
-            self._ask(op, args, body, source, future, once, seen)
+            self._ask(op, args, body, source, future, once, seen, now)
 
     def _may_ask(self, source: Payload | None) -> bool:
         is_free = self._session.unanswered < limits.MAX_REQUESTS
@@ -129,6 +138,7 @@ class Asking:
         future: Asked,
         once: int | None = None,
         seen: int | None = None,
+        now: bool = False,
     ) -> None:
         try:
             made = self._session.request(op, args, body, source.nbytes if source is not None else 0, once, seen)
@@ -144,7 +154,10 @@ class Asking:
         future.is_sent = True
         if future.then is None:
             future.on_cancel = lambda: self._given_up(made)
-        self._sending.kick()
+        if now:
+            self._sending.send_now()
+        else:
+            self._sending.kick()
 
     def _given_up(self, request: Request) -> None:
         if self._waiting.pop(request.id, None) is None or self._sending.is_over:
@@ -158,7 +171,7 @@ class Asking:
     def resolve(self, reply: Reply, stream: IncomingStream | None) -> None:
         """The answer came; its payload beside it, or as this stream."""
         payload = reply.payload
-        if len(payload):
+        if payload:
             self._traffic.value_received(reply.result, len(payload))
             payload = owned(payload)
         future = self._waiting.pop(reply.id, None)

@@ -1,11 +1,12 @@
 """The lean path: operations of which one worker has everything already, so that nothing has to be waited for.
 
-It has no task of its own: `worker_at_hand` decides whether a request may go this way, `Hearing` takes the answer.
+It has no task of its own: `at_hand` decides whether a request may go this way, `Hearing` takes the answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from compute.writes import written_positions
@@ -17,37 +18,74 @@ from peer.workers import WorkerPool
 from protocol.errors import GridError
 
 NO_LABELS: Final[frozenset[str]] = frozenset()
-Then = Callable[[list[Fault | None], Snapshot | GridError], None]
-"""Is told, once, the fault of each operation (or None), and the value that was wanted."""
+Then = Callable[[list[Fault | None], Snapshot | GridError | None], None]
+"""Is told, once, the fault of each operation (or None), and the value if one was wanted."""
 
 
-def worker_at_hand(
-    objects: Objects, workers: WorkerPool, asker: str, operations: Sequence[Any], made: dict[bytes, None]
-) -> Worker | None:
-    """The worker without labels, if it has all inputs of these operations already; collects what they make.
+@dataclass(frozen=True, slots=True)
+class AtHand:
+    """The worker that has everything; the ids of what the operations make; whether they change anything in place."""
+
+    worker: Worker
+    made: dict[bytes, None]
+    is_writing: bool
+
+
+def at_hand(
+    objects: Objects, workers: WorkerPool, asker: str, operations: Sequence[Any], wanted: bytes | None
+) -> AtHand | None:
+    """The worker without labels, if it has all inputs of these operations already, and makes or made what is wanted.
 
     BadRequest: what came are not operations.
     """
     worker = workers.find(asker, NO_LABELS)
     if worker is None or not worker.is_ready:
         return None
+    made: dict[bytes, None] = {}
+    is_writing = False
+    temporary, holds = objects.temporary, worker.holds
     for operation in operations:
         name, args, kwargs, outs = check_operation(operation)
-        if not outs or written_positions(name):
-            return None
         for id in flat_references(args, kwargs):
             if id in made:
                 continue
-            held = objects.at_hand(asker, id)
-            if held is None or held.labels or not worker.holds(id):
+            held = temporary(id)
+            # Nearly all are one's own results that are in this worker; `_is_there` is for the others.
+            is_own = held is not None and held.worker is worker and held.owner == asker and not held.labels
+            if not (is_own and holds(id)) and not _is_there(objects, asker, worker, id):
                 return None
-            if type(held) is Temporary and held.worker is not worker:
+        positions = written_positions(name)
+        if positions:
+            if not _may_write(objects, positions, args):
                 return None
+            is_writing = True
         for out in outs:
             if out in made:
                 return None
             made[out] = None
-    return worker
+    if wanted is not None and wanted not in made:
+        if not _is_there(objects, asker, worker, wanted) or not worker.has_made(wanted):
+            return None
+    return AtHand(worker, made, is_writing)
+
+
+def _is_there(objects: Objects, asker: str, worker: Worker, id: bytes) -> bool:
+    held = objects.at_hand(asker, id)
+    if held is None or held.labels or not worker.holds(id):
+        return False
+    return type(held) is not Temporary or held.worker is worker
+
+
+def _may_write(objects: Objects, positions: Sequence[int], args: list[Any]) -> bool:
+    """Whether nothing more is to be looked at before these arguments are changed (operations.written_by)."""
+    if len(args) <= max(positions):
+        return False
+    for position in positions:
+        given = args[position]
+        held = objects.temporary(given) if type(given) is bytes else None
+        if held is not None and held.is_being_published:
+            return False
+    return True
 
 
 class Hearing:
@@ -79,13 +117,14 @@ class Hearing:
     def set_exception(self, error: GridError) -> None:
         self._then([], error)
 
-    def set_result(self, result: tuple[list[Result], Exported | GridError]) -> None:
+    def set_result(self, result: tuple[list[Result], Exported | GridError | None]) -> None:
         done, value = result
         settle = self._results.settle
-        pairs = zip(self._operations, done, strict=True)
-        made = self.made
-        faults = [settle([made[out] for out in operation[3]], each, self._worker) for operation, each in pairs]
-        if isinstance(value, GridError):
+        find, worker = self.made.__getitem__, self._worker
+        faults: list[Fault | None] = []
+        for operation, each in zip(self._operations, done, strict=True):
+            faults.append(settle(map(find, operation[3]), each, worker))
+        if value is None or isinstance(value, GridError):
             self._then(faults, value)
         elif isinstance(value.data, Span):
             self._open(value, lambda opened: self._then(faults, opened))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from compute.writes import written_positions
@@ -82,7 +82,7 @@ class Results:
                 self._objects.add(Temporary(id, asker, lease, frozenset(), time.time(), failure=error))
         return error.to_fault()
 
-    def settle(self, made: Sequence[Temporary], result: Result, worker: Worker) -> Fault | None:
+    def settle(self, made: Iterable[Temporary], result: Result, worker: Worker) -> Fault | None:
         """Note what became of one operation: the headers of its results, or the fault.
 
         `made` are the very temporaries that were registered for it: one of them may have been released meanwhile, and

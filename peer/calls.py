@@ -65,16 +65,12 @@ class Traffic:
 
     def value_sent(self, described: dict[str, Any], nbytes: int) -> None:
         """A payload that rode beside its header: it counts if that describes an object's value; rows are none."""
-        if nbytes and _is_value(described):
+        if nbytes and ("dtype" in described or "spec_bytes" in described):
             self._counts["payload_sent"] += nbytes
 
     def value_received(self, described: dict[str, Any], nbytes: int) -> None:
-        if nbytes and _is_value(described):
+        if nbytes and ("dtype" in described or "spec_bytes" in described):
             self._counts["payload_received"] += nbytes
-
-
-def _is_value(described: dict[str, Any]) -> bool:
-    return "dtype" in described or "spec_bytes" in described
 
 
 @dataclass(frozen=True, slots=True)

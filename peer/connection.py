@@ -68,7 +68,6 @@ class Connection:
         self._serving = Serving(session, sending, receiving, traffic, room, handler, at_once, ledger)
         self.ask = self._asking.ask  # for what asks again where this connection ends; `post` is for all others
         sending.on_room = self._begin_held
-        self._queued = 0  # messages that came and wait in the socket's queue for the reader
         self._ending: asyncio.Task[None] | None = None
         self.on_over: Callable[[LinkError | None], None] | None = None  # told at once when it is over, and why
         self._reason: LinkError | None = None
@@ -125,7 +124,7 @@ class Connection:
 
     def send_now(self) -> None:
         """Send what was posted now, if that can be done, and not at the end of this turn of the loop."""
-        self._sending.hurry()
+        self._sending.send_now()
 
     def give_up(self, why: str) -> None:
         """The line is dead, though it is open: end it at once. What waits for it fails with PeerLost."""
@@ -155,7 +154,7 @@ class Connection:
         taken = 0
         while True:
             size, events = await receive(self._socket, self._session)
-            self._queued = max(self._queued - 1, 0)
+            self._socket.queued = max(self._socket.queued - 1, 0)
             self._on_message(size, events)
             taken += size + _MESSAGE_COST
             if taken > limits.CHUNK:  # recv does not yield while messages are queued
@@ -168,8 +167,7 @@ class Connection:
     def _take(self, message: bytes | bytearray) -> bool:
         """A message that just came. Taken at once if nothing waits before it, and there is room for what it brings;
         else it is for the reader."""
-        if self._queued or self.is_closed or self._is_full:
-            self._queued += 1
+        if self._socket.queued or self._sending.is_over or self._is_full:
             return False
         try:
             self._on_message(len(message), self._session.receive(message))
@@ -182,15 +180,23 @@ class Connection:
 
     def _on_message(self, size: int, events: list[Event]) -> None:
         self._traffic.message_received(size)
+        may_send_more = False
         for event in events:
-            self._on_event(event)
-        if self._sending.has_data:
+            if type(event) is Reply:
+                stream = None if event.stream is None else self._receiving.open(event.stream, event.nbytes)
+                self._asking.resolve(event, stream)
+            elif type(event) is Request:
+                self._on_request(event)
+            else:
+                self._on_event(event)
+                may_send_more = True
+        if self._session.has_data or (may_send_more and self._sending.has_data):
             self._sending.kick()
 
     # What Direct asks for (Places): chunks that go straight to where they belong.
 
     def place(self, stream: int, offset: int, nbytes: int) -> memoryview | None:
-        if self._queued or self._socket.sink is None or self.is_closed or self._is_full:
+        if self._socket.queued or self._socket.sink is None or self.is_closed or self._is_full:
             return None  # it has to keep its order, and may have to wait
         return self._receiving.place(stream, offset, nbytes) if self._session.expects(stream, offset, nbytes) else None
 
@@ -219,10 +225,6 @@ class Connection:
 
     def _on_event(self, event: Event) -> None:
         match event:
-            case Request():
-                self._on_request(event)
-            case Reply():
-                self._asking.resolve(event, self._receiving.open(event.stream, event.nbytes))
             case Chunk():
                 self._receiving.feed(event)
             case Fault():
@@ -232,11 +234,12 @@ class Connection:
 
     def _on_request(self, request: Request) -> None:
         payload = request.payload
-        if len(payload):
+        if payload:
             self._traffic.value_received(request.args, len(payload))
             payload = owned(payload)
-        stream = self._receiving.open(request.stream, request.nbytes)
-        if stream is not None:
+        stream = None
+        if request.stream is not None:
+            stream = self._receiving.open(request.stream, request.nbytes)
             self._receiving.watch(stream)
         call = Call(self, request.op, request.args, payload, stream)
         self._serving.serve(request.id, call, request.once, request.seen)

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from websockets.frames import apply_mask  # type: ignore[attr-defined]  # the fast one, where the library has it
 from websockets.protocol import CLIENT, State
 
-from peer.transport import LowWater, Socket, is_between_frames, waiting_to_be_read
+from peer.transport import LowWater, Socket, is_between_frames, waiting_to_be_read, whole_message
 from protocol import codec, limits, messages
 from protocol.codec import FrameType
 from protocol.errors import ProtocolError
@@ -82,6 +82,7 @@ class Direct(asyncio.BufferedProtocol):
         self._low_water = LowWater(socket)
         # What came before may have left the library within a frame: then its end has to be found first.
         self._is_in_step = False
+        self._scratch = _scratch()
         socket.transport.set_protocol(self)
 
     def forget(self, stream: int) -> None:
@@ -100,17 +101,19 @@ class Direct(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         arriving = self._arriving
         if arriving is None:
-            return _scratch()[: _NEAR_CHUNKS if self._is_near_chunks else _SCRATCH]
+            return self._scratch[:_NEAR_CHUNKS] if self._is_near_chunks else self._scratch
         if arriving.chunk is None:
-            return _scratch()[: arriving.nbytes - arriving.at]
+            return self._scratch[: arriving.nbytes - arriving.at]
         return arriving.target[arriving.at :]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._heard()
-        if self._arriving is None:
-            self._take(_scratch()[:nbytes])
-        else:
+        if self._arriving is not None:
             self._filled(self._arriving, nbytes)
+            return
+        data = self._scratch[:nbytes]
+        if self._through or self._head or not self._is_in_step or not self._hand_over(data):
+            self._take(data)
 
     def eof_received(self) -> bool | None:
         self._give_library(self._head)
@@ -142,11 +145,25 @@ class Direct(asyncio.BufferedProtocol):
             elif not (size := _frame_size(data)) or (start := self._payload_start(data, size)) > len(data):
                 self._head = bytes(data)  # at most a chunk's heads
                 return
-            elif (arriving := self._chunk_in(data, size, start)) is not None:
+            elif start and (arriving := self._chunk_in(data, size, start)) is not None:
                 data = self._begin(arriving, data[start:])
+            elif size < len(data) and self._hand_over(data[:size]):
+                data = data[size:]
             else:
                 self._is_near_chunks = False
                 self._through = size
+
+    def _hand_over(self, data: memoryview) -> bool:
+        """Give the socket's sink the message that these bytes are, where that is a short one in one frame; whether it
+        took it."""
+        sink, protocol = self._socket.sink, self._socket.protocol
+        if sink is None or protocol.current_size is not None or protocol.state is not State.OPEN:
+            return False
+        message = whole_message(data, is_masked=self._is_masked)
+        if message is None or not sink(message):
+            return False
+        self._is_near_chunks = False
+        return True
 
     def _pass_on(self, data: memoryview) -> memoryview:
         size = min(self._through, len(data))
@@ -190,7 +207,7 @@ class Direct(asyncio.BufferedProtocol):
     def _chunk_in(self, data: memoryview, size: int, start: int) -> _Arriving | None:
         """The chunk whose heads these are, if somebody has a place for it."""
         protocol, places = self._socket.protocol, self._places
-        if not start or places is None or protocol.state is not State.OPEN or protocol.current_size is not None:
+        if places is None or protocol.state is not State.OPEN or protocol.current_size is not None:
             return None
         try:
             header = codec.unpack_header(self._unmasked(data, self._message_at + codec.PRELUDE_BYTES, start))

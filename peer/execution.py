@@ -12,28 +12,28 @@ memory, leaves that process only under those labels.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from compute.dependent import may_tell_values
 from peer import permissions, secrecy
-from peer.at_once import NO_LABELS, Hearing, Then, worker_at_hand
+from peer.asking import forget
+from peer.at_once import NO_LABELS, Hearing, Then, at_hand
 from peer.batches import Batch, Fault, Results, Snapshot
-from peer.buffers import Buffer
 from peer.leases import LeaseKey
-from peer.objects import Held, Objects, Published, Temporary, show_id
-from peer.operations import check_count, check_operation, references, written_by
-from peer.spans import Spans, StoredSpan, Value, release
+from peer.objects import ID_BYTES, Held, Objects, Published, Temporary, show_id
+from peer.operations import Operation, check_count, check_operation, references, written_by
+from peer.seeds import SEED, Seeds, check_seed
+from peer.spans import Spans, StoredSpan, release
 from peer.store.store import Store
-from peer.worker.remote import BlockHashes, Exported, Span, Worker
+from peer.taking import Taking
+from peer.worker.remote import BlockHashes, Worker
 from peer.workers import WorkerPool
 from protocol import limits
-from protocol.errors import BadRequest, GridError, WorkerLost
+from protocol.errors import BadRequest, GridError
 from protocol.tensors import TensorHeader
-
-Exporting = tuple[Worker, asyncio.Future[Exported]]
 
 
 class Execution:
@@ -46,8 +46,10 @@ class Execution:
         self._results = Results(objects)
         self._spans = Spans(store)
         self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # each as long as it is held
-        self._wrote: dict[Worker, int] = {}  # workers in which something was changed in place, and how often
+        # Workers in which something was changed in place, and how often. Weak: one may be noted that is gone already.
+        self._wrote: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
         self._alive: set[Worker] = set()
+        self._seeds = Seeds()
         self._programs = secrecy.KnownPrograms()
 
     def lane(self, asker: str) -> asyncio.Lock:
@@ -77,6 +79,7 @@ class Execution:
         check_count(operations)
         batch = Batch([check_operation(operation) for operation in operations])
         async with self.lane(asker):
+            release = self._release_unused(asker, release, batch.operations, fetch)
             for index in range(len(batch.operations)):
                 try:
                     await self._place(asker, lease, batch, index)
@@ -85,22 +88,27 @@ class Execution:
             batch.submit()
             value = None if fetch is None else self.take(asker, await self._objects.find(asker, fetch))
             self.release_own(asker, release)
-        for worker, indices, results in batch.submitted:
-            for index, result in zip(indices, await results, strict=True):
-                batch.faults[index] = self._results.settle(batch.made[index], result, worker)
-        return batch.faults, None if value is None else await value
+        try:
+            for worker, indices, results in batch.submitted:
+                for index, result in zip(indices, await results, strict=True):
+                    batch.faults[index] = self._results.settle(batch.made[index], result, worker)
+            return batch.faults, None if value is None else await value
+        finally:
+            if value is not None:
+                value.close()  # a worker was lost, or the asker
 
     def run_at_once(
         self,
         asker: str,
-        lease: LeaseKey,
+        lease_of: Callable[[], LeaseKey],
         operations: Sequence[Any],
-        release: Sequence[bytes],
-        fetch: bytes,
+        release: Any,
+        fetch: bytes | None,
         then: Then,
     ) -> bool:
-        """`run` without a task, for what most requests are: new results, of what one worker has, and one of them
-        is wanted. False where it is not so, or might fail before it runs; then nothing was done.
+        """`run` without a task, for what most requests are: operations on what one worker has, and perhaps a value of
+        what was made there. False where it is not so, or might fail before it runs; then nothing was done. What the
+        worker needs goes out first, and the books are kept while it works.
 
         Raises:
             BadRequest: what came are not operations; then none of them ran.
@@ -108,30 +116,49 @@ class Execution:
         lane = self._lanes.get(asker)
         if (lane is not None and lane.locked()) or len(operations) > limits.MAX_BATCH:
             return False
-        made: dict[bytes, None] = {}
-        worker = worker_at_hand(self._objects, self._workers, asker, operations, made)
-        if worker is None or fetch not in made:
+        found = at_hand(self._objects, self._workers, asker, operations, fetch)
+        if found is None or self._workers.is_overdrawn(asker):
             return False
-        if any(id in made for id in release):
+        worker, made = found.worker, found.made
+        own = self._droppable(release, made, worker)
+        if own is None:
             return False
         try:
             self._objects.check_new(asker, made)
         except GridError:
             return False
-        own = [id for id in release if (held := self._objects.temporary(id)) is not None and held.worker is worker]
-        hearing = Hearing(self._results, worker, operations, then, partial(self._spans.open_soon, worker, fetch))
-        worker.run_for(hearing, operations, fetch, own)
+        open_value = partial(self._spans.open_soon, worker, fetch or b"")
+        hearing = Hearing(self._results, worker, operations, then, open_value)
+        worker.run_for(hearing, operations, fetch, own, made)
+        if found.is_writing:
+            self._note_writing(worker)
         for id in own:
             self._objects.remove(id)
         if len(own) < len(release):
             self.release_own(asker, release)
-        registered = self._results.register(asker, lease, made, NO_LABELS, worker)
+        registered = self._results.register(asker, lease_of(), made, NO_LABELS, worker)
         hearing.made = {temporary.id: temporary for temporary in registered}
         return True
+
+    def _droppable(self, release: Any, made: Mapping[bytes, None], worker: Worker) -> list[bytes] | None:
+        """Those of the ids that are temporaries in this worker; None where they are no ids, or are made only now."""
+        if type(release) is not list and release != ():
+            return None
+        temporary, found = self._objects.temporary, []
+        for id in release:
+            if type(id) is not bytes or len(id) != ID_BYTES or id in made:
+                return None
+            held = temporary(id)
+            if held is not None and held.worker is worker:
+                found.append(id)
+        return found
 
     async def _place(self, asker: str, lease: LeaseKey, batch: Batch, index: int) -> None:
         """Choose the worker of one operation, bring all its inputs there, and register its outs."""
         name, args, kwargs, outs = batch.operations[index]
+        if name == SEED:
+            self._seed(asker, batch, index, check_seed(args, kwargs, outs))
+            return
         inputs = await self._inputs(asker, references([args, kwargs]))
         labels = permissions.derived(inputs.values())
         written = written_by(name, args, kwargs, inputs)
@@ -146,6 +173,19 @@ class Execution:
             self._now_written(held, worker, labels, batch)
         batch.made[index] = self._results.register(asker, lease, outs, labels, worker)
         batch.append(index, worker)
+
+    def _seed(self, asker: str, batch: Batch, index: int, seed: int) -> None:
+        """All random numbers of this principal begin anew, in each of its workers."""
+        batch.submit()
+        self._seeds.set(asker, seed)
+        for worker in [each for each in self._alive if each.key.principal == asker]:
+            self._give_seed(worker)
+        batch.made[index] = []
+
+    def _give_seed(self, worker: Worker) -> None:
+        seed = self._seeds.of_worker(worker.key.principal, worker.key.labels)
+        if seed is not None:
+            worker.run([[SEED, [seed], {}, []]]).add_done_callback(forget)
 
     def _now_written(self, held: Temporary, worker: Worker, labels: frozenset[str], batch: Batch) -> None:
         """An operation changes this temporary in place: from now on it is derived from the other inputs as well, and
@@ -244,8 +284,10 @@ class Execution:
             )
         header, value = await self.snapshot(held, in_memory=True)
         assert not isinstance(value, StoredSpan)
-        worker.provide(held.id, header, value if isinstance(value, bytes) else value.share(), 0, read_only=False)
-        release(value)
+        try:
+            worker.provide(held.id, header, value if isinstance(value, bytes) else value.share(), 0, read_only=False)
+        finally:
+            release(value)
         if held.labels - {asker} == worker.key.labels:
             held.worker = worker
         else:
@@ -263,25 +305,26 @@ class Execution:
 
     # --- values -------------------------------------------------------------------------------------------
 
-    def take(self, asker: str, held: Held) -> Awaitable[Snapshot]:
+    def take(self, asker: str, held: Held) -> Taking:
         """`snapshot` for somebody who asks for the value. Denied, BadRequest where it is not to be had."""
         permissions.check_take(asker, held, f"object {show_id(held.id)}")
         if not isinstance(held, Temporary) or held.target is not None:
             raise BadRequest(f"{show_id(held.id)} is no temporary tensor: fetch it in a request of its own")
         return self.snapshot(held)
 
-    def snapshot(self, held: Temporary, *, in_memory: bool = False) -> Awaitable[Snapshot]:
+    def snapshot(self, held: Temporary, *, in_memory: bool = False) -> Taking:
         """The value as it is after everything asked so far; what is asked later does not change it.
 
-        Put in order by the call itself; await it outside the lane. Raises what its operation failed with, or
-        WorkerLost. A large view of a published object is a span of that one's file, unless it is wanted `in_memory`.
+        Put in order by the call itself; to be awaited, outside the lane, or closed. Raises what its operation failed
+        with, or WorkerLost. A large view of a published object is a span of that one's file, unless it is wanted
+        `in_memory`.
         """
         # A buffer is right unless something was written in place in its worker: to it, or through a view of it.
         is_changed = held.worker is not None and (held.buffer is None or held.worker in self._wrote)
         exporting = None
         if held.worker is not None and is_changed:
             exporting = (held.worker, held.worker.export(held.id, in_memory=in_memory))
-        return self._snapshot(held, exporting, held.buffer.acquire() if held.buffer is not None else None)
+        return Taking(held, exporting, self._spans)
 
     def writes(self, held: Temporary) -> object:
         """Equal at two moments in its lane: nothing was written in place in between that could have changed it."""
@@ -289,41 +332,6 @@ class Execution:
 
     def _note_writing(self, worker: Worker) -> None:
         self._wrote[worker] = self._wrote.get(worker, 0) + 1
-
-    async def _snapshot(self, held: Temporary, exporting: Exporting | None, buffer: Buffer | None) -> Snapshot:
-        """`buffer` is as it came, and ours to give back: the temporary may be released before this runs."""
-        try:
-            if held.failure is not None:
-                raise held.failure.again()
-            header, data = await self._exported(held, exporting)
-            if data is not None:
-                return header, data
-            if buffer is None:
-                raise _gone(held)
-            kept, buffer = buffer, None
-            return header, kept
-        finally:
-            if buffer is not None:
-                buffer.release()
-
-    async def _exported(self, held: Temporary, exporting: Exporting | None) -> tuple[TensorHeader, Value | None]:
-        """What the worker says of a value; without data where that is as it came."""
-        if exporting is None:
-            if held.header is None:
-                raise _gone(held)
-            return held.header, None
-        labels, (worker, future) = held.labels, exporting
-        try:
-            exported = await future
-            data: Value | None
-            if isinstance(exported.data, Span):
-                data = await self._spans.opened(worker, held.id, exported.data)
-            else:
-                data = exported.data
-        except GridError as error:
-            raise secrecy.told(error, labels - {held.owner}) from None
-        held.header = exported.header
-        return exported.header, data
 
     async def header(self, held: Temporary) -> TensorHeader:
         """Its dtype and shape; waits for the operation that makes it."""
@@ -337,6 +345,16 @@ class Execution:
         """Let go of those that are temporaries of the asker: nobody's published object goes with its pointers."""
         held = ((id, self._objects.temporary(id)) for id in ids)
         self.release([id for id, temporary in held if temporary is not None and temporary.owner == asker])
+
+    def _release_unused(
+        self, asker: str, ids: Sequence[bytes], operations: Sequence[Operation], fetch: bytes | None
+    ) -> Sequence[bytes]:
+        """Let go, at once, of those that these operations do not name: they may need the memory. Gives the others."""
+        if not ids:
+            return ids
+        used = {id for _, args, kwargs, outs in operations for id in (*references([args, kwargs]), *outs)}
+        self.release_own(asker, [id for id in ids if id not in used and id != fetch])
+        return [id for id in ids if id in used or id == fetch]
 
     def release(self, ids: Iterable[bytes]) -> int:
         """Let temporaries go, in the worker too; how many there were."""
@@ -362,12 +380,14 @@ class Execution:
     def _worker(self, asker: str, labels: frozenset[str]) -> Worker:
         """The worker for data with these labels. The asker's own label keeps nothing from the asker."""
         labels = labels - {asker}
+        self._workers.check_share(asker)
         worker = self._workers.find(asker, labels)
         if worker is None:
             worker = self._workers.worker(asker, labels)
             started = worker
             self._alive.add(worker)
             worker.on_lost(lambda error: self._worker_lost(started, error))
+            self._give_seed(worker)
         return worker
 
     def _worker_lost(self, worker: Worker, error: GridError) -> None:
@@ -379,7 +399,3 @@ class Execution:
                 temporary.failure = temporary.failure or error
         self._wrote.pop(worker, None)
         self._alive.discard(worker)
-
-
-def _gone(held: Temporary) -> WorkerLost:
-    return WorkerLost(f"{show_id(held.id)} is gone with the worker that held it: compute it again")

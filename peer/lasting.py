@@ -94,12 +94,15 @@ class Lasting:
         args: dict[str, Any],
         payload: bytes = b"",
         then: Callable[[Response | GridError], None] | None = None,
+        *,
+        now: bool = False,
     ) -> Asked:
-        """Ask without waiting; as Connection.post. While there is no connection, requests wait in their order."""
+        """Ask without waiting; as Connection.post. While there is no connection, requests wait in their order. With
+        `now` it leaves at once where that can be, and not at the end of this turn of the loop."""
         number = self._next
         asked = Lasted(self, number, op, args, payload, then)
         if self.is_closed:
-            asked.fail(PeerLost(f"the link to {self.name} is closed", operation=op, peer=self.name))
+            asked.fail(self._closed(op))
             return asked
         self._next = number + 1
         unanswered = self._unanswered
@@ -107,7 +110,7 @@ class Lasting:
         connection = self._connection
         if connection is not None:
             asked.memory = self._memory
-            connection.ask(asked, op, args, payload, asked.once, next(iter(unanswered)))
+            connection.ask(asked, op, args, payload, asked.once, next(iter(unanswered)), now)
         elif len(unanswered) > limits.MAX_WAITING:
             asked.fail(
                 Unreachable(f"{self.name} cannot be reached, and {limits.MAX_WAITING} requests wait for it already")
@@ -283,9 +286,16 @@ class Lasting:
         """Everything that waits fails with PeerLost."""
         self.stop()
         for asked in list(self._unanswered.values()):
-            asked.fail(PeerLost(f"the link to {self.name} is closed", operation=asked.op, peer=self.name))
+            asked.fail(self._closed(asked.op))
         if self._dialling is not None:
             await asyncio.gather(self._dialling, return_exceptions=True)
+
+    def _closed(self, op: str) -> PeerLost:
+        return PeerLost(
+            f"the link to {self.name} is closed at this end: connect again (async with grid.connect() as g)",
+            operation=op,
+            peer=self.name,
+        )
 
 
 class _Trouble:

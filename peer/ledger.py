@@ -83,15 +83,18 @@ class Ledger:
         if entry.is_running:
             entry.is_running = False
             self._running -= 1
-            self._book.began(self._principal, -1)
+            self._book.ended(self._principal)
 
     def is_new(self, once: int, seen: int | None) -> bool:
         """Whether a request of this number was never begun. Answers to numbers below `seen` have arrived: they go, up
         to the first one that is under way."""
         entries = self._entries
-        if seen is not None and entries:
+        if seen is not None:
+            gone = 0
             while entries and (first := next(iter(entries))) < seen and entries[first].answer is not None:
-                self._remove(entries[first])
+                gone += entries.pop(first).nbytes
+            self.nbytes -= gone
+            self._book.nbytes -= gone
         return once > self._last
 
     def begin(self, once: int, op: str) -> Entry:
@@ -100,13 +103,12 @@ class Ledger:
         Raises:
             TooLarge: too many of this lease, or of this principal, are under way; it was not begun.
         """
-        if self._running >= _MAX_RUNNING or self._book.running_of(self._principal) >= _MAX_RUNNING_OF_ONE:
+        if self._running >= _MAX_RUNNING or not self._book.began(self._principal):
             raise TooLarge(
                 f"{self._running} requests of this client are under way: wait for answers", limit="MAX_REQUESTS"
             )
         self._last = once
         self._running += 1
-        self._book.began(self._principal, 1)
         entry = self._entries[once] = Entry(once, op)
         return entry
 
@@ -210,9 +212,16 @@ class Ledgers:
         """How many requests of all its leases are under way, those of leases that are over included."""
         return self._running.get(principal, 0)
 
-    def began(self, principal: str, count: int) -> None:
-        """So many more of its requests are under way; fewer, where it is negative."""
-        running = self._running.get(principal, 0) + count
+    def began(self, principal: str) -> bool:
+        """One more of its requests is under way; False where there are too many already."""
+        running = self._running.get(principal, 0)
+        if running >= _MAX_RUNNING_OF_ONE:
+            return False
+        self._running[principal] = running + 1
+        return True
+
+    def ended(self, principal: str) -> None:
+        running = self._running[principal] - 1
         if running:
             self._running[principal] = running
         else:

@@ -8,8 +8,9 @@ was computed, or where it may have been changed in place). The worker, where the
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -170,6 +171,8 @@ class Objects:
         self._leases = leases
         self._peer_name = peer_name
         self._temporaries: dict[bytes, Temporary] = {}
+        self.temporary: Callable[[bytes], Temporary | None] = self._temporaries.get
+        """The temporary with this id, whoever asks."""
         self._counts: dict[str, int] = {}
         self._published: OrderedDict[bytes, Published] = OrderedDict()  # read lately; what changes is taken out
         self._changes = 0  # of published objects
@@ -178,9 +181,6 @@ class Objects:
     def count(self) -> int:
         """How many temporaries there are."""
         return len(self._temporaries)
-
-    def temporary(self, id: bytes) -> Temporary | None:
-        return self._temporaries.get(id)
 
     # --- finding ------------------------------------------------------------------------------------------
 
@@ -313,6 +313,15 @@ class Objects:
 
     def owned_by(self, owner: str) -> list[bytes]:
         return [id for id, temporary in self._temporaries.items() if temporary.owner == owner]
+
+    def temporaries_of(self, owner: str, limit: int) -> list[Temporary]:
+        """The newest temporaries of one principal, the newest first."""
+        newest = (each for each in reversed(self._temporaries.values()) if each.owner == owner)
+        return list(itertools.islice(newest, min(limit, self.count_of(owner))))
+
+    def count_of(self, owner: str) -> int:
+        """How many temporaries one principal has."""
+        return self._counts.get(owner, 0)
 
     def in_worker(self, worker: Worker) -> list[Temporary]:
         return [temporary for temporary in self._temporaries.values() if temporary.worker is worker]

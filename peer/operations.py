@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from compute.writes import written_positions
-from peer.objects import Held, Temporary, check_id, show_id
+from peer.objects import ID_BYTES, Held, Temporary, check_id, show_id
 from protocol import limits
 from protocol.errors import BadRequest, TooLarge
 
@@ -26,7 +26,12 @@ def check_operation(value: object) -> Operation:
     name, args, kwargs, outs = value
     if not isinstance(name, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
         raise BadRequest("an operation is [text, list, map, list of ids]")
-    if not isinstance(outs, list) or len(set(map(check_id, outs))) != len(outs):
+    if not isinstance(outs, list):
+        raise BadRequest("the outs of an operation are a list of ids")
+    for out in outs:
+        if type(out) is not bytes or len(out) != ID_BYTES:  # as check_id has it, without a call
+            check_id(out)
+    if len(outs) > 1 and len(set(outs)) != len(outs):
         raise BadRequest("the outs of an operation are different object ids")
     return value
 
@@ -49,7 +54,7 @@ def flat_references(args: list[Any], kwargs: dict[str, Any]) -> list[bytes]:
     for value in args:
         kind = type(value)
         if kind is bytes:
-            found.append(check_id(value))
+            found.append(value if len(value) == ID_BYTES else check_id(value))
         elif kind is list or kind is dict:
             found.extend(references(value))
     if kwargs:

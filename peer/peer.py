@@ -180,6 +180,9 @@ class Peer:
     async def _open(self) -> None:
         await self._workers.start()
         await self._notes.start()
+        await self._workers.confined()
+        if self.settings.workers.worker.device != "cpu":
+            await self._workers.ready()  # only torch knows whether there is such a device
         self._server = await transport.listen_at(self._address, self._accept)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.url = f"ws://{_bracketed(host)}:{port}"

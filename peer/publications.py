@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
 from peer.arrivals import Arrival
-from peer.batches import Snapshot
 from peer.execution import Execution
 from peer.objects import Objects, Temporary
 from peer.payloads import Payload
@@ -29,6 +28,7 @@ from peer.store.contents import Contents
 from peer.store.store import Store
 from peer.store.waiting import undisturbed
 from peer.store.writer import StoreWriter
+from peer.taking import Taking
 from protocol import limits
 from protocol.tensors import TensorHeader
 
@@ -89,7 +89,7 @@ class Publications:
         self._under_way[held.owner, held.id] = asyncio.get_running_loop().create_future()
         return self._publish(held, arrival, taking)
 
-    async def _publish(self, held: Temporary, arrival: Arrival, taking: Awaitable[Snapshot] | None) -> dict[str, Any]:
+    async def _publish(self, held: Temporary, arrival: Arrival, taking: Taking | None) -> dict[str, Any]:
         try:
             if taking is None:
                 writer = await self._store.writer(arrival.contents(b""))

@@ -42,10 +42,8 @@ class Receiving:
         self.unread_bytes = 0
         self._brought = 0
 
-    def open(self, stream: int | None, nbytes: int) -> IncomingStream | None:
-        """The stream of a message's payload, if it has one."""
-        if stream is None:
-            return None
+    def open(self, stream: int, nbytes: int) -> IncomingStream:
+        """The stream of a message's payload."""
         made = self._streams[stream] = IncomingStream(self, stream, nbytes)
         return made
 

@@ -83,18 +83,12 @@ class Requests:
 
         Only for a call that came when no earlier one of its connection was being served by a task.
         """
-        if call.op != "run" or "fetch" not in call.args:
+        if call.op != "run":
             return False
-        try:
-            return self._run_at_once(call, answer)
-        except GridError:
-            return False  # `serve` says what is wrong
-
-    def _run_at_once(self, call: Call, answer: Callable[[Answer | GridError], None]) -> bool:
-        operations, wanted = call.args.get("operations"), call.args["fetch"]
-        if type(operations) is not list or type(wanted) is not bytes:
+        args = call.args
+        operations, wanted, release = args.get("operations"), args.get("fetch"), args.get("release", ())
+        if type(operations) is not list or (wanted is not None and type(wanted) is not bytes):
             return False
-        release = call.args.get("release")
 
         def then(faults: list[Any], value: Any) -> None:
             if isinstance(value, GridError):
@@ -102,18 +96,20 @@ class Requests:
                     value.peer = self._parts.name
                 answer(value)
                 return
+            if value is None:
+                answer(Answer({"results": _shortened(faults)}))
+                return
             header, data = value
-            result = {"results": _shortened(faults), "dtype": header.dtype, "shape": header.shape}
+            failed = _shortened(faults) if any(faults) else []
+            result = {"results": failed, "dtype": header.dtype, "shape": header.shape}
             answer(Answer(result, data if type(data) is bytes else payload_of(data)))
 
-        return self._parts.execution.run_at_once(
-            call.connection.remote.id,
-            self._lease_of(call),
-            operations,
-            _ids(release) if release else [],
-            wanted,
-            then,
-        )
+        try:
+            return self._parts.execution.run_at_once(
+                call.connection.remote.id, lambda: self._lease_of(call), operations, release, wanted, then
+            )
+        except GridError:
+            return False  # `serve` says what is wrong
 
     # --- the grid -----------------------------------------------------------------------------------------
 
@@ -148,6 +144,7 @@ class Requests:
     async def status(self, call: Call) -> Answer:
         parts = self._parts
         stored = await parts.store.statistics()
+        workers = parts.workers.statistics()
         return Answer(
             {
                 "id": parts.id,
@@ -158,7 +155,9 @@ class Requests:
                 "bytes": stored.bytes,
                 "temporaries": parts.objects.count,
                 "sessions": parts.sessions(),
-                "workers": len(parts.workers.statistics().workers),
+                "workers": len(workers.workers),
+                "sandbox": parts.workers.protection,
+                "principals": [each.to_wire() for each in workers.principals[-_SHOWN_PRINCIPALS:]],
                 "traffic": [asdict(traffic) for traffic in parts.links.traffic.all()[:_SHOWN_TRAFFIC]],
             }
         )
@@ -280,6 +279,22 @@ class Requests:
         await parts.store.settled()
         return Answer({"deleted": deleted})
 
+    async def mine(self, call: Call) -> Answer:
+        """What the asker has here: temporaries first, then what is published."""
+        asker, parts, limit = call.connection.remote.id, self._parts, call.args.get("limit", limits.MAX_HITS)
+        if type(limit) is not int or limit < 1:
+            raise BadRequest("limit is a positive integer")
+        async with parts.execution.lane(asker):
+            count = parts.objects.count_of(asker)
+            rows = [
+                temporary.record() for temporary in parts.objects.temporaries_of(asker, min(limit, limits.MAX_HITS))
+            ]
+        room = min(limit, limits.MAX_HITS) - len(rows)
+        found = await parts.store.find(f"owner:{asker}", max(room, 1))
+        is_cut = found.truncated or len(found.records) > room or count > len(rows)
+        result = {"temporaries": count, "truncated": is_cut, "damaged": found.damaged}
+        return Answer(result, MemoryPayload(pack_rows([*rows, *found.records[:room]])))
+
     async def search(self, call: Call) -> Answer:
         query, limit = call.args.get("query", ""), call.args.get("limit", limits.MAX_HITS)
         if not isinstance(query, str) or type(limit) is not int or limit < 1:
@@ -365,6 +380,7 @@ class Requests:
         return await self._parts.upkeep.compact(call.connection.remote.id)
 
 
+_SHOWN_PRINCIPALS: Final = 32  # of those who compute, the last to come
 _SHOWN_TRAFFIC: Final = 200  # of the others a peer has exchanged data with; more would not fit a header
 _HEX: Final = frozenset("0123456789abcdef")
 _TABLE: Final[dict[str, Callable[[Requests, Call], Awaitable[Answer]]]] = {
@@ -381,6 +397,7 @@ _TABLE: Final[dict[str, Callable[[Requests, Call], Awaitable[Answer]]]] = {
     "release": Requests.release,
     "delete": Requests.delete,
     "clear": Requests.clear,
+    "mine": Requests.mine,
     "search": Requests.search,
     "run": Requests.run,
     "execute": Requests.execute,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from compute.dependent import DATA_DEPENDENT, may_tell_values
+from compute.operations import OPERATIONS
 from compute.program import Node, Program
 from compute.writes import written_positions
 from protocol import limits
@@ -28,9 +29,8 @@ def told(error: GridError, labels: Iterable[str]) -> GridError:
     if not labels or isinstance(error, WorkerLost):
         return error
     message = "the operation failed; what it says of private data is not shown"
-    return GridError.from_fault(
-        {"code": error.code, "message": message, "operation": error.operation, "peer": error.peer, "fields": {}}
-    )
+    operation = error.operation if error.operation in OPERATIONS else None  # a word of the table's, not of the worker's
+    return GridError.from_fault({"code": error.code, "message": message, "operation": operation, "fields": {}})
 
 
 def is_indexing(name: str) -> bool:

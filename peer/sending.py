@@ -95,35 +95,34 @@ class Sending:
     def kick(self) -> None:
         """There may be something to send. Small frames leave at the end of this turn of the loop, together; `run` is
         for streams, and for when the other end does not keep up."""
-        is_blocked = bool(self._outbox) or not can_send_now(self._socket)
-        if self._streams or is_blocked:
+        if self._streams:
             self._wake.set()
-        if not is_blocked and not self._is_kicked:
+        if not self._is_kicked:
             self._is_kicked = True
             self._loop.call_soon(self._send_kicked)
 
-    def hurry(self) -> None:
-        """Send what was kicked now, if that can be done, and not at the end of this turn of the loop."""
-        if self._is_kicked:
-            self._send_small()
-
     def _send_kicked(self) -> None:
         self._is_kicked = False
-        self._send_small()
+        if self._session.has_data:
+            self.send_now()
 
-    def _send_small(self) -> None:
-        if self.is_over or not self._session.has_data:
+    def send_now(self) -> None:
+        """Send small frames now, if that can be done, and not at the end of this turn of the loop."""
+        if self.is_over:
             return  # the connection's end sends what is left
-        if self._outbox or not can_send_now(self._socket):
+        socket = self._socket
+        may_send = not self._outbox and can_send_now(socket)
+        if not may_send:
             self._wake.set()
             return
         for message in self._session.data_to_send():
-            if self._outbox or not can_send_now(self._socket):
+            if self._outbox or not (may_send or can_send_now(socket)):
                 self._outbox.append(message)
                 self._wake.set()
             else:
+                may_send = False  # the first one, as was just seen
                 self._traffic.message_sent(len(message))
-                send_now(self._socket, message)
+                send_now(socket, message)
 
     async def flush(self) -> None:
         """Send all frames that there are, waiting for the other end to read them."""

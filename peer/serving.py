@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from peer.calls import Answer, AtOnce, Call, Handler, Traffic
 from peer.ledger import Entry, Heard, Ledger
-from peer.payloads import MemoryPayload, close_payload, read_all
+from peer.payloads import MemoryPayload, Payload, close_payload, read_all
 from peer.receiving import Receiving
 from peer.sending import Sending
 from protocol import limits
 from protocol.errors import BadRequest, GridError, InternalError
 from protocol.session import Session
 
+Waiter = Callable[[Answer | GridError], None]
 _log = logging.getLogger("peergrid.connection")
 
 
@@ -51,7 +53,7 @@ class Serving:
         self._ledger = ledger
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._entries: dict[int, Entry] = {}  # of requests that take effect once
-        self._answering: dict[int, _Answering] = {}  # those that are served without a task
+        self._answering: dict[int, tuple[Waiter, Entry | None]] = {}  # those that are served without a task
         self._held: deque[tuple[int, Answer]] = deque()  # at most limits.MAX_REQUESTS
         self._peer_name = receiving.peer_name
         self._loop = asyncio.get_running_loop()
@@ -79,19 +81,15 @@ class Serving:
                 self._answer_fault(id, call, error)
                 return
         # An earlier one that has a task may not have begun: this one has to come after it.
-        if (
-            self._at_once is not None
-            and call.stream is None
-            and not self._tasks
-            and (ledger is None or not ledger.tasks)
-            and self._serve_at_once(id, call, entry)
-        ):
+        may = self._at_once is not None and not self._tasks and call.stream is None
+        if may and (ledger is None or not ledger.tasks) and self._serve_at_once(id, call, entry):
             return
         self._start(id, call, self._serve(id, call, entry), entry)
 
     def _serve_again(self, id: int, call: Call, ledger: Ledger, once: int) -> None:
-        answering = self._answering[id] = _Answering(self, id, call, None)
-        entry = ledger.again(once, call.op, answering)
+        waiter = partial(self._answer_now, id, call, None)
+        self._answering[id] = waiter, None
+        entry = ledger.again(once, call.op, waiter)
         if entry is not None:
             self._entries[id] = entry
 
@@ -100,7 +98,7 @@ class Serving:
         answering, task = self._answering.pop(id, None), self._tasks.get(id)
         entry = self._entries.pop(id, None)
         if entry is None and answering is not None:
-            entry = answering.entry
+            entry = answering[1]
         if entry is not None and self._ledger is not None:
             self._ledger.give_up(entry)
         elif task is not None:
@@ -113,13 +111,14 @@ class Serving:
             close_payload(answer.payload)
         if self._ledger is not None:
             for id in self._entries.keys() & self._answering.keys():  # that wait for what others began
-                self._ledger.leave(self._entries.pop(id), self._answering.pop(id))
+                self._ledger.leave(self._entries.pop(id), self._answering.pop(id)[0])
 
     # --- without a task -----------------------------------------------------------------------------------
 
     def _serve_at_once(self, id: int, call: Call, entry: Entry | None) -> bool:
         assert self._at_once is not None
-        answering = self._answering[id] = _Answering(self, id, call, entry)
+        answering: Waiter = partial(self._answer_now, id, call, entry)
+        self._answering[id] = answering, entry
         try:
             if self._at_once(call, answering):
                 return True
@@ -130,25 +129,24 @@ class Serving:
         self._answering.pop(id, None)
         return False
 
-    def _answer_now(self, id: int, call: Call, answer: Answer | GridError, entry: Entry | None) -> None:
+    def _answer_now(self, id: int, call: Call, entry: Entry | None, answer: Answer | GridError) -> None:
         """What a call that was served without a task came to."""
         is_wanted = self._answering.pop(id, None) is not None and not self._sending.is_over
         if isinstance(answer, GridError):
             self._keep(entry, answer)
             if is_wanted:
                 self._answer_fault(id, call, answer)
-        elif type(answer.payload) is bytes and len(answer.payload) <= limits.INLINE_PAYLOAD:
-            if entry is not None:
-                self._keep(entry, answer)
+        elif answer.payload is None or (type(answer.payload) is bytes and len(answer.payload) <= limits.INLINE_PAYLOAD):
             if is_wanted:
-                self._reply(id, call, answer, answer.payload)
+                self._reply(id, call, answer, answer.payload or b"")
+            self._keep(entry, answer)
+        elif (source := streamed(answer.payload)) is not None:
+            self._stream(id, answer, source, entry, is_wanted)
         else:
             self._start(id, call, self._answer(id, answer, entry), entry)
             return
         if self._entries:
             self._entries.pop(id, None)
-        if not self._answering:
-            self._sending.hurry()  # nothing else is on its way that could share its message
         self._room.set()
 
     def _reply(self, id: int, call: Call, answer: Answer, data: bytes) -> None:
@@ -157,8 +155,11 @@ class Serving:
         except GridError as error:  # an answer beyond the limits of a header
             self._answer_fault(id, call, error)
             return
+        if self._answering:
+            self._sending.kick()  # others are on their way that will share its message
+        else:
+            self._sending.send_now()
         self._traffic.value_sent(answer.result, len(data))
-        self._sending.kick()
 
     # --- in a task ----------------------------------------------------------------------------------------
 
@@ -205,15 +206,10 @@ class Serving:
             self._ledger.answered(entry, answer)
 
     async def _answer(self, id: int, answer: Answer, entry: Entry | None) -> None:
-        source = MemoryPayload(answer.payload) if isinstance(answer.payload, bytes) else answer.payload
-        if source is not None and source.nbytes > limits.INLINE_PAYLOAD:
-            self._keep(entry, None)
-            if self._sending.is_over:
-                source.close()
-                return
-            self._held.append((id, Answer(answer.result, source)))
-            self.release()
+        if (large := streamed(answer.payload)) is not None:
+            self._stream(id, answer, large, entry, not self._sending.is_over)
             return
+        source = MemoryPayload(answer.payload) if isinstance(answer.payload, bytes) else answer.payload
         try:
             is_read = source is not None and not (entry is None and self._sending.is_over)
             data = await read_all(source) if source is not None and is_read else b""
@@ -225,6 +221,14 @@ class Serving:
                 self._sending.kick()
         finally:
             close_payload(source)
+
+    def _stream(self, id: int, answer: Answer, source: Payload, entry: Entry | None, is_wanted: bool) -> None:
+        self._keep(entry, None)
+        if not is_wanted:
+            source.close()
+            return
+        self._held.append((id, Answer(answer.result, source)))
+        self.release()
 
     def release(self) -> None:
         """Begin the answers whose payloads go as streams, as far as there is room."""
@@ -252,16 +256,7 @@ class Serving:
             self._sending.kick()
 
 
-class _Answering:
-    """Takes the answer to one call that is served without a task."""
-
-    __slots__ = ("_call", "_id", "_serving", "entry")
-
-    def __init__(self, serving: Serving, id: int, call: Call, entry: Entry | None) -> None:
-        self._serving = serving
-        self._id = id
-        self._call = call
-        self.entry = entry
-
-    def __call__(self, answer: Answer | GridError) -> None:
-        self._serving._answer_now(self._id, self._call, answer, self.entry)
+def streamed(payload: bytes | Payload | None) -> Payload | None:
+    """What is too large to go with its answer."""
+    source = MemoryPayload(payload) if isinstance(payload, bytes) else payload
+    return source if source is not None and source.nbytes > limits.INLINE_PAYLOAD else None

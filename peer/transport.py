@@ -71,16 +71,13 @@ class _Guard:
 
     An end that pings without reading is dropped: the library would buffer its pongs without bound. And a message
     that is one frame can go straight to a `sink`, without a queue and a waiting task: half of what a small message
-    costs.
+    costs. What the sink did not want is counted in `queued`, until whoever reads the queue takes it off.
     """
 
     sink: Sink | None = None
+    queued = 0
 
     def data_received(self, data: bytes) -> None:
-        if self.sink is not None:
-            message = _whole_message(self.protocol, data)  # type: ignore[attr-defined]
-            if message is not None and self.sink(message):
-                return
         super().data_received(data)  # type: ignore[misc]  # mixed into the library's classes below
         transport: asyncio.Transport | None = self.transport  # type: ignore[attr-defined]
         if transport is not None and transport.get_write_buffer_size() > limits.WRITE_BUFFER:
@@ -92,32 +89,31 @@ class _Guard:
             if event.opcode is Opcode.BINARY and event.fin:
                 if sink(event.data):
                     return
+                self.queued += 1
             else:
                 self.sink = None  # text, or a message in pieces: from here on everything keeps its order in the queue
         super().process_event(event)  # type: ignore[misc]
 
 
-def _whole_message(protocol: Protocol, data: bytes) -> bytes | None:
-    """The message, if `data` is one short binary message in one frame and nothing came before it; None of anything
+def whole_message(data: memoryview, *, is_masked: bool) -> bytes | None:
+    """The message, if `data`, which begins with a frame, is one short binary message in one frame; None of anything
     else, which is for the library. Nearly all that is small comes so, and the library's parser costs five times this.
     """
     size = len(data)
-    if size < 6 or data[0] != _BINARY or protocol.state is not State.OPEN or protocol.current_size is not None:
+    if size < 6 or data[0] != _BINARY:
         return None
-    if not _is_waiting(protocol):
-        return None
-    length, start = data[1] & ~_MASKED, 2
+    length, start = data[1] ^ (_MASKED if is_masked else 0), 2
     if length >= _TINY:
         if length > _TINY:
-            return None
-        length, start = int.from_bytes(data[2:4], "big"), 4
+            return None  # long, or masked where it should not be, or the other way round
+        length, start = data[2] << 8 | data[3], 4
         if length < _TINY:
             return None  # not as short as it could be
-    if protocol.side is CLIENT:
-        return data[start:] if not data[1] & _MASKED and size == start + length else None
-    if not data[1] & _MASKED or size != start + 4 + length:
+    if not is_masked:
+        return bytes(data[start:]) if size == start + length else None
+    if size != start + 4 + length:
         return None
-    return apply_mask(data[start + 4 :], data[start : start + 4])
+    return apply_mask(data[start + 4 :], bytes(data[start : start + 4]))
 
 
 def _is_waiting(protocol: Protocol) -> bool:
@@ -160,13 +156,13 @@ def send_now(socket: Socket, message: bytes) -> None:
         socket.send_data()
         return
     # What the library would write (RFC 6455, 5.2), at a quarter of the cost, and without a copy of what is large.
-    is_masked = protocol.side is CLIENT
-    head = _head(len(message), _MASKED if is_masked else 0)
-    if is_masked:
-        mask = _fresh_mask()
+    size, mark = len(message), _MASKED if protocol.side is CLIENT else 0
+    head = _SHORT_HEAD.pack(_BINARY, mark | _TINY, size) if _TINY <= size < _SHORT else _head(size, mark)
+    if mark:
+        mask = _masks.pop() if _masks else _fresh_mask()
         head += mask
         message = apply_mask(message, mask)
-    if len(message) < _SHORT:
+    if size < _SHORT:
         socket.transport.write(head + message)
     else:
         socket.transport.writelines((head, message))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
@@ -11,19 +12,24 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from peer import machine
 from peer.buffers import BufferPool
+from peer.watching import Watching
 from peer.worker.answers import Exported, Result, Usage
+from peer.worker.budgets import Budgets, PrincipalStatistics
 from peer.worker.channel import tune
+from peer.worker.confinement import FLAG, described, missing
 from peer.worker.remote import Worker, WorkerKey, WorkerStatistics
 from peer.worker.sandbox import Settings
 from peer.worker.zygote_process import ZygoteEvents, ZygoteProcess
 from protocol import limits
-from protocol.errors import BadRequest, InternalError, TooLarge, WorkerLost
+from protocol.errors import BadRequest, InternalError, SetupError, TooLarge, WorkerLost
 
 __all__ = [
     "Exported",
     "PoolSettings",
     "PoolStatistics",
+    "PrincipalStatistics",
     "Result",
     "Settings",
     "Usage",
@@ -48,15 +54,26 @@ def _settings() -> Settings:
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """How many workers, what each may use, and how long one is kept that holds nothing."""
+    """How many workers, what each may use, and how long one is kept that holds nothing.
+
+    Attributes:
+        worker: what each is allowed. Its memory is that of all workers of one principal together; where that is None,
+            they have a part of the machine's (limits.MEMORY_SHARE).
+        cpu: cores that the workers of one principal may keep busy in the long run; None: as many as they can.
+        burst: seconds of processors that they may take before that counts.
+    """
 
     worker: Settings = field(default_factory=_settings)
     max_workers: int = limits.MAX_WORKERS
     idle: float = limits.WORKER_IDLE
+    cpu: float | None = None
+    burst: float = limits.CPU_BURST
 
     def __post_init__(self) -> None:
         if self.max_workers < 1 or self.idle <= 0:
             raise BadRequest("a pool needs at least one worker, and a positive idle time")
+        if (self.cpu is not None and not 0 < self.cpu < float("inf")) or not 0 < self.burst < float("inf"):
+            raise BadRequest("a principal's share of the processors, and its burst, are positive numbers")
 
     def to_plain(self) -> dict[str, Any]:
         """As values that JSON holds; `from_plain` takes them back."""
@@ -81,6 +98,7 @@ class PoolStatistics:
     workers: tuple[WorkerStatistics, ...]
     spawned: int
     ended: int
+    principals: tuple[PrincipalStatistics, ...]
 
 
 class WorkerPool:
@@ -92,12 +110,19 @@ class WorkerPool:
 
     def __init__(self, settings: PoolSettings | None = None, buffers: BufferPool | None = None) -> None:
         self.settings = settings or PoolSettings()
+        worker = self.settings.worker
+        memory = worker.memory or max(limits.MIN_MEMORY, machine.memory() // limits.MEMORY_SHARE)
+        self._worker_settings = dataclasses.replace(worker, memory=memory)
+        self._budgets = Budgets(memory, self.settings.cpu, self.settings.burst)
+        self._watching = Watching(self._budgets, worker.seconds, lambda: self._workers.values(), self._is_running)
         self.buffers = buffers or BufferPool()
         self._workers: dict[WorkerKey, Worker] = {}
         self._by_seq: dict[int, Worker] = {}
         self._by_pid: dict[int, Worker] = {}
         self._zygote: ZygoteProcess | None = None
         self._ready: asyncio.Future[None] | None = None
+        self._confined: asyncio.Future[dict[str, str] | None] | None = None
+        self._refused: dict[str, str] | None = None  # walls that workers do without; None: they have none
         self._sweeper: asyncio.Task[None] | None = None
         self._seq = 0
         self._zygotes_started = 0
@@ -106,11 +131,39 @@ class WorkerPool:
 
     async def start(self) -> None:
         """Starts the zygote, so that the first request does not wait for it."""
+        if not self.settings.worker.is_sandboxed:
+            _log.warning("UNPROTECTED (%s): who computes here can do whatever this user can", FLAG)
         self._running_zygote()
         self._sweeper = asyncio.create_task(self._sweep(), name="peergrid worker sweeper")
+        self._watching.start()
+
+    async def confined(self) -> None:
+        """Waits for the zygote's word on the walls around it, long before torch is there. Cancelling is safe.
+
+        Raises:
+            SetupError: they are no boundary, and the settings do not say that there need not be one.
+            InternalError: the zygote ended without a word.
+        """
+        self._running_zygote()
+        assert self._confined is not None
+        refused = await asyncio.shield(self._confined)
+        if refused is not None and (lacking := missing(refused)) is not None:
+            raise SetupError(lacking)
+
+    @property
+    def protection(self) -> str:
+        """How well workers are confined, in words."""
+        if not self.settings.worker.is_sandboxed:
+            return f"NONE ({FLAG})"
+        return "unknown yet" if self._refused is None else described(self._refused)
 
     async def ready(self) -> None:
-        """Waits until the zygote has imported torch. InternalError if it ended instead. Cancelling is safe."""
+        """Waits until the zygote has imported torch. Cancelling is safe.
+
+        Raises:
+            SetupError: torch cannot compute on the device of the settings.
+            InternalError: the zygote ended.
+        """
         self._running_zygote()
         assert self._ready is not None
         await asyncio.shield(self._ready)
@@ -118,11 +171,12 @@ class WorkerPool:
     async def close(self) -> None:
         """Ends every worker and the zygote; pending futures fail with WorkerLost. Safe to call twice."""
         self._is_closed = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        sweeper, self._sweeper = self._sweeper, None
+        if sweeper is not None:
+            sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
-            self._sweeper = None
+                await sweeper
+        await self._watching.close()
         zygote, self._zygote = self._zygote, None
         for worker in list(self._workers.values()):
             worker.kill()
@@ -142,7 +196,19 @@ class WorkerPool:
 
     def find(self, principal: str, labels: frozenset[str] = frozenset()) -> Worker | None:
         """The worker, if it is there."""
-        return self._workers.get(WorkerKey(principal, labels))
+        key: Any = (principal, labels)  # equal to their WorkerKey, and made without a call
+        return self._workers.get(key)
+
+    def check_share(self, principal: str) -> None:
+        """TooLarge, with how long to wait, for a principal whose operations took more than its share of processors."""
+        if self.settings.cpu is not None:
+            self._budgets.check(principal, asyncio.get_running_loop().time())
+
+    def is_overdrawn(self, principal: str) -> bool:
+        """Whether `check_share` would refuse."""
+        if self.settings.cpu is None:
+            return False
+        return self._budgets.wait(principal, asyncio.get_running_loop().time()) > 0
 
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(
@@ -151,6 +217,7 @@ class WorkerPool:
             workers=tuple(worker.statistics() for worker in self._workers.values()),
             spawned=self._seq,
             ended=self._ended,
+            principals=self._budgets.statistics(),
         )
 
     def _spawn(self, key: WorkerKey) -> Worker:
@@ -164,15 +231,18 @@ class WorkerPool:
             raise InternalError(f"no socket for another worker: {error.strerror}") from None
         tune(ours)
         tune(theirs)
-        worker = Worker(key, ours, self.buffers, self._worker_gone)
+        seconds = self.settings.worker.seconds
+        worker = Worker(key, ours, self.buffers, self._worker_gone, self._worker_holds, seconds)
         worker.on_lost(_report)
+        self._watching.began(worker)
         self._seq += 1
         self._workers[key] = self._by_seq[self._seq] = worker
         with theirs:
             try:
-                zygote.spawn(self._seq, self.settings.worker, theirs)
+                zygote.spawn(self._seq, self._worker_settings, theirs)
             except OSError as error:
                 self._worker_refused(self._seq, f"no descriptor is left ({error.strerror})")
+        self._share_memory(key.principal)
         return worker
 
     def _make_room(self) -> None:
@@ -191,18 +261,42 @@ class WorkerPool:
     def _running_zygote(self) -> ZygoteProcess:
         if self._zygote is None:
             self._ready = asyncio.get_running_loop().create_future()
+            self._confined = asyncio.get_running_loop().create_future()
             events = ZygoteEvents(
-                self._zygote_ready, self._worker_spawned, self._worker_refused, self._worker_exited, self._zygote_lost
+                self._zygote_confined,
+                self._zygote_has_no_device,
+                self._zygote_ready,
+                self._worker_spawned,
+                self._worker_refused,
+                self._worker_exited,
+                self._zygote_lost,
             )
             try:
-                self._zygote = ZygoteProcess(events)
+                self._zygote = ZygoteProcess(events, self._worker_settings)
             except OSError as error:
                 self._fail_ready(f"did not start: {error.strerror}")
                 raise InternalError(f"the zygote process did not start: {error.strerror}") from None
             self._zygotes_started += 1
         return self._zygote
 
+    def _zygote_confined(self, refused: dict[str, str] | None) -> None:
+        self._refused = refused
+        if self._confined is not None and not self._confined.done():
+            self._confined.set_result(refused)
+        for wall, reason in (refused or {}).items():
+            _log.info("workers do without a wall: %s (%s)", wall, reason)
+
+    def _zygote_has_no_device(self, reason: str) -> None:
+        if self._ready is not None and not self._ready.done():
+            device = self.settings.worker.device
+            self._ready.set_exception(
+                SetupError(f"this peer cannot compute on {device}: {reason}. Start it without --device {device}")
+            )
+            self._ready.exception()  # nobody may be waiting
+
     def _zygote_ready(self) -> None:
+        if self._zygote is not None:
+            machine.give_way(self._zygote.pid)  # not while it imports, which somebody may wait for
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
 
@@ -216,14 +310,16 @@ class WorkerPool:
         self._by_pid.clear()
 
     def _fail_ready(self, how: str) -> None:
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(InternalError(f"the zygote process {how}; what it printed says why"))
-            self._ready.exception()  # nobody may be waiting
+        for waited in (self._ready, self._confined):
+            if waited is not None and not waited.done():
+                waited.set_exception(InternalError(f"the zygote process {how}; what it printed says why"))
+                waited.exception()  # nobody may be waiting
 
     def _worker_spawned(self, seq: int, pid: int) -> None:
         worker = self._by_seq.pop(seq)
         worker.pid = pid
         self._by_pid[pid] = worker
+        machine.give_way(pid)  # it may have been forked before its zygote was told to
         if worker.is_lost:  # before it was there
             self._worker_gone(worker)
 
@@ -235,12 +331,29 @@ class WorkerPool:
         if worker is not None:
             worker.exited(status)
 
+    def _worker_holds(self, worker: Worker, nbytes: int) -> None:
+        self._budgets.holds(worker.key.principal, worker, nbytes)
+        self._share_memory(worker.key.principal)
+
+    def _share_memory(self, principal: str) -> None:
+        """Tells the workers of a principal what the others leave to each."""
+        workers = [worker for worker in self._workers.values() if worker.key.principal == principal]
+        if len(workers) > 1 or (workers and workers[0].is_rationed):
+            for worker in workers:
+                worker.allow(self._budgets.allowed(principal, worker))
+
     def _worker_gone(self, worker: Worker) -> None:
         if self._workers.get(worker.key) is worker:
+            self._watching.ended(worker)
             del self._workers[worker.key]
             self._ended += 1
-        if worker.pid in self._by_pid and self._zygote is not None:  # until the zygote says that it has exited
+            self._share_memory(worker.key.principal)
+        if self._zygote is not None and worker.pid is not None and self._is_running(worker):
             self._zygote.kill(worker.pid)
+
+    def _is_running(self, worker: Worker) -> bool:
+        """From the zygote's word that it is there to that that it has exited."""
+        return worker.pid in self._by_pid
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -7,8 +7,9 @@ it touches the bytes behind it; a header of a hostile end costs at most what lim
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
+from functools import partial
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -26,6 +27,8 @@ _EMPTY: Final = memoryview(b"")
 _CONTAINER_MARKS: Final = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 # A map of more than MAX_MAP keys, and a list of more than MAX_ARRAY items, take more bytes than this.
 _SMALL_HEADER: Final = 2 * limits.MAX_MAP
+
+_SMALL_BUFFER: Final = 4 * limits.KIB  # grows where a header is larger
 
 Buffer = bytes | bytearray | memoryview
 
@@ -51,22 +54,41 @@ class Frame(NamedTuple):
     payload: memoryview
 
 
+_frame: Final = partial(tuple.__new__, Frame)  # a NamedTuple's own way is a function of Python's
+
+
+Pack = Callable[[Any], bytes]
+
+
+def packer() -> Pack:
+    """Packs as msgpack.packb does, for one thread: to make a packer takes longer than to pack a small header."""
+    made: Pack = msgpack.Packer(use_bin_type=True, buf_size=_SMALL_BUFFER).pack
+    return made
+
+
 def pack_header(header: Mapping[str, Any]) -> bytes:
     """BadRequest for what msgpack cannot hold."""
     try:
         packed: bytes = msgpack.packb(header, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:
-        raise BadRequest(f"these arguments cannot travel: {error}") from None
+        raise _cannot_travel(error) from None
     return packed
 
 
-def encode(kind: FrameType, header: Mapping[str, Any], payload_bytes: int = 0) -> bytes:
+def _cannot_travel(error: Exception) -> BadRequest:
+    return BadRequest(f"these arguments cannot travel: {error}")
+
+
+def encode(kind: FrameType, header: Mapping[str, Any], payload_bytes: int = 0, pack: Pack | None = None) -> bytes:
     """The prelude and header of a frame whose payload of `payload_bytes` follows them.
 
     Raises:
         BadRequest, TooLarge: the other end would refuse such a header, and close; so it never leaves.
     """
-    packed = pack_header(header)
+    try:
+        packed: bytes = msgpack.packb(header, use_bin_type=True) if pack is None else pack(header)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _cannot_travel(error) from None
     if len(packed) > limits.MAX_HEADER:
         raise _too_large("MAX_HEADER", len(packed), f"a {kind.name.lower()} header of {len(packed)} bytes")
     if len(packed) > _SMALL_HEADER:
@@ -112,7 +134,7 @@ def single(message: Buffer) -> Frame | None:
     if payload_bytes > limits.CHUNK or end + payload_bytes != len(message):
         return None
     view = memoryview(message)
-    return Frame(kind, unpack_header(view[PRELUDE_BYTES:end]), view[end:] if payload_bytes else _EMPTY)
+    return _frame((kind, unpack_header(view[PRELUDE_BYTES:end]), view[end:] if payload_bytes else _EMPTY))
 
 
 def decode(message: Buffer, max_header: int = limits.MAX_HEADER) -> Iterator[Frame]:
@@ -163,7 +185,8 @@ def unpack_header(data: Buffer) -> dict[str, Any]:
     Where there may be too many containers they are counted while they are built, so that a header of thousands
     of empty lists is refused early. Duplicate keys are refused, so that no two readers can see different messages.
     """
-    containers = _containers_at_most(data)
+    size = len(data)
+    containers = size if size <= limits.MAX_DEPTH else _containers_at_most(data)
     # Without the hook lists cost half; it is needed only where their number is in doubt.
     budget = _Budget(limits.MAX_CONTAINERS) if containers > limits.MAX_CONTAINERS else None
     try:

@@ -42,6 +42,10 @@ MAX_RESULT: Final = 8 << 30  # what one operation may allocate for its results
 MAX_INT: Final = 1 << 31  # integers in operation arguments (sizes, strides, indices): |n| <= this
 MAX_WINDOW: Final = 65_536  # stride, padding, dilation or kernel of a convolution or pooling: kernels add up in 32 bits
 
+MAX_FORECASTS: Final = 1_024  # costs of programs remembered by a process, one for each set of input shapes
+MAX_OPERATION: Final = 86_400.0  # seconds of one fast core for one operation, at best: no peer does what takes a day
+MAX_KERNELS: Final = 16_384  # kernels in one composite operation: their shapes alone take 20 us each
+
 # --- objects and tags -------------------------------------------------------------------------------------
 MAX_TAG: Final = 64  # characters, without the '#'
 MAX_TAGS: Final = 32  # on one object
@@ -61,6 +65,7 @@ MAX_PROGRAM: Final = 8 * MIB  # canonical bytes of one program
 MAX_PROGRAM_CONTAINERS: Final = 250_000  # lists and maps in one program: 60 MB of Python objects at worst
 MAX_CONSTANT: Final = 4 * KIB  # bytes of one tensor written into a message or a program; larger ones are inputs
 MAX_ESTIMATES: Final = 16_384  # result shapes remembered by a process, one for each call with other shapes
+MAX_PLANS: Final = 4_096  # calls that a process remembers how to make; all are forgotten when there are more
 
 # --- waiting ----------------------------------------------------------------------------------------------
 HANDSHAKE_TIMEOUT: Final = 5.0  # a silent connection is closed after this
@@ -117,6 +122,7 @@ MAX_METADATA: Final = 64 * KIB  # of one object, keys and values
 MAX_WORKERS: Final = 64  # processes of one peer; each has 7 MiB of its own before it holds anything
 WORKER_MESSAGE: Final = 16 * MIB  # peer to worker: a whole program and its ids is the largest
 WORKER_REPLY: Final = MIB  # worker to peer: 256 results are 20 KiB; the worker is not trusted, so not much more
+WORKER_FAULT: Final = 16 * KIB  # of those, one fault: it is kept as long as the result that it is instead of
 WORKER_FDS: Final = 4  # descriptors beside one message
 WORKER_BACKLOG: Final = 64  # descriptors received whose message has not come yet
 WORKER_QUEUE: Final = 4 * MIB  # unsent bytes for one worker, above which `ready()` waits
@@ -124,7 +130,25 @@ WORKER_PROGRAMS: Final = 64  # parsed programs that a worker keeps
 WORKER_IDLE: Final = 60.0  # a worker that holds nothing and is asked nothing is ended after this
 WORKER_RESIDENT: Final = 32 * MIB  # bytes of stored files that a worker has read and not let go of
 WORKER_EXIT: Final = 2.0  # between a worker's closed channel and the word on how it ended
+WORKER_DESCRIPTORS: Final = 256  # open files of a worker: what is under way to it, and one on its way out
+WORKER_OVERHEAD: Final = 64 * MIB  # beside its memory, for each thread: a stack, an allocator's arena
+WORKER_THREADS: Final = 8  # that are ending while others begin: a team of threads that shrinks and grows
+OPERATION_SECONDS: Final = 600.0  # of the clock for one operation or program; --worker-seconds
+ANSWERS_WAIT: Final = 0.005  # answers of a worker that is asked more leave together, but wait no longer than this
+PROGRESS: Final = 1.0  # a worker that is at one request for longer says how far it is, between operations
+BEATS: Final = 20  # looks at a worker's clock in the time that one operation may take: it is late by two at most
+BEAT: Final = 1.0  # and at most so long between two of them
+MEMORY_SHARE: Final = 2  # one part in so many of the machine's memory for one principal's workers; --worker-memory
+MEMORY_STEP: Final = 16 * MIB  # change in what a worker holds that it tells
+MEMORY_SLACK: Final = 4  # and one part in so many more may be there in the middle of an operation
+WORKER_OWN: Final = 256 * MIB  # of a worker's memory that is torch and Python, shared with the zygote for the most part
+MIN_MEMORY: Final = 64 * MIB  # of one principal: a worker has to have something to work in
+CPU_BURST: Final = 60.0  # seconds that a principal may compute before its share counts; --worker-burst
+CPU_DEVICE: Final = 1_000.0  # fast cores that a CUDA device is like, in estimates
+KNOWN_PRINCIPALS: Final = 256  # of which a peer remembers what their workers took
+WORKER_NICE: Final = 5  # workers give way to their peer, which everybody waits for
 MAX_FAULT_TEXT: Final = 2_000  # characters of a foreign error's text that travel
+MAX_DEGREE: Final = 4_096  # of a polynomial: its terms are computed one after the other, for each element
 MAX_PARTS: Final = MAX_ARRAY  # tensors that one operation may give (a split into single rows)
 BUFFER_POOL: Final = 2048 * MIB  # released buffers kept warm, at most: fresh memory costs two thirds of a transfer
 BUFFER_COUNT: Final = 128  # of them: each has a descriptor

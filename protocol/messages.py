@@ -132,12 +132,17 @@ class Request:
     payload: memoryview = field(default=EMPTY, compare=False)
 
     def __post_init__(self) -> None:
-        if not _is_id(self.id):
+        id, once, seen = self.id, self.once, self.seen
+        # Numbers as _is_id has them, without a call: nearly all messages are of these two kinds.
+        if type(id) is not int or not 0 < id <= limits.MAX_ID:
             raise ProtocolError("Request: id is a positive integer")
-        if self.once is not None and not (_is_id(self.once) and (self.seen is None or _is_id(self.seen))):
-            raise ProtocolError("Request: once and seen are positive integers")
-        if self.once is not None and self.seen is not None and self.seen > self.once:
-            raise ProtocolError("Request: seen is at most once, whose answer cannot have arrived")
+        if once is not None:
+            if type(once) is not int or not 0 < once <= limits.MAX_ID:
+                raise ProtocolError("Request: once and seen are positive integers")
+            if seen is not None and (type(seen) is not int or seen <= 0):
+                raise ProtocolError("Request: once and seen are positive integers")
+            if seen is not None and seen > once:
+                raise ProtocolError("Request: seen is at most once, whose answer cannot have arrived")
         if not isinstance(self.op, str) or not 0 < len(self.op) <= limits.MAX_NAME:
             raise ProtocolError("Request: op is a name")
         if not isinstance(self.args, dict):
@@ -158,7 +163,7 @@ class Reply:
     payload: memoryview = field(default=EMPTY, compare=False)
 
     def __post_init__(self) -> None:
-        if not _is_id(self.id):
+        if type(self.id) is not int or not 0 < self.id <= limits.MAX_ID:
             raise ProtocolError("Reply: id is a positive integer")
         if not isinstance(self.result, dict):
             raise ProtocolError("Reply: result is a map")
@@ -261,6 +266,8 @@ Message = Hello | Challenge | Proof | Welcome | Request | Reply | Fault | Chunk 
 _KINDS: Final[dict[int, type[Message]]] = {
     kind.type: kind for kind in (Hello, Challenge, Proof, Welcome, Request, Reply, Fault, Chunk, Credit, Abort)
 }
+_REQUEST: Final = int(FrameType.REQUEST)  # what comes is a plain number
+_REPLY: Final = int(FrameType.REPLY)
 _CARRIES_PAYLOAD: Final = frozenset({FrameType.REQUEST, FrameType.REPLY, FrameType.CHUNK})
 _FIELDS: Final[dict[int, frozenset[str]]] = {
     number: frozenset(entry.name for entry in fields(kind)) - {"payload"} for number, kind in _KINDS.items()
@@ -275,13 +282,17 @@ _REQUIRED: Final[dict[int, frozenset[str]]] = {
 
 def parse(frame: Frame) -> Message | None:
     """The message in a frame; None for a type of a later version, which is to be ignored (SPEC.md, Versions)."""
+    given = frame.header
+    # A request or reply without a stream, as most messages are.
+    if given.get("stream") is None and given.get("nbytes") is None and "id" in given:
+        if frame.type == _REQUEST and "op" in given and "args" in given:
+            once, seen = given.get("once"), given.get("seen")
+            return Request(given["id"], given["op"], given["args"], None, 0, once, seen, frame.payload)
+        if frame.type == _REPLY and "result" in given:
+            return Reply(given["id"], given["result"], None, 0, frame.payload)
     kind = _KINDS.get(frame.type)
     if kind is None:
         return None
-    if kind is Request or kind is Reply:
-        quick = _parse_quick(frame)
-        if quick is not None:
-            return quick
     known, required = _FIELDS[frame.type], _REQUIRED[frame.type]
     # A field that may be absent may be nil as well.
     values = {
@@ -296,20 +307,6 @@ def parse(frame: Frame) -> Message | None:
     except TypeError:
         missing = sorted(required - values.keys())
         raise ProtocolError(f"{kind.__name__} without {', '.join(missing)}") from None
-
-
-def _parse_quick(frame: Frame) -> Request | Reply | None:
-    """A request or reply without a stream, as most messages are; None of any other."""
-    given = frame.header
-    if given.get("stream") is not None or given.get("nbytes") is not None:
-        return None
-    if frame.type == FrameType.REQUEST:
-        if "id" in given and "op" in given and "args" in given:
-            once, seen = given.get("once"), given.get("seen")
-            return Request(given["id"], given["op"], given["args"], None, 0, once, seen, frame.payload)
-    elif "id" in given and "result" in given:
-        return Reply(given["id"], given["result"], None, 0, frame.payload)
-    return None
 
 
 def header(message: Message) -> dict[str, Any]:

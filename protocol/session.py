@@ -7,12 +7,11 @@ ProtocolError or HandshakeFailed the session is dead: send what is left (a Fault
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from protocol import codec, limits, messages
-from protocol.codec import Buffer, Frame
+from protocol.codec import Buffer
 from protocol.errors import GridError, HandshakeFailed, LinkError, ProtocolError
 from protocol.handshake import Handshake, Introduction, MemoryOf, Remote, forgetful
 from protocol.identity import Signer, Verify
@@ -47,6 +46,8 @@ class Session:
         self._handshake = Handshake(ours, signer, verify, nonce, dialer=dialer, window=window, memory_of=memory_of)
         self._dialer = dialer
         self._window = window
+        self._pack = codec.packer()
+        self._has_met = False  # the handshake is over
         self._streams = Streams(dialer=dialer, window=window)
         self._next_request = 1
         self._ours: set[int] = set()  # requests of ours that are unanswered
@@ -80,20 +81,33 @@ class Session:
             ProtocolError, HandshakeFailed: the other end broke a rule; a Fault for it is queued.
             LinkError: the other end closed the session with a Fault.
         """
-        events: list[Event] = []
-        is_new = not self._handshake.is_over
         try:
             if self._unsent > limits.MAX_UNSENT:
                 raise ProtocolError(f"more than {limits.MAX_UNSENT} frames wait for an end that goes on sending")
-            for number, frame in enumerate(_frames(message, is_new)):
-                if is_new and number:
-                    raise HandshakeFailed("a message of the handshake travels alone")
-                event = self._take(messages.parse(frame))
+            if not self._has_met:
+                return self._receive_new(message)
+            alone = codec.single(message)
+            frames = codec.decode(message) if alone is None else (alone,)
+            events: list[Event] = []
+            for frame in frames:
+                parsed = messages.parse(frame)
+                event = None if parsed is None else self._take_open(parsed)
                 if event is not None:
                     events.append(event)
+            return events
         except (ProtocolError, HandshakeFailed) as error:
             self.fail(error)
             raise
+
+    def _receive_new(self, message: Buffer) -> list[Event]:
+        """A message of the handshake."""
+        events: list[Event] = []
+        for number, frame in enumerate(codec.decode(message, limits.MAX_HELLO)):
+            if number:
+                raise HandshakeFailed("a message of the handshake travels alone")
+            event = self._take_new(messages.parse(frame))
+            if event is not None:
+                events.append(event)
         return events
 
     def fail(self, error: LinkError) -> None:
@@ -102,29 +116,32 @@ class Session:
             self._queue(Fault.of(None, error))
         self.is_dead = True
 
-    def _take(self, message: Message | None) -> Event | None:
+    def _take_new(self, message: Message | None) -> Event | None:
         if type(message) is Fault and message.id is None:
-            self.is_dead = True
-            error = message.error()
-            raise error if isinstance(error, LinkError) else ProtocolError(f"the other end closed: {error.message}")
-        if not self._handshake.is_over:
-            answer = self._handshake.receive(message)
-            if answer is not None:
-                self._queue(answer)
-            if self._handshake.remote is None:
-                return None
-            if self._dialer:  # the acceptor's Welcome rules the size of the window in both directions
-                self._streams = Streams(dialer=True, window=self._handshake.remote.window)
-            return Opened(self._handshake.remote)
-        if message is None:
+            self._take_end(message)
+        answer = self._handshake.receive(message)
+        if answer is not None:
+            self._queue(answer)
+        self._has_met = self._handshake.is_over
+        if self._handshake.remote is None:
             return None
-        return self._take_open(message)
+        if self._dialer:  # the acceptor's Welcome rules the size of the window in both directions
+            self._streams = Streams(dialer=True, window=self._handshake.remote.window)
+        return Opened(self._handshake.remote)
+
+    def _take_end(self, fault: Fault) -> NoReturn:
+        """The other end closed the session, and says why."""
+        self.is_dead = True
+        error = fault.error()
+        raise error if isinstance(error, LinkError) else ProtocolError(f"the other end closed: {error.message}")
 
     def _take_open(self, message: Message) -> Event | None:
         match message:
             case Request():
                 self._check_request(message)
             case Reply() | Fault():
+                if message.id is None:
+                    self._take_end(message)
                 if message.id not in self._ours:
                     if isinstance(message, Reply) and message.stream is not None:
                         self._refuse_stream(message.stream, message.nbytes)
@@ -195,7 +212,10 @@ class Session:
         stream = self._streams.open(stream_bytes) if stream_bytes and id in self._theirs else None
         try:
             made = Reply(id, result, stream, stream_bytes if stream else 0, memoryview(payload))
-            self._answer(made)
+            if id in self._theirs:
+                self._queue(made)
+                self._theirs.discard(id)
+                self._leaving += 1
         except GridError:
             self._streams.withdraw(stream)
             raise
@@ -203,17 +223,15 @@ class Session:
 
     def fault(self, id: int, error: GridError) -> None:
         """Answer request `id` with an error. One that cannot travel loses its fields, and what is too long."""
+        if id not in self._theirs:
+            return
         try:
-            self._answer(Fault.of(id, error))
+            self._queue(Fault.of(id, error))
         except GridError:
             text = error.message[: limits.MAX_FAULT_TEXT].encode(errors="replace").decode()
-            self._answer(Fault(error.code, text, id))
-
-    def _answer(self, answer: Reply | Fault) -> None:
-        if answer.id in self._theirs:
-            self._queue(answer)
-            self._theirs.discard(answer.id)
-            self._leaving += 1
+            self._queue(Fault(error.code, text, id))
+        self._theirs.discard(id)
+        self._leaving += 1
 
     @property
     def has_stream_room(self) -> bool:
@@ -279,20 +297,23 @@ class Session:
 
     def data_to_send(self) -> list[bytes]:
         """The WebSocket messages to send now, in order. Small frames that were queued together share one."""
-        credits, self._credits = self._credits, {}
-        for stream, nbytes in credits.items():
-            self._queue(Credit(stream, nbytes))
-        self._close_small()
+        if self._credits:
+            credits, self._credits = self._credits, {}
+            for stream, nbytes in credits.items():
+                self._queue(Credit(stream, nbytes))
+        if self._small:
+            self._close_small()
         out, self._out = self._out, []
         self._leaving = self._unsent = 0
         return out
 
     def _queue(self, message: Message) -> None:
         payload = getattr(message, "payload", messages.EMPTY)
-        head = codec.encode(message.type, messages.header(message), len(payload))
+        head = codec.encode(message.type, messages.header(message), len(payload), self._pack)
         size = len(head) + len(payload)
         is_large = size > limits.INLINE_PAYLOAD
-        if is_large or self._small_bytes + size > limits.CHUNK or self._small_frames == limits.MAX_FRAMES:
+        is_full = self._small_bytes + size > limits.CHUNK or self._small_frames == limits.MAX_FRAMES
+        if (is_large or is_full) and self._small:
             self._close_small()
         self._small.append(head)
         if len(payload):
@@ -305,13 +326,5 @@ class Session:
             self._close_small()
 
     def _close_small(self) -> None:
-        if self._small:
-            self._out.append(b"".join(self._small))
-            self._small, self._small_bytes, self._small_frames = [], 0, 0
-
-
-def _frames(message: Buffer, is_new: bool) -> Iterable[Frame]:
-    if is_new:
-        return codec.decode(message, limits.MAX_HELLO)
-    alone = codec.single(message)
-    return codec.decode(message) if alone is None else (alone,)
+        self._out.append(b"".join(self._small))
+        self._small, self._small_bytes, self._small_frames = [], 0, 0

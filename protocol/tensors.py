@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -54,6 +54,7 @@ class TensorHeader:
 
     dtype: str
     shape: tuple[int, ...]
+    nbytes: int = field(init=False, repr=False, compare=False)  # of the elements; asked for several times a message
 
     def __post_init__(self) -> None:
         if not isinstance(self.dtype, str) or self.dtype not in ITEMSIZE:
@@ -62,13 +63,14 @@ class TensorHeader:
             raise BadTensor(f"a shape is a list of integers, not {_shown(self.shape)}")
         if len(self.shape) > limits.MAX_NDIM:
             raise BadTensor(f"{len(self.shape)} dimensions; at most {limits.MAX_NDIM}")
-        extent = ITEMSIZE[self.dtype]
+        nbytes = extent = ITEMSIZE[self.dtype]
         for dim in self.shape:
             # bool is an int in Python: True would pass as 1.
             if type(dim) is not int or not 0 <= dim < limits.MAX_DIM:
                 raise BadTensor(f"{_shown(dim)} is not a dimension; they run from 0 to {limits.MAX_DIM - 1}")
             # Zero dimensions do not excuse absurd others: strides are computed from all of them.
             extent *= dim or 1
+            nbytes *= dim
         if extent > limits.MAX_TENSOR:
             raise TooLarge(
                 f"a tensor of {extent} bytes; at most {limits.MAX_TENSOR}",
@@ -76,6 +78,7 @@ class TensorHeader:
                 size=min(extent, limits.MAX_ID),
                 allowed=limits.MAX_TENSOR,
             )
+        object.__setattr__(self, "nbytes", nbytes)  # frozen
 
     @property
     def itemsize(self) -> int:
@@ -85,17 +88,13 @@ class TensorHeader:
     def numel(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.itemsize
-
     def to_wire(self) -> dict[str, Any]:
         return {"dtype": self.dtype, "shape": list(self.shape)}
 
     @classmethod
     def from_wire(cls, value: object) -> TensorHeader:
         """The header in a message field; BadTensor for anything else."""
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             raise BadTensor(f"a tensor header is a map, not {_shown(value)}")
         shape = value.get("shape")
         if not isinstance(shape, list | tuple):

@@ -11,6 +11,7 @@ The standard library and protocol/ alone; no socket, no clock, no open database.
     match     what a query means, in plain Python: the reference
     schema    the tables, as numbered migrations
     stored    an object as the columns of its rows
+    many_rows many rows in few statements
     tag_rows  the rows that say which object has which tags
     compile   a query as SQL: compile_query
     index     the objects of one peer in its SQLite file: Index

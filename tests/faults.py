@@ -11,6 +11,7 @@ What happens is said for each direction (`proxy.up` from who dials, `proxy.down`
     proxy.down.corrupt_at = 40_000      this byte (of each connection; once: `corruptions = 1`) is another one
     proxy.up.latency = 0.02             seconds on the way; bytes still follow each other
     proxy.down.rate = 10_000_000        bytes a second, over all connections
+    proxy.down.watch = heard.extend     shows all bytes that pass
     proxy.cut(reset=True)               ends all connections now
     proxy.refuse = True                 new connections end at once
 """
@@ -64,6 +65,7 @@ class Faults:
     corrupt_at: int | None = None
     corruptions: int | None = None  # how many more; None: without end
     passed: int = 0  # bytes so far, over all connections
+    watch: Callable[[bytes], object] | None = None  # told all that passes
 
 
 class FaultProxy:
@@ -234,6 +236,8 @@ class _Line:
                 if not await self._write(writer, _corrupted(piece, done, faults()), faults()):
                     return
                 done += len(piece)
+                if (watch := faults().watch) is not None:
+                    watch(piece)
                 at = faults()
                 if at.cut_after is not None and done >= at.cut_after and at.cuts != 0:
                     if at.cuts is not None:

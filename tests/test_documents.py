@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from protocol import limits
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "protocol" / "SPEC.md"])
+PACKAGES = sorted(
+    path.parent
+    for top in ("protocol", "search", "compute", "peer", "grid")
+    for path in (ROOT / top).rglob("__init__.py")
+)
 DURABILITY = (ROOT / "docs" / "durability.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 UNITS = {"": 1, "s": 1, "days": 86_400, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -46,6 +52,15 @@ def test_the_long_trials_are_there(text: str) -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text())
     assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_map_of_a_package_has_its_files(package: Path) -> None:
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    listed = set(re.findall(r"^ *(\w+)(?:\.py|/)?\b(?: \*)? ", text, re.MULTILINE))
+    there = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert sorted(there - listed) == []
+    assert [name for name in re.findall(r"^ *(\w+)\.py ", text, re.MULTILINE) if name not in there] == []
 
 
 def test_the_counts_of_statistics_are_explained() -> None:

@@ -1,5 +1,6 @@
 """What the commands do: call, and print. cli.py parses, and calls these. In import order:
 
+options.py    options that several commands have, and what those of start and up say of workers
 errors.py     an error as a line and an exit code
 stopping.py   Ctrl-C
 peers.py      start, up, down, peers, status

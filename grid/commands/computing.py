@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grid import show
+from grid import bars
 from grid.commands.files import show_value, show_written
 from protocol.errors import BadRequest
 
@@ -22,7 +22,7 @@ async def run(g: Grid, plan: str, arguments: Sequence[str], out: Path | None, ov
         files.check_target(out, overwrite)
     queries = dict(map(assignment, arguments))
     loaded = load_plan(plan)
-    with show.waiting(f"{plan} runs"):
+    with bars.waiting(f"{plan} runs"):
         value = await results(await g.run(loaded, **queries))
     if out is not None:
         show_written(files.write(out, value, overwrite), as_json)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from grid import show
+from grid import bars, show
 from grid.commands.errors import complain
 from grid.commands.stopping import leaving
 from protocol import limits
@@ -38,7 +38,7 @@ async def put(
     records: list[dict[str, Any]] = []
     try:
         with leaving(partial(_stopped, putting), partial(_ended_at_once, putting)):
-            async for title, record in putting.run(paths, show):
+            async for title, record in putting.run(paths, bars):
                 records.append(record)
                 if not as_json:
                     print(f"{putting.member.name} has {title}: {show.named(record)}", flush=True)
@@ -101,7 +101,7 @@ async def get(g: Mesh, ref: str, out: Path, overwrite: bool, as_json: bool) -> N
         lambda: f"nothing was written to {out}",
         lambda: f"nothing was written to {out}, but {part} may be left, which the next 'grid get' to {out} removes",
     ):
-        with show.progress(f"{record['id'].hex()[:12]} from {member.name}", "waiting for the disk") as bar:
+        with bars.progress(f"{record['id'].hex()[:12]} from {member.name}", "waiting for the disk") as bar:
             connect = partial(g.to, member, bulk=is_large)
             source = Source(connect, member.name, record["id"], record["kind"], bar.waiting, g.others(record))
             written = await save_object(source, out, overwrite, bar)
@@ -113,7 +113,7 @@ async def get_value(g: Grid, ref: str, as_json: bool) -> None:
     hit = await g.find(ref)
     if not hasattr(hit, "fetch"):
         raise BadRequest(f"fetch does not work on a {hit.record['kind']}")
-    with show.progress(f"{hit.record['id'].hex()[:12]} from {hit.location.name}") as progress:
+    with bars.progress(f"{hit.record['id'].hex()[:12]} from {hit.location.name}") as progress:
         value = await hit.fetch(progress)
     show_value(value, as_json)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from grid import show
+from grid import bars, show
 from grid.commands.stopping import leaving
 from grid.found import Found
 from grid.hits import is_whole_id
@@ -40,7 +40,7 @@ async def transfer(g: Mesh, ref: str, peer: str, what: Literal["move", "copy"], 
     source, object = found.peer, show.named(found.record)
     at_source = "is still there, or is whole at" if what == "move" else "is still there; 'grid search' says if it is at"
     with leaving(lambda: f"{object} was at {source}; it {at_source} {target.name}"):
-        with show.waiting(f"{object} goes from {source} to {target.name}"):
+        with bars.waiting(f"{object} goes from {source} to {target.name}"):
             arrived = await (found.move(target) if what == "move" else found.copy(target))
     if as_json:
         show.json_out(show.plain(arrived.record))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from grid.mesh import Mesh
     from peer.peer import Peer, Settings
     from peer.processes import PeerProcess
+    from peer.workers import PoolSettings
 
 
 def start(settings: Settings, log_level: str) -> None:
@@ -26,14 +27,14 @@ def start(settings: Settings, log_level: str) -> None:
     process.run(settings, on_ready)
 
 
-def up(names: Sequence[str], as_json: bool) -> None:
+def up(names: Sequence[str], as_json: bool, workers: PoolSettings) -> None:
     from grid import show
     from peer.folders import Folders
     from peer.peer import Settings
     from peer.processes import PeerProcess
 
     folders = Folders.default()
-    wanted = [Settings(name, folders=folders) for name in dict.fromkeys(names)]
+    wanted = [Settings(name, folders=folders, workers=workers) for name in dict.fromkeys(names)]
 
     async def start_all() -> list[PeerProcess | BaseException]:
         starting = (
@@ -101,5 +102,7 @@ async def status(g: Mesh, name: str | None, as_json: bool) -> None:
         show.json_out(show.plain(statuses[0] if name else statuses))
         return
     show.out().print(show.status_table(statuses))
+    show.print_unprotected(statuses)
     if name:
+        show.out().print(show.principals_table(statuses[0].get("principals", ())))
         show.out().print(show.traffic_table(statuses[0]["traffic"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from grid import show
+from grid import bars, show
 from grid.commands.errors import raise_last
 from grid.upkeep import Keeper, Report
 from peer.folders import Folders
@@ -17,7 +17,7 @@ async def verify(name: str | None, data_dir: Path | None, as_json: bool) -> int:
     keeper = Keeper(Folders.default())
 
     async def check(peer: str) -> Report:
-        with show.progress(f"checking {peer}") as progress:
+        with bars.progress(f"checking {peer}") as progress:
             try:
                 return await keeper.verify(peer, data_dir, progress)
             except Corrupt as error:  # so damaged that it cannot be opened
@@ -37,7 +37,7 @@ async def compact(name: str | None, data_dir: Path | None, as_json: bool) -> Non
     keeper = Keeper(Folders.default())
 
     async def sweep(peer: str) -> Report:
-        with show.waiting(f"compacting {peer}"):
+        with bars.waiting(f"compacting {peer}"):
             return await keeper.compact(peer, data_dir)
 
     reports, failures = await _each(keeper, name, data_dir, sweep)

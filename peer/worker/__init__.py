@@ -10,17 +10,29 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     reach *           which memory a strided view can touch
     channel *         framing, descriptors, the blocking and the asyncio form
     operation *       the wire form of one eager operation
-    sandbox *         what a worker gives up before it reads anything from its principal: the seam for the kernel's
+    syscalls *        numbers of system calls
+    kernel *          the kernel's calls that Python has no names for
+    gpu *             what a worker on a CUDA device is left with that others are not
+    namespaces *      no other processes, no network, no files, nobody
+    landlock *        no file opened, nobody signalled
+    seccomp *         the filter of system calls
+    confinement *     all these walls, in order; which are refused here, and whether the others are enough
+    sandbox *         what a worker gives up before it reads anything from its principal
     zygote_process *  the peer's end of the zygote
     answers *         what a worker's answers mean, checked
     holdings *        what the peer knows a worker to have
     pending *         a request that is under way, and how it ends
+    watch *           whether a worker was at one thing for too long
+    budgets *         what principals may take, and have taken
     ending *          how a worker came to its end
     remote *          the peer's end of one worker: requests, answers, loss
     faults            whatever went wrong, as one of our errors
     mapped            files of the peer's as memory of tensors
     objects           tensors and failures by id
     picking           operations that take single rows
+    randomness        random numbers: seeded, or drawn by a seed of their own
+    device            where tensors and operations are: the CPU, or one CUDA device
+    repeated          operations that ran before: what was found out about them
     execution         one operation, from its wire form to its results' ids
     export            values on their way out, into memory files
     runtime           the worker's loop

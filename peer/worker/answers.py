@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+import msgpack
 
 from peer.buffers import Buffer, BufferPool
-from protocol.errors import GridError
+from protocol import limits
+from protocol.errors import GridError, WorkerLost
 from protocol.tensors import TensorHeader
+
+_SHOWN: Final = 80  # characters of a code
 
 Result = list[TensorHeader] | GridError  # of one operation: a header for each tensor it gave, or what went wrong
 
@@ -81,19 +86,43 @@ def results(fields: list[Any], count: int) -> list[Result]:
     given = fields[0]
     if len(given) != count:
         raise ValueError(f"{len(given)} results for {count} operations")
-    return [GridError.from_fault(result) if type(result) is dict else headers(result) for result in given]
+    found: list[Result] = []
+    for result in given:
+        found.append(fault(result) if type(result) is dict else headers(result))
+    return found
 
 
 def value(given: Given, fields: list[Any], descriptors: list[int], buffers: BufferPool) -> Exported | GridError:
     """The value that was wanted with the results, or why it is not to be had."""
     wanted = fields[1]
     if type(wanted) is dict:
-        return GridError.from_fault(wanted)
+        return fault(wanted)
     return exported(given, wanted, descriptors, buffers)
 
 
+def fault(given: Mapping[str, Any]) -> GridError:
+    """What went wrong, by the worker's account: no more than such an account takes, since it may be kept for long."""
+    error = GridError.from_fault(given)
+    if isinstance(error, WorkerLost):  # the one kind that is shown as it is, whatever the worker computes on
+        raise ValueError("it calls itself lost")
+    if len(msgpack.packb(error.to_fault(), use_bin_type=True)) <= limits.WORKER_FAULT:
+        return error
+    return GridError.from_fault({"code": error.code[:_SHOWN], "message": error.message[: limits.MAX_FAULT_TEXT]})
+
+
+def made(fields: list[Any], count: int) -> list[TensorHeader]:
+    """What a program gave."""
+    found = headers(fields[0])
+    if len(found) != count:
+        raise ValueError(f"{len(found)} results of a program that gives {count}")
+    return found
+
+
 def headers(given: Iterable[Any]) -> list[TensorHeader]:
-    return [TensorHeader(dtype, tuple(shape)) for dtype, shape in given]
+    found: list[TensorHeader] = []
+    for dtype, shape in given:
+        found.append(TensorHeader(dtype, tuple(shape)))
+    return found
 
 
 def usage(fields: list[Any]) -> Usage:

@@ -10,32 +10,37 @@ channel (ProtocolError), with every descriptor closed.
 from __future__ import annotations
 
 import array
-import asyncio
 import errno
 import os
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
 from protocol import limits
+from protocol.codec import Pack, packer
 from protocol.errors import BadRequest, ProtocolError, TooLarge
+
+if TYPE_CHECKING:
+    import asyncio
 
 _PRELUDE: Final = struct.Struct("<IB")
 _READ: Final = 64 * limits.KIB
 _GATHER: Final = 64  # messages in one sendmsg
 _QUEUE: Final = 256  # messages unsent
 _READS_PER_WAKEUP: Final = 16  # then the loop's other work has its turn
+_MANY: Final = 256  # messages of one read, after which it has that as well: an end may send very many very small ones
 _ANCILLARY: Final = socket.CMSG_SPACE(16 * array.array("i").itemsize)
 _CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 Message = tuple[Any, list[int]]  # what was packed, and its descriptors, now the receiver's to close
 
 
-def encode(message: Any, descriptors: int = 0, limit: int = limits.WORKER_MESSAGE) -> bytes:
+def encode(message: Any, descriptors: int = 0, limit: int = limits.WORKER_MESSAGE, pack: Pack = msgpack.packb) -> bytes:
     """One message, framed.
 
     Raises:
@@ -43,7 +48,7 @@ def encode(message: Any, descriptors: int = 0, limit: int = limits.WORKER_MESSAG
         TooLarge: more than `limit` bytes.
     """
     try:
-        body: bytes = msgpack.packb(message, use_bin_type=True)
+        body = pack(message)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadRequest(f"an argument that cannot travel: {error}") from None
     if len(body) > limit:
@@ -88,6 +93,16 @@ class Decoder:
             if data is kept and not at:
                 return  # a long message grows in place
             self._bytes = bytearray(view[at:])
+
+    def alone(self, data: memoryview) -> Any:
+        """The message, if these bytes are one, whole and without descriptors, as nearly all are, and nothing came
+        before it; None of anything else, which is to be fed."""
+        if self._bytes or len(data) < _PRELUDE.size:
+            return None
+        length, count = _PRELUDE.unpack_from(data)
+        if count or length + _PRELUDE.size != len(data) or length > self._limit:
+            return None
+        return _unpack(data[_PRELUDE.size :])
 
     def _check(self, length: int, count: int) -> None:
         if length > self._limit:
@@ -156,6 +171,7 @@ class BlockingChannel:
     def __init__(self, sock: socket.socket, *, send_limit: int, receive_limit: int) -> None:
         self._socket = sock
         self._send_limit = send_limit
+        self._pack = packer()
         self._decoder = Decoder(receive_limit)
         self._buffer = bytearray(_READ)
         self._view = memoryview(self._buffer)
@@ -170,7 +186,7 @@ class BlockingChannel:
             self.flush()
             self.send(message, descriptors)
             return
-        self._queued += encode(message, 0, self._send_limit)
+        self._queued += encode(message, 0, self._send_limit, self._pack)
         if len(self._queued) > limits.INLINE_PAYLOAD:
             self.flush()
 
@@ -181,10 +197,19 @@ class BlockingChannel:
 
     def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
         """Sends it all. The descriptors stay the caller's. Raises TooLarge before a byte has gone."""
-        view = memoryview(encode(message, len(descriptors), self._send_limit))
-        sent = self._socket.sendmsg([view], _ancillary(descriptors))
+        view = memoryview(encode(message, len(descriptors), self._send_limit, self._pack))
+        sent = self._begin(view, descriptors)
         if sent < len(view):
             self._socket.sendall(view[sent:])
+
+    def _begin(self, view: memoryview, descriptors: Sequence[int]) -> int:
+        while True:
+            try:
+                return self._socket.sendmsg([view], _ancillary(descriptors))
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+            time.sleep(0.001)  # too many of this user's are under way, other processes' too: until some are received
 
     def receive(self) -> list[Message] | None:
         """The next messages (perhaps none yet), or None when the other end is gone."""
@@ -194,7 +219,9 @@ class BlockingChannel:
             return None
         if not size:
             return None
-        return list(self._decoder.feed(self._view[:size], descriptors))
+        data = self._view[:size]
+        alone = None if descriptors else self._decoder.alone(data)
+        return list(self._decoder.feed(data, descriptors)) if alone is None else [(alone, [])]
 
     def close(self) -> None:
         self._decoder.close()
@@ -219,11 +246,14 @@ class LoopChannel:
         send_limit: int,
         receive_limit: int,
     ) -> None:
+        import asyncio  # not above: a peer that starts waits for its zygote, which has no use for it
+
         sock.setblocking(False)
         self._socket = sock
         self._on_message = on_message
         self._on_closed = on_closed
         self._send_limit = send_limit
+        self._pack = packer()
         self._decoder = Decoder(receive_limit)
         self._buffer = bytearray(_READ)
         self._view = memoryview(self._buffer)
@@ -246,9 +276,12 @@ class LoopChannel:
         """
         if self.is_closed:
             return
-        data = encode(message, len(descriptors), self._send_limit)
+        data = encode(message, len(descriptors), self._send_limit, self._pack)
         if now and not descriptors and not self._unsent:
-            data = data[self._send_some(data) :]
+            try:
+                data = data[self._socket.send(data) :]
+            except OSError:  # no room, or an end that is gone: `_flush` sees which
+                pass
             if not data:
                 return
         view = memoryview(data)
@@ -258,12 +291,6 @@ class LoopChannel:
             self._is_scheduled = True
             self._loop.call_soon(self._begin)
 
-    def _send_some(self, data: bytes) -> int:
-        try:
-            return self._socket.send(data)
-        except OSError:  # no room, or an end that is gone: `_flush` sees which
-            return 0
-
     @property
     def is_full(self) -> bool:
         # Each message may pin a descriptor, so that their number counts as well.
@@ -271,6 +298,8 @@ class LoopChannel:
 
     async def drained(self) -> None:
         """Waits until there is room (or nothing will be sent any more). Cancelling is safe."""
+        import asyncio
+
         while self.is_full and not self.is_closed:
             if self._drained is None:
                 self._drained = self._loop.create_future()
@@ -360,11 +389,17 @@ class LoopChannel:
                 if not size:
                     self._end(None)
                     return
-                for message, its_descriptors in self._decoder.feed(self._view[:size], descriptors):
+                data = self._view[:size]
+                if not descriptors and (alone := self._decoder.alone(data)) is not None:
+                    self._on_message(alone, [])
+                    return
+                count = 0
+                for message, its_descriptors in self._decoder.feed(data, descriptors):
                     self._on_message(message, its_descriptors)
                     if self.is_closed:  # by what the message meant
                         return
-                if size < _READ:
+                    count += 1
+                if size < _READ or count > _MANY:
                     return
         except BlockingIOError:
             return

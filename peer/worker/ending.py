@@ -19,12 +19,17 @@ class Ending:
     """The signs are the closed channel and the zygote's word. With both, or late, `over` is told how and the status."""
 
     def __init__(self, channel: LoopChannel, over: Callable[[str, int | None], None]) -> None:
-        self.defect: str | None = None  # what it said of itself, cut to its limit
+        self.defect: str | None = None  # what it said of itself
         self._channel = channel
         self._over = over
         self._status: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_stopped = False
+
+    def note(self, defect: str) -> None:
+        """Its own account. A stranger's text, which comes into the log: cut, and on one line."""
+        text = defect[: limits.MAX_FAULT_TEXT]
+        self.defect = "".join(sign if sign.isprintable() else " " for sign in text)
 
     def exited(self, status: int) -> None:
         """The zygote's word that the process is dead. What it said before that is still read."""
@@ -55,8 +60,9 @@ def lost(how: str, status: int | None, pid: int | None, pending: Sequence[Pendin
     """What its values and the requests under way have become."""
     doing = f" while it ran {pending[0].what}" if pending and how != KILLED else ""
     fields = {"signal": signal_name(status)} if status is not None and status < 0 else {}
+    who = f" {pid}" if pid is not None and pid > 0 else ""  # below 0: it was dead before its number could be read
     return WorkerLost(
-        f"the worker process{f' {pid}' if pid else ''} {how}{doing}; the temporaries that it held are gone, "
+        f"the worker process{who} {how}{doing}; the temporaries that it held are gone, "
         "published objects are not: send or compute what you need again",
         **fields,
     )

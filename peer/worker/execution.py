@@ -10,12 +10,17 @@ import torch
 
 from compute import interpreter, table, values
 from compute.dtypes import NAME_OF
+from peer.seeds import SEED
+from peer.worker import repeated
 from peer.worker.faults import as_error
 from peer.worker.mapped import Guarded
 from peer.worker.objects import Objects
 from peer.worker.operation import name_of, result_ids, unpacked
 from peer.worker.picking import check_rows, picked
+from peer.worker.randomness import GENERATOR, drawn_by, seed
 from protocol.errors import BadRequest, GridError
+
+_CHECK: Final = "aten._linalg_check_errors.default"
 
 
 def execute(objects: Objects, operation: Any) -> list[torch.Tensor] | GridError:
@@ -29,8 +34,15 @@ def execute(objects: Objects, operation: Any) -> list[torch.Tensor] | GridError:
     kwargs: dict[str, Any] = {}
     try:
         name, args, kwargs, outs = unpacked(operation)
+        if name == SEED:
+            seed(args)
+            return []
         entry = table.lookup(name)
-        tensors = _call(objects, entry, args, kwargs)
+        if GENERATOR in kwargs:
+            with drawn_by(kwargs.pop(GENERATOR)):
+                tensors = _call(objects, entry, args, kwargs)
+        else:
+            tensors = _call(objects, entry, args, kwargs)
         _keep(objects, tensors, outs, entry)
         return tensors
     except Exception as problem:
@@ -40,35 +52,52 @@ def execute(objects: Objects, operation: Any) -> list[torch.Tensor] | GridError:
             objects.fail(out, error)
         # What is in no table may have been meant to be in place: then the result's id is an argument's.
         changed = [arg for arg in args if arg in ids] if entry is None else _to_be_written(entry, args, kwargs)
+        if name_of(operation) == _CHECK and objects.factored[-1:] == tuple(args[:1]):
+            changed = [
+                *changed,
+                *objects.factored,
+            ]  # of a singular matrix there is no inverse, whatever stands in its place
         for object_id in changed:
             objects.spoil(object_id, error)
         return error
 
 
 def _call(objects: Objects, entry: table.Entry, args: list[Any], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    resolve = objects.get
-    args = [values.decode(value, resolve) for value in args]
-    if kwargs:
-        kwargs = {key: values.decode(value, resolve) for key, value in kwargs.items()}
-    if entry.writes or objects.guards:
-        value = run(objects, entry, args, kwargs)
+    reading = repeated.read(entry, args, kwargs, objects.tensors) if objects.is_on_cpu else None
+    plan = None if reading is None else repeated.find(reading)
+    if reading is not None and plan is not None and not _guarded(objects, reading.args, reading.kwargs):
+        _check_writable(objects, entry, reading.args, reading.kwargs)
+        value = repeated.execute(plan, entry, reading)
     else:
-        value = interpreter.execute(entry, args, kwargs)
+        resolve = objects.get
+        args = [values.decode(value, resolve) for value in args]
+        kwargs = {key: values.decode(value, resolve) for key, value in kwargs.items()}
+        value = run(objects, entry, args, kwargs)
+        if reading is not None:
+            repeated.learn(entry, reading)
     return [value] if isinstance(value, torch.Tensor) else list(tensors_in(value))
 
 
 def run(objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Runs an operation as it runs anywhere, but what is read-only is not written, and of a stored file nothing is
     used that has not been checked."""
+    _check_writable(objects, entry, args, kwargs)
+    guarded = _guarded(objects, args, kwargs)
+    if not guarded or entry.category == "size" or entry.name in _READ_NOTHING:
+        return objects.execute(entry, args, kwargs)
+    return _checked(objects, guarded, entry, args, kwargs)
+
+
+def _check_writable(objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     if entry.writes:
         for position in entry.written(args, kwargs):
             for tensor in _listed(_argument(entry, position, args, kwargs)):
                 if isinstance(tensor, torch.Tensor):
                     objects.check_writable(tensor)
-    guarded = objects.guarded([*args, *kwargs.values()]) if objects.guards else None
-    if not guarded or entry.category == "size" or entry.name in _READ_NOTHING:
-        return interpreter.execute(entry, args, kwargs)
-    return _checked(guarded, entry, args, kwargs)
+
+
+def _guarded(objects: Objects, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Guarded]:
+    return objects.guarded([*args, *kwargs.values()]) if objects.guards else []
 
 
 def executor(objects: Objects) -> interpreter.Execute:
@@ -76,12 +105,14 @@ def executor(objects: Objects) -> interpreter.Execute:
     return partial(run, objects)
 
 
-def _checked(guarded: list[Guarded], entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _checked(
+    objects: Objects, guarded: list[Guarded], entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
     """Runs an operation that has inputs on stored files. Corrupt where what it reads is not what was stored."""
     may_be_view = not entry.writes and (entry.category == "view" or any(at is not None for at in entry.aliases))
     if may_be_view:
         # Whether it copies is known when it is done; a copy is checked then, before anybody has it.
-        value = interpreter.execute(entry, args, kwargs)
+        value = objects.execute(entry, args, kwargs)
         if _shares_memory(value, guarded):
             return value
     picks = picked(entry, args, kwargs)
@@ -93,7 +124,7 @@ def _checked(guarded: list[Guarded], entry: table.Entry, args: Sequence[Any], kw
         assert picks is not None
         check_rows(each, picks[1])
     if not may_be_view:
-        value = interpreter.execute(entry, args, kwargs)
+        value = objects.execute(entry, args, kwargs)
     for each in wholes:
         each.was_read()
     return value
@@ -139,6 +170,8 @@ def _keep(objects: Objects, tensors: list[torch.Tensor], outs: list[Any], entry:
     for out, tensor in zip(outs, tensors, strict=False):
         if out is not None:
             objects.put(out, tensor)
+    if entry.category == "linalg" and len(outs) > 1:
+        objects.factored = tuple(outs)
 
 
 def _to_be_written(entry: table.Entry, args: list[Any], kwargs: dict[str, Any]) -> list[bytes]:

@@ -6,7 +6,7 @@ It is known from what the worker was told, and a worker cannot change it: what i
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from peer.worker.answers import Given, Source
@@ -19,6 +19,8 @@ class Holdings:
 
     def __init__(self) -> None:
         self._values: set[bytes] = set()
+        self.holds: Callable[[bytes], bool] = self._values.__contains__
+        """Whether it was provided, or promised as a result, and not forgotten since."""
         self._given: dict[bytes, TensorHeader] = {}  # those of them that were provided
         self._again: set[bytes] = set()  # and of those, the ones that can be provided again as they are
         self._sources: dict[int, Source] = {}  # files that it has, by number
@@ -53,6 +55,10 @@ class Holdings:
 
     def promised(self, ids: Iterable[bytes]) -> None:
         self._values.update(ids)
+
+    def has_made(self, object_id: bytes) -> bool:
+        """Whether it is there as a result."""
+        return object_id in self._values and object_id not in self._given
 
     def can_again(self, object_id: bytes) -> bool:
         return object_id in self._again

@@ -107,7 +107,7 @@ def _copied(view: memoryview, lead: int, nbytes: int, guard: Guard | None) -> mm
             size=nbytes,
             allowed=limits.MAX_MEMORY_TENSOR,
         )
-    copy = mmap.mmap(-1, nbytes)
+    copy = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # ours, and counted as ours
     for start in range(0, nbytes, _PIECE):
         stop = min(start + _PIECE, nbytes)
         if guard is not None:

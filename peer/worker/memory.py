@@ -39,6 +39,7 @@ _MADV_WILLNEED: Final = 3
 _MADV_DONTNEED: Final = 4
 _MADV_POPULATE_READ: Final = 22  # Linux 5.14
 _EHWPOISON: Final = 133
+_STAT_BLOCK: Final = 512  # what st_blocks counts in, on Linux
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -73,7 +74,10 @@ def seal(fd: int) -> None:
 
 
 def check_sealed(fd: int, nbytes: int) -> None:
-    """InternalError unless `fd`, which came from a worker, is a sealed memory file of exactly `nbytes`."""
+    """InternalError unless `fd`, which came from a worker, is a sealed memory file of exactly `nbytes`, all there.
+
+    A hole would be filled when it is read: memory that nobody accounted for and, where there is none, SIGBUS.
+    """
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_size != nbytes:
         raise InternalError(f"a worker gave {status.st_size} bytes where its header says {nbytes}")
@@ -85,6 +89,8 @@ def check_sealed(fd: int, nbytes: int) -> None:
         seals = 0
     if seals & (_SEAL_SHRINK | _SEAL_WRITE) != _SEAL_SHRINK | _SEAL_WRITE:
         raise InternalError("a worker gave memory that it can still change")
+    if status.st_blocks * _STAT_BLOCK < nbytes:
+        raise InternalError(f"a worker gave a file with holes: {status.st_blocks * _STAT_BLOCK} of {nbytes} bytes")
 
 
 def write_all(fd: int, data: memoryview, offset: int = 0) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
+from compute import interpreter
+from compute.cost import ALLOWED
 from compute.dtypes import DTYPE_OF
+from peer.worker.device import Device
 from peer.worker.guards import BlockHashes, Guard
 from peer.worker.mapped import Files, Guarded, Mapped, check_bools
 from protocol.errors import AlreadyExists, BadTensor, GridError, NotFound, ReadOnly
@@ -22,37 +25,58 @@ class _Provided:
     Attributes:
         number: by which the peer knows the file that these are the very pages of; None where they are no such thing.
         guard: checks what is read of it, where it is a stored file with hashes.
+        is_ours: it takes memory of this process: it is no file, or was written to.
     """
 
-    __slots__ = ("guard", "is_read_only", "is_written", "number", "reference")
+    __slots__ = ("guard", "is_ours", "is_read_only", "is_written", "number", "reference")
 
     def __init__(
-        self, reference: weakref.ref[Any], is_read_only: bool, number: int | None = None, guard: Guard | None = None
+        self,
+        reference: weakref.ref[Any],
+        is_read_only: bool,
+        is_ours: bool,
+        number: int | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.reference = reference
         self.is_read_only = is_read_only
+        self.is_ours = is_ours
         self.number = number
         self.guard = guard
         self.is_written = False
 
 
 class Objects:
-    """Tensors and failures by id. An id names one thing until it is dropped."""
+    """Tensors and failures by id. An id names one thing until it is dropped.
 
-    def __init__(self) -> None:
-        self._tensors: dict[bytes, torch.Tensor] = {}
+    Attributes:
+        execute: how an operation runs where these tensors are.
+        factored: what the last factorisation gave; its last result says whether the others are good, and the next
+            operation looks (torch.linalg.inv and others are two operations).
+        is_on_cpu: whether they are where the process has its memory.
+        tensors: by id; to be read only.
+    """
+
+    def __init__(self, device: Device | None = None) -> None:
+        self._device = device
+        self.factored: tuple[bytes, ...] = ()
+        self.execute = interpreter.execute if device is None else device.execute
+        self.is_on_cpu = device is None
+        self.tensors: dict[bytes, torch.Tensor] = {}
         self._failures: dict[bytes, GridError] = {}
         self._provided: dict[int, _Provided] = {}  # by address: a view of the tensor has the same storage
         self._roots: dict[bytes, int] = {}  # id of a provided tensor -> its address
         self._files = Files()
+        self._storages: dict[int, list[int]] = {}  # of tensors with an id: how many share it, and its bytes of memory
+        self.held = 0  # bytes of memory behind all tensors, shared memory counted once; mapped files count when written
         self.guards = 0  # pieces of memory here that must be checked before they are read; mostly none
 
     def __len__(self) -> int:
-        return len(self._tensors) + len(self._failures)
+        return len(self.tensors) + len(self._failures)
 
     def get(self, object_id: bytes) -> torch.Tensor:
         """The tensor; the error of the operation that should have made it; NotFound."""
-        tensor = self._tensors.get(object_id)
+        tensor = self.tensors.get(object_id)
         if tensor is not None:
             return tensor
         failure = self._failures.get(object_id)
@@ -62,14 +86,18 @@ class Objects:
 
     def put(self, object_id: bytes, tensor: torch.Tensor) -> None:
         """AlreadyExists if the id names another tensor."""
-        if self._tensors.setdefault(object_id, tensor) is not tensor:
+        found = self.tensors.get(object_id)
+        if found is None:
+            self.tensors[object_id] = tensor
+            self._hold(tensor)
+        elif found is not tensor:
             raise AlreadyExists(f"{_shown(object_id)} is the id of another object; results need ids of their own")
         if self._failures:
             self._failures.pop(object_id, None)
 
     def fail(self, object_id: bytes, error: GridError) -> None:
         """A result that was not made. An object that has this id already stays what it is."""
-        if object_id not in self._tensors:
+        if object_id not in self.tensors:
             self._failures[object_id] = error
 
     def spoil(self, object_id: bytes, error: GridError) -> None:
@@ -77,7 +105,7 @@ class Objects:
 
         A read-only one stays good: it never was to change.
         """
-        tensor = self._tensors.get(object_id)
+        tensor = self.tensors.get(object_id)
         if tensor is None or self._is_read_only(tensor):
             return
         self.drop([object_id])
@@ -85,9 +113,13 @@ class Objects:
 
     def drop(self, ids: Iterable[bytes]) -> None:
         for object_id in ids:
-            self._tensors.pop(object_id, None)
-            self._failures.pop(object_id, None)
-            self._roots.pop(object_id, None)
+            tensor = self.tensors.pop(object_id, None)
+            if tensor is not None:
+                self._release(tensor)
+            if self._failures:
+                self._failures.pop(object_id, None)
+            if self._roots:
+                self._roots.pop(object_id, None)
 
     def provide(
         self,
@@ -117,7 +149,7 @@ class Objects:
             raise BadTensor(f"torch {torch.__version__}, which runs here, has no {header.dtype}")
         self.drop([object_id])
         if not header.numel:
-            self._tensors[object_id] = torch.zeros(header.shape, dtype=dtype)
+            self.put(object_id, torch.zeros(header.shape, dtype=dtype))
             return
         if isinstance(source, bytes):
             header.check_payload(len(source))
@@ -127,12 +159,21 @@ class Objects:
         tensor = torch.frombuffer(mapped.memory, dtype=dtype, count=header.numel, offset=mapped.lead).view(header.shape)
         if dtype is torch.bool and mapped.guard is None:
             check_bools(tensor.view(torch.uint8))
+        number, memory, guard, is_ours = (
+            number if mapped.is_file else None,
+            mapped.memory,
+            mapped.guard,
+            not mapped.is_file,
+        )
+        if self._device is not None:
+            tensor = _copied(tensor, guard, self._device)
+            memory, guard, is_ours = tensor.untyped_storage(), None, True
         address = tensor.untyped_storage().data_ptr()
         # The memory is given back when the last tensor on it is gone; its address may then be another's.
-        reference = weakref.ref(mapped.memory, lambda _: self._ended(address))
-        self._provided[address] = _Provided(reference, read_only, number if mapped.is_file else None, mapped.guard)
-        self.guards += mapped.guard is not None
-        self._tensors[object_id] = tensor
+        reference = weakref.ref(memory, lambda _: self._ended(address))
+        self._provided[address] = _Provided(reference, read_only, is_ours, number, guard)
+        self.guards += guard is not None
+        self.put(object_id, tensor)
         self._roots[object_id] = address
 
     def _ended(self, address: int) -> None:
@@ -168,12 +209,17 @@ class Objects:
     # --- what they write ----------------------------------------------------------------------------------
 
     def check_writable(self, tensor: torch.Tensor) -> None:
-        """Before `tensor` is written to. ReadOnly if it, or what it is a view of, is a published object."""
+        """Before `tensor` is written to. ReadOnly if it, or what it is a view of, is a published object.
+
+        TooLarge where the copy that the system makes of what is written would be more than this process may have.
+        """
         provided = self._provided.get(tensor.untyped_storage().data_ptr())
         if provided is None:
             return
         if provided.is_read_only:
             raise ReadOnly("a published object is not changed in place; work on a copy of it: `x.clone()`")
+        if not provided.is_ours:
+            self._own(tensor, provided)
         provided.is_written = True
 
     def is_as_provided(self, object_id: bytes) -> bool:
@@ -181,14 +227,56 @@ class Objects:
         address = self._roots.get(object_id)
         return address is not None and not self._provided[address].is_written
 
-    def bytes_held(self) -> int:
-        """Bytes of memory behind all tensors, shared memory counted once."""
-        storages = (tensor.untyped_storage() for tensor in self._tensors.values())
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    # --- how much it is -----------------------------------------------------------------------------------
+
+    def _hold(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        found = self._storages.get(storage._cdata)
+        if found is not None:
+            found[0] += 1
+            return
+        provided = self._provided.get(storage.data_ptr()) if self._provided else None
+        nbytes = storage.nbytes() if provided is None or provided.is_ours else 0
+        self._storages[storage._cdata] = [1, nbytes]
+        self._count(nbytes)
+
+    def _release(self, tensor: torch.Tensor) -> None:
+        key = tensor.untyped_storage()._cdata
+        found = self._storages[key]
+        found[0] -= 1
+        if not found[0]:
+            del self._storages[key]
+            self._count(-found[1])
+
+    def _own(self, tensor: torch.Tensor, provided: _Provided) -> None:
+        storage = tensor.untyped_storage()
+        ALLOWED.check_memory("changing it in place", storage.nbytes())
+        provided.is_ours = True
+        found = self._storages.get(storage._cdata)
+        if found is not None:
+            found[1] = storage.nbytes()
+            self._count(storage.nbytes())
+
+    def _count(self, nbytes: int) -> None:
+        self.held += nbytes
+        ALLOWED.held += nbytes
 
     def _is_read_only(self, tensor: torch.Tensor) -> bool:
         provided = self._provided.get(tensor.untyped_storage().data_ptr())
         return provided is not None and provided.is_read_only
+
+
+def _copied(tensor: torch.Tensor, guard: Guard | None, device: Device) -> torch.Tensor:
+    """A copy on the device, of which all was checked that had to be: nothing of the original is needed any more."""
+    ALLOWED.check_memory("bringing it to the device", tensor.numel() * tensor.element_size())
+    if guard is None:
+        return device.bring(tensor)
+    guarded = Guarded(tensor, guard)
+    guarded.check()
+    copy = device.bring(tensor)
+    guarded.was_read()
+    guard.end()
+    return copy
 
 
 def _shown(object_id: object) -> str:

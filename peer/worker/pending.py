@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
+from peer.worker import answers
+from peer.worker.operation import name_of
 from protocol.errors import GridError
 
 
@@ -24,11 +26,28 @@ Parse = Callable[[list[Any], list[int]], Any]
 
 @dataclass(slots=True)
 class Pending:
-    """`what` it asks, in a word."""
+    """A request that was not answered yet.
+
+    Attributes:
+        kind: what it asks, in a word.
+        operations: those that it is about, if it is.
+        done: how many of them are done, by the worker's account.
+    """
 
     asker: Asker
-    what: str
+    kind: str
     parse: Parse
+    operations: Sequence[Any] = ()
+    done: int = 0
+
+    @property
+    def what(self) -> str:
+        """What the worker does for it now."""
+        if not self.operations:
+            return self.kind
+        name = name_of(self.operations[self.done]) or "an operation"
+        count = len(self.operations)
+        return name if count == 1 else f"{name} (or one soon after it: {count - self.done} of {count} are left)"
 
     def fail(self, error: GridError) -> None:
         fail(self.asker, error)
@@ -44,7 +63,7 @@ class Refusal(Exception):
 
 def refuse(fields: list[Any], _: list[int]) -> NoReturn:
     """How a fault is read, whatever was asked."""
-    raise Refusal(GridError.from_fault(fields[0]))
+    raise Refusal(answers.fault(fields[0]))
 
 
 def fail(asker: Asker, error: GridError) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,8 +19,9 @@ from peer.worker.channel import LoopChannel, close_all
 from peer.worker.ending import KILLED, Ending, lost
 from peer.worker.guards import BlockHashes
 from peer.worker.holdings import Holdings
-from peer.worker.operation import name_of, result_ids
-from peer.worker.pending import Asker, Parse, Pending, Refusal, fail, refuse
+from peer.worker.operation import result_ids
+from peer.worker.pending import Asker, Pending, Refusal, fail, refuse
+from peer.worker.watch import Watch
 from protocol import limits
 from protocol.errors import Corrupt, GridError, InternalError, NotFound, ProtocolError, TooLarge, WorkerLost
 from protocol.tensors import TensorHeader
@@ -56,7 +57,13 @@ class Worker:
     """
 
     def __init__(
-        self, key: WorkerKey, channel: socket.socket, buffers: BufferPool, gone: Callable[[Worker], None]
+        self,
+        key: WorkerKey,
+        channel: socket.socket,
+        buffers: BufferPool,
+        gone: Callable[[Worker], None],
+        holds: Callable[[Worker, int], None] = lambda worker, nbytes: None,
+        seconds: float = limits.OPERATION_SECONDS,
     ) -> None:
         self.key = key
         self.pid: int | None = None
@@ -65,7 +72,12 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._buffers = buffers
         self._gone = gone  # told once, before anybody else: sees to it that the process is dead
+        self._holds = holds  # told what it says that it holds, when that has changed by much
+        self._watch = Watch(seconds)
+        self._seconds = seconds
+        self._allowed: int | None = None
         self._held = Holdings()
+        self.holds = self._held.holds
         self._pending: dict[int, Pending] = {}
         self._seq = 0
         self._operations = 0
@@ -118,47 +130,42 @@ class Worker:
             BadRequest: an argument that msgpack cannot hold.
         """
         count = len(operations)
+        _check_count(count)
         future: asyncio.Future[list[Result]] = self._loop.create_future()
-        self._run(future, operations, lambda fields, _: self._results(fields, count))
-        return future
-
-    def run_for(
-        self, asker: Asker, operations: Sequence[Sequence[Any]], wanted: bytes, dropped: Sequence[bytes] = ()
-    ) -> None:
-        """`run`, then `export` of one result (no provided value), then `drop`, as one message.
-
-        `asker` gets the results, and the value or the error that it is not to be had for.
-        """
-        count = len(operations)
-
-        def parse(fields: list[Any], descriptors: list[int]) -> tuple[list[Result], Exported | GridError]:
-            return self._results(fields, count), answers.value(self._held.made, fields, descriptors, self._buffers)
-
-        known = [object_id for object_id in dropped if object_id in self._held]
-        self._run(asker, operations, parse, wanted, known)
-        self._held.forget(known)
-
-    def _run(
-        self,
-        asker: Asker,
-        operations: Sequence[Sequence[Any]],
-        parse: Parse,
-        wanted: bytes | None = None,
-        dropped: Sequence[bytes] = (),
-    ) -> None:
-        count = len(operations)
-        if count > limits.MAX_BATCH:
-            raise TooLarge(
-                f"{count} operations in one request; send them in several",
-                limit="MAX_BATCH",
-                size=count,
-                allowed=limits.MAX_BATCH,
-            )
-        what = (name_of(operations[0]) if count == 1 else None) or "operations"
-        self._put(asker, what, parse, "run", operations, wanted, dropped)
+        pending = Pending(future, "operations", lambda fields, _: self._results(fields, count), operations)
+        self._put(pending, "run", operations)
         for operation in operations:
             self._held.promised(result_ids(operation))
         self._operations += count
+        return future
+
+    def run_for(
+        self,
+        asker: Asker,
+        operations: Sequence[Sequence[Any]],
+        wanted: bytes | None,
+        dropped: Sequence[bytes],
+        made: Iterable[bytes],
+    ) -> None:
+        """`run`, then `export` of what it made now or before (`has_made`), if that is wanted, then `drop`: one message.
+
+        `asker` gets the results, and the value or the error that it is not to be had for. `made` are the ids of the
+        results of all operations, at most limits.MAX_BATCH.
+        """
+        count = len(operations)
+
+        def parse(fields: list[Any], descriptors: list[int]) -> tuple[list[Result], Exported | GridError | None]:
+            results = self._results(fields, count)
+            if wanted is None:
+                return results, None
+            return results, answers.value(self._held.made, fields, descriptors, self._buffers)
+
+        known = list(filter(self.holds, dropped))
+        self._put(Pending(asker, "operations", parse, operations), "run", operations, wanted, known)
+        self._held.promised(made)
+        self._operations += count
+        if known:
+            self._held.forget(known)
 
     def run_program(
         self, program_id: bytes, program: bytes | None, inputs: Sequence[bytes], outs: Sequence[bytes]
@@ -175,7 +182,7 @@ class Worker:
             raise NotFound("the worker does not know this program; send the program itself")
         future = self._ask(
             "program",
-            lambda fields, _: answers.headers(fields[0]),
+            lambda fields, _: answers.made(fields, len(outs)),
             "program",
             program_id,
             program,
@@ -215,18 +222,25 @@ class Worker:
     def usage(self) -> asyncio.Future[Usage]:
         return self._ask("usage", lambda fields, _: answers.usage(fields), "usage")
 
-    def holds(self, object_id: bytes) -> bool:
-        """Whether it was provided, or promised as a result, and not dropped since."""
-        return object_id in self._held
+    def has_made(self, object_id: bytes) -> bool:
+        """Whether it holds it as a result."""
+        return self._held.has_made(object_id)
 
     @property
     def is_ready(self) -> bool:
         """Whether `ready` would not wait."""
-        return not self._channel.is_full
+        return not self._channel.unsent_bytes or not self._channel.is_full
 
     async def ready(self) -> None:
         """Waits until the unsent requests are few. Cancelling is safe."""
         await self._channel.drained()
+
+    def allow(self, nbytes: int | None) -> None:
+        """How much it may hold from now on. The budget in its settings holds until it is told."""
+        # One that does not read is told nothing: what waited for it would have no bound but how often others change.
+        if nbytes is not None and nbytes != self._allowed and not self._channel.is_full:
+            self._allowed = nbytes
+            self._tell(["allow", nbytes])
 
     # --- its end ------------------------------------------------------------------------------------------
 
@@ -246,6 +260,42 @@ class Worker:
     def kill(self) -> None:
         """Ends the process now. What was under way fails with WorkerLost."""
         self.lose(KILLED)
+
+    @property
+    def is_rationed(self) -> bool:
+        """Whether it was told to hold less, or more, than its settings say."""
+        return self._allowed is not None
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._pending)
+
+    def look(self, elapsed: float, waits: Callable[[int], Mapping[int, float]]) -> bool:
+        """Kills it if one request has taken it too long; True if so. For the pool, once in each beat of its watch.
+
+        Args:
+            elapsed: since the last look.
+            waits: seconds for which each thread of a process, by its pid, has waited for a processor so far.
+        """
+        at = self._at()
+        if at is None or self.pid is None:
+            self._watch.look(None, elapsed)
+            return False
+        if not self._watch.look(at, elapsed, waits(self.pid)):
+            return False
+        self.lose(
+            f"was killed, because one operation or program may take {self._seconds:g} s of the clock (work on smaller "
+            "pieces, or have the peer's owner raise --worker-seconds),"
+        )
+        return True
+
+    def _at(self) -> tuple[int, int] | None:
+        """What it does now: the first request that it has not answered, and how far that is."""
+        if self.pid is None or self.is_lost:
+            return None
+        for seq, pending in self._pending.items():
+            return seq, pending.done
+        return (0, 0) if self._channel.unsent_bytes else None
 
     def lose(self, how: str, status: int | None = None) -> None:
         """Marks it as gone (once): every pending future fails, and `lost` is told. For the pool."""
@@ -272,27 +322,27 @@ class Worker:
 
     # --- the channel --------------------------------------------------------------------------------------
 
-    def _tell(self, message: list[Any], descriptors: Sequence[int] = (), *, now: bool = False) -> None:
+    def _tell(self, message: list[Any], descriptors: Sequence[int] = ()) -> None:
         if self.is_lost:
             return
         try:
-            self._channel.send(message, descriptors, now=now)
+            self._channel.send(message, descriptors)
         except OSError as error:
             raise InternalError(f"the peer has no file descriptor left for this ({error.strerror})") from None
 
     def _ask(self, what: str, parse: Callable[[list[Any], list[int]], T], kind: str, *fields: Any) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
-        self._put(future, what, parse, kind, *fields)
+        self._put(Pending(future, what, parse), kind, *fields)
         return future
 
-    def _put(self, asker: Asker, what: str, parse: Parse, kind: str, *fields: Any) -> None:
-        if self.is_lost:
-            fail(asker, self.lost.result().again())
+    def _put(self, pending: Pending, kind: str, *fields: Any) -> None:
+        if self.lost.done():
+            fail(pending.asker, self.lost.result().again())
             return
-        self._seq += 1
+        self._seq = seq = self._seq + 1
         # One that has nothing to do gets it now; what is asked while it works goes together.
-        self._tell([kind, self._seq, *fields], now=not self._pending)
-        self._pending[self._seq] = Pending(asker, what, parse)
+        self._channel.send([kind, seq, *fields], now=not self._pending)
+        self._pending[seq] = pending
 
     def _heard(self, message: Any, descriptors: list[int]) -> None:
         match message:
@@ -302,14 +352,25 @@ class Worker:
                 request = self._pending.pop(seq)
                 request.parse = refuse
                 self._answer(request, [fault], descriptors)
+            case ["held", int(nbytes)]:
+                close_all(descriptors)
+                self._holds(self, nbytes)
+            case ["progress", int(seq), int(done)] if self._has_come_to(seq, done):
+                close_all(descriptors)
+                self._pending[seq].done = done
             case ["defect", str(text)] if self._ending.defect is None:
                 close_all(descriptors)
-                self._ending.defect = text[: limits.MAX_FAULT_TEXT]
+                self._ending.note("of which nothing is shown: it has private data" if self.key.labels else text)
             case _:
                 close_all(descriptors)
                 self.lose("answered what it was not asked")
         if not self._pending:
             self.idle_since = self._loop.time()
+
+    def _has_come_to(self, seq: int, done: int) -> bool:
+        """Whether that may be so: it goes forward, and through what is first in line."""
+        first = next(iter(self._pending), None)
+        return seq == first and self._pending[seq].done < done < len(self._pending[seq].operations)
 
     def _answer(self, request: Pending, fields: list[Any], descriptors: list[int]) -> None:
         try:
@@ -319,12 +380,13 @@ class Worker:
                 self._distrust(refusal.error)
             request.fail(refusal.error)
             return
-        except (GridError, ValueError, TypeError, IndexError, KeyError) as error:
+        except Exception as error:  # whatever it says must not leave somebody waiting
             request.fail(InternalError(f"the worker's answer makes no sense: {error}"))
             self.lose("gave an answer that makes no sense")
             return
         finally:
-            close_all(descriptors)  # those that a result kept have left the list
+            if descriptors:
+                close_all(descriptors)  # those that a result kept have left the list
         if not request.asker.done():
             request.asker.set_result(value)
         elif isinstance(value, Exported) and isinstance(value.data, Buffer):
@@ -351,3 +413,13 @@ class Worker:
     def __repr__(self) -> str:
         state = "lost" if self.is_lost else f"pid {self.pid}"
         return f"<Worker for {self.key.principal[:8]}, {state}, {len(self._held)} held, {len(self._pending)} pending>"
+
+
+def _check_count(count: int) -> None:
+    if count > limits.MAX_BATCH:
+        raise TooLarge(
+            f"{count} operations in one request; send them in several",
+            limit="MAX_BATCH",
+            size=count,
+            allowed=limits.MAX_BATCH,
+        )

@@ -9,13 +9,17 @@
     ["export", seq, id, in_memory]                                    ["done", seq, dtype, shape, data] (+ fd)
     ["drop", ids]                                                     -
     ["usage", seq]                                                    ["done", seq, objects, bytes, operations, seconds]
+    ["allow", bytes]                                                  -
+                                                                      ["held", bytes]
+                                                                      ["progress", seq, operations done]
 
 `results` has for each operation a list of [dtype, shape], one for each tensor it gave, or a fault. A `value` is what an
 export gives, [dtype, shape, data]. The data are bytes; or nil with a descriptor of a memory file; or nil without one:
 the value is what the peer provided under this id; or [number, offset]: it is that part of the file which the peer
 provided under that number (not where it is wanted `in_memory`). `hashes` are those of the file's blocks (BlockHashes):
 what is read of the file is checked against them. A request that fails as a whole is answered by ["fault", seq, fault].
-A defect of the loop itself is told by ["defect", text] before the process ends.
+`allow` says how many bytes the worker may hold from now on; it tells what it holds when that has changed by much, and
+how far it is when a request takes long. A defect of the loop itself is told by ["defect", text] before the end.
 
 The principal chose names, arguments, ids and programs; whatever is wrong with them comes back as a fault. The peer
 made the messages around them, so that a malformed message is a defect.
@@ -27,16 +31,19 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from compute import interpreter, values
+from compute.cost import ALLOWED
 from compute.dtypes import NAME_OF
+from compute.forecast import check_program
 from compute.program import Program
 from peer.worker import export
 from peer.worker.channel import BlockingChannel, close_all
+from peer.worker.device import Device
 from peer.worker.execution import check_describable, execute, executor, tensors_in
 from peer.worker.faults import as_defect, as_error
 from peer.worker.guards import BlockHashes
@@ -50,11 +57,15 @@ Send = Callable[[Any, Sequence[int]], None]
 
 
 class Runtime:
-    """What one worker holds and does. `handle` takes a message; answers go to `send(message, descriptors)`."""
+    """What one worker holds and does. `handle` takes a message; answers go to `send(message, descriptors)`, and what
+    was sent is on its way after `flush()`. `let_go` is for when the answers are on their way."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, flush: Callable[[], None] = lambda: None, device: Device | None = None) -> None:
         self._send = send
-        self._objects = Objects()
+        self._flush = flush
+        self._told = 0  # bytes held, as the peer knows it
+        self._unwanted: Sequence[bytes] = ()  # to be dropped: nobody is to wait for that
+        self._objects = Objects(device)
         self._execute = executor(self._objects)
         self._programs: dict[bytes, Program | GridError] = {}
         self._operations = 0
@@ -67,14 +78,35 @@ class Runtime:
             "export": self._export,
             "drop": self._drop,
             "usage": self._usage,
+            "allow": self._allow,
         }
 
     def handle(self, message: Any, descriptors: list[int]) -> None:
         """One message; its descriptors are closed on the way out."""
+        if self._unwanted:
+            self.let_go()
         try:
             self._handlers[message[0]](descriptors, *message[1:])
         finally:
-            close_all(descriptors)
+            if descriptors:
+                close_all(descriptors)
+        if not self._unwanted:
+            self._tell_held()
+
+    def let_go(self) -> None:
+        """Drop what the last request came to let go of, if anything is left of that."""
+        unwanted, self._unwanted = self._unwanted, ()
+        self._objects.drop(unwanted)
+        self._tell_held()
+
+    def _tell_held(self) -> None:
+        held = self._objects.held
+        if held != self._told and (not held or abs(held - self._told) >= limits.MEMORY_STEP):
+            self._told = held
+            self._send(["held", held], ())
+
+    def _allow(self, _: list[int], nbytes: int) -> None:
+        ALLOWED.memory = nbytes
 
     def _provide(
         self,
@@ -106,7 +138,9 @@ class Runtime:
     def _run(
         self, _: list[int], seq: int, operations: list[Any], wanted: bytes | None = None, dropped: Sequence[bytes] = ()
     ) -> None:
-        started = time.perf_counter()
+        started = told = time.perf_counter()
+        if dropped and 2 * ALLOWED.held > ALLOWED.memory:
+            self._drop_unused(dropped, operations, wanted)
         results: list[Any] = []
         for operation in operations:
             result = execute(self._objects, operation)
@@ -114,14 +148,22 @@ class Runtime:
                 results.append(result.to_fault())
             else:
                 results.append([_header(tensor) for tensor in result])
+            if time.perf_counter() - told > limits.PROGRESS and len(results) < len(operations):
+                told = time.perf_counter()
+                self._send(["progress", seq, len(results)], ())
+                self._flush()
         self._operations += len(operations)
         self._seconds += time.perf_counter() - started
         if wanted is None:
             self._done(seq, results, None)
         else:
             self._run_for(seq, results, wanted)
-        if dropped:
-            self._objects.drop(dropped)
+        self._unwanted = dropped
+
+    def _drop_unused(self, ids: Sequence[bytes], operations: list[Any], wanted: bytes | None) -> None:
+        """Lets go before the operations run, which may need the memory, of what they do not name."""
+        used = {wanted, *_ids_in(operations)}
+        self._objects.drop([object_id for object_id in ids if object_id not in used])
 
     def _run_for(self, seq: int, results: list[Any], wanted: bytes) -> None:
         """The results, and a value with them."""
@@ -139,7 +181,9 @@ class Runtime:
         try:
             program = self._known(program_id, data)
             given = [self._objects.get(object_id) for object_id in inputs]
-            tensors = list(tensors_in(interpreter.run(program, given, self._execute)))
+            check_program(program, given)
+            # In the plainest layout: who asked knows of the results what `_header` says.
+            tensors = [tensor.contiguous() for tensor in tensors_in(interpreter.run(program, given, self._execute))]
             if len(tensors) != len(outs):
                 raise BadRequest(f"the program gives {len(tensors)} tensors, but {len(outs)} result ids came with it")
             for out, tensor in zip(outs, tensors, strict=True):
@@ -216,7 +260,7 @@ class Runtime:
         self._objects.drop(ids)
 
     def _usage(self, _: list[int], seq: int) -> None:
-        self._done(seq, len(self._objects), self._objects.bytes_held(), self._operations, self._seconds)
+        self._done(seq, len(self._objects), self._objects.held, self._operations, self._seconds)
 
     def _done(self, seq: int, *fields: Any) -> None:
         try:
@@ -228,6 +272,17 @@ class Runtime:
         self._send(["fault", seq, error.to_fault()], ())
 
 
+def _ids_in(value: Any) -> Iterator[bytes]:
+    """Every id in the wire form of operations, results' among them."""
+    if isinstance(value, bytes):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _ids_in(item)
+    elif isinstance(value, dict):
+        yield from _ids_in(list(value.values()))
+
+
 def _header(tensor: torch.Tensor) -> list[Any]:
     return [NAME_OF[tensor.dtype], tensor.shape]  # a torch.Size is a tuple; the peer checks both
 
@@ -236,6 +291,7 @@ def warm() -> None:
     """What every worker needs, done once in the zygote: torch's settings, and the first run of its machinery."""
     warnings.simplefilter("ignore")  # torch's advice is for who wrote the program, and that one is far away
     torch.set_num_threads(1)  # more would make the zygote impossible to fork
+    bytes(31 << 20)  # glibc's thresholds rise with it: else large results are asked of the system again and again
     torch.set_grad_enabled(False)  # gradients are made by the asker, out of operations
     # No operation shows what was in memory before: what it leaves out is filled. Warnings only, because some honest
     # operations have no deterministic form, and for them the filling is all that is wanted.
@@ -246,18 +302,28 @@ def warm() -> None:
     runtime.handle(["provide", one, "float32", [2, 2], 0, False, bytes(16)], [])
     runtime.handle(["run", 0, [["aten.mm.default", [one, one], {}, [two]]], two, []], [])
     runtime.handle(["export", 0, two], [])
+    # Products of these look the processor up in the file system, which a worker has not.
+    torch.ones(2, 2, dtype=torch.int64).mm(torch.ones(2, 2, dtype=torch.int64))
 
 
 def serve(sock: socket.socket, settings: Settings) -> None:
     """Runs until the peer closes the channel."""
     torch.set_num_threads(settings.threads)
     torch.manual_seed(int.from_bytes(os.urandom(7), "little"))  # or all workers would draw the same numbers
+    speed = float(settings.threads) if settings.device == "cpu" else limits.CPU_DEVICE
+    ALLOWED.limit(settings.memory, settings.seconds, speed)
     channel = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_MESSAGE)
-    runtime = Runtime(channel.queue)
+    runtime = Runtime(channel.queue, channel.flush, Device.of(settings.device))
     try:
         while (messages := channel.receive()) is not None:
+            begun = time.perf_counter()
             for message, descriptors in messages:
                 runtime.handle(message, descriptors)
+                if time.perf_counter() - begun > limits.ANSWERS_WAIT:
+                    channel.flush()  # else what is done would wait for what is not
+                    begun = time.perf_counter()
+            channel.flush()
+            runtime.let_go()
             channel.flush()
     except (BrokenPipeError, ConnectionResetError):
         return

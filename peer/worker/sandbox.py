@@ -1,29 +1,27 @@
 """What a worker gives up before it reads a byte from the principal that it works for.
 
-`enter` is the seam. Today it makes the worker a small, quiet process: it leaves no core file, cannot be traced by
-its equals, dies with its zygote, and holds no descriptor but its channel. It is NOT a boundary against code that
-runs in the worker: files, sockets and other processes of this user are still within reach of it. The kernel
-sandbox (user and network namespaces, landlock, seccomp, memory and CPU limits) is a later step and belongs here.
-It must leave open what the runtime does: sendmsg and recvmsg on the channel, mmap, munmap, madvise, fstat and close of
-what comes by it, memfd_create, ftruncate, pwrite and fcntl for what goes out.
+`enter` is the seam: signals, descriptors, limits of its resources, and then the kernel's walls (confinement). What runs
+behind them may be anything, machine code of the principal's choice included: it has one channel and its own memory.
+They leave open what the runtime does: sendmsg and recvmsg on the channel, mmap, munmap, madvise, fstat and close of
+what comes by it, memfd_create, ftruncate, pwrite and fcntl for what goes out. Nothing can be imported or opened any
+more, so that the zygote has imported and warmed all that operations need.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 import resource
 import signal
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from protocol.errors import BadRequest
+from peer.worker import kernel
+from peer.worker.confinement import Confinement, missing
+from protocol import limits
+from protocol.errors import BadRequest, SetupError
 
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_DUMPABLE: Final = 4
 DEVICES: Final = ("cpu", "cuda")
 
 
@@ -34,18 +32,24 @@ class Settings:
     Attributes:
         threads: threads that one operation may use.
         memory: bytes of its own that it may have; None: as many as the machine gives.
+        seconds: of the clock that one operation, or one program, may take; then the worker is killed.
         device: where its tensors and operations are: "cpu" or "cuda".
         is_sandboxed: the kernel confines it; False only where the owner of the peer said so aloud.
     """
 
     threads: int = 1
     memory: int | None = None
+    seconds: float = limits.OPERATION_SECONDS
     device: str = "cpu"
     is_sandboxed: bool = True
 
     def __post_init__(self) -> None:
         if type(self.threads) is not int or not 1 <= self.threads <= 1_024:
             raise BadRequest(f"a worker runs 1 to 1024 threads, not {self.threads!r}")
+        if self.memory is not None and (type(self.memory) is not int or self.memory < limits.MIN_MEMORY):
+            raise BadRequest(f"a worker has {limits.MIN_MEMORY} bytes of memory or more, not {self.memory!r}")
+        if type(self.seconds) not in (int, float) or not 0 < self.seconds < float("inf"):
+            raise BadRequest(f"an operation has a positive number of seconds, not {self.seconds!r}")
         if self.device not in DEVICES:
             raise BadRequest(f"a worker computes on {' or '.join(DEVICES)}, not on {self.device!r}")
 
@@ -57,20 +61,58 @@ class Settings:
         return cls(**value)
 
 
-def enter(settings: Settings, channel: int, parent: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a zygote keeps at hand for its workers, who cannot get it any more.
+
+    Attributes:
+        null: a descriptor of /dev/null.
+        data: bytes of private memory that a worker has before it has done anything.
+        walls: those around the zygote; None where nothing is confined.
+    """
+
+    null: int
+    data: int
+    walls: Confinement | None
+
+    @classmethod
+    def laid(cls, walls: Confinement | None) -> Ground:
+        """The last of what a zygote does outside; it is behind `walls` when this returns.
+
+        Raises:
+            SetupError: too few of them could be raised.
+        """
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        ground = cls(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), _private_memory(), walls)
+        if walls is not None:
+            walls.leave()
+            _check(walls)
+        return ground
+
+
+def enter(ground: Ground, settings: Settings, channel: int, parent: int) -> int:
     """Gives up what the worker does not need; returns the channel's descriptor, which may have moved.
 
     Args:
-        settings: what this worker may use; the limits to come are read from here.
+        ground: what the zygote has prepared.
+        settings: what this worker may use.
         channel: the one descriptor that it keeps.
         parent: the zygote's pid, as it was before the fork.
+
+    Raises:
+        SetupError, OSError: it is not confined as it should be, and must end.
     """
     reset_signals()
-    die_with(parent)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
-    channel = _close_all_but(channel)
-    _prctl(_PR_SET_DUMPABLE, 0)
+    channel = _close_all_but(channel, ground.null)
+    _limit(settings, ground.data)
+    if ground.walls is not None:
+        ground.walls.become_nobody(settings.threads)
+    die_with(parent)  # after that: who becomes another has no parent to die with
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    if ground.walls is not None:
+        ground.walls.close(os.getpid(), settings.threads)
+        _check(ground.walls)
     return channel
 
 
@@ -87,22 +129,51 @@ def reset_signals() -> None:
 
 def die_with(parent: int) -> None:
     """This process is killed when its parent, `parent`, ends; at once if it has already."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
-def _close_all_but(channel: int) -> int:
+def _check(walls: Confinement) -> None:
+    lacking = missing(walls.refused)
+    if lacking is not None:
+        raise SetupError(lacking)
+
+
+def _limit(settings: Settings, data: int) -> None:
+    limits_of_it = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: limits.MAX_MEMORY_TENSOR,  # of one memory file: an export
+        resource.RLIMIT_NOFILE: limits.WORKER_DESCRIPTORS,
+        resource.RLIMIT_MEMLOCK: 0,
+    }
+    if hasattr(resource, "RLIMIT_MSGQUEUE"):
+        limits_of_it[resource.RLIMIT_MSGQUEUE] = 0
+    if settings.memory is not None and settings.device == "cpu":
+        # Private memory that can be written to; not mapped files, which may be larger than the machine's memory.
+        own = settings.memory + settings.memory // 4 + limits.WORKER_OVERHEAD * settings.threads
+        limits_of_it[resource.RLIMIT_DATA] = data + own
+    for what, most in limits_of_it.items():
+        hard = resource.getrlimit(what)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
+
+
+def _private_memory() -> int:
+    """Bytes that RLIMIT_DATA counts of this process so far."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[5]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _close_all_but(channel: int, null: int) -> int:
     """0, 1 and 2 become /dev/null, 3 the channel; nothing else stays open."""
-    null = os.open(os.devnull, os.O_RDWR)
     kept = os.dup(channel) if channel <= 3 else channel
+    null = os.dup(null) if null <= 3 else null
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     os.dup2(kept, 3, inheritable=False)
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     return 3
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")

@@ -1,23 +1,30 @@
 """The zygote: a process that has imported torch and forks a worker in milliseconds instead of a second.
 
-Started as `python -m peer.worker.zygote FD PARENT` with a fresh environment, so that no key is in its memory. It
-runs nothing for anybody. On its control channel (FD):
+Started as `python -m peer.worker.zygote FD PARENT SETTINGS` (sandbox.Settings as JSON) with a fresh environment: no key
+is in its memory. It runs nothing for anybody. On its control channel (FD):
 
     peer to zygote                          zygote to peer
-    ["spawn", seq, settings] + 1 fd         ["ready"]                     torch is there
-    ["kill", pid]                           ["spawned", seq, pid]
+    ["spawn", seq, settings] + 1 fd         ["confined", refused]         the walls that could not be raised, and why
+    ["kill", pid]                           ["unavailable", reason]       torch cannot compute on it; then it ends
+                                            ["ready"]                     torch is there
+                                            ["spawned", seq, pid] + 1 fd
                                             ["refused", seq, reason]
                                             ["exited", pid, status]       status as in subprocess: -9 is SIGKILL
 
-The descriptor is the worker's end of its channel to the peer. Only the zygote kills workers: it is their parent, so
-that a pid cannot have become somebody else's. At the end of the control channel it kills them all and exits.
+The descriptor of "spawn" is the worker's end of its channel to the peer. Only the zygote kills workers: it is their
+parent, so that a pid cannot have become somebody else's. At the end of the control channel it kills them all and exits.
+
+Where the system lets it, the zygote is the first process of a namespace: then pids are those in there, "spawned" comes
+with a pidfd by which the peer finds its own, and what was started as the zygote only waits for it, and ends as it does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -25,7 +32,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from peer.worker import sandbox
+from peer.worker import confinement, sandbox
 from peer.worker.channel import BlockingChannel, close_all
 from protocol import limits
 
@@ -33,8 +40,9 @@ from protocol import limits
 class Zygote:
     """Forks, kills and reaps, until the control channel ends."""
 
-    def __init__(self, control: BlockingChannel) -> None:
+    def __init__(self, control: BlockingChannel, ground: sandbox.Ground) -> None:
         self._control = control
+        self._ground = ground
         self._pid = os.getpid()
         self._workers: set[int] = set()
         self._woken, self._wakes = socket.socketpair()
@@ -52,6 +60,7 @@ class Zygote:
                 while self._turn([key.fd for key, _ in selector.select()]):
                     pass
             finally:
+                signal.set_wakeup_fd(-1)  # they end when nobody listens any more
                 for pid in self._workers:
                     os.kill(pid, signal.SIGKILL)
 
@@ -84,9 +93,13 @@ class Zygote:
             self._control.send(["refused", seq, f"no process could be made: {error.strerror}"])
             return
         if pid == 0:
-            _become_worker(settings, channel, self._pid)
+            _become_worker(self._ground, settings, channel, self._pid)
         self._workers.add(pid)
-        self._control.send(["spawned", seq, pid])
+        handles = [os.pidfd_open(pid)] if hasattr(os, "pidfd_open") else []
+        try:
+            self._control.send(["spawned", seq, pid], handles)
+        finally:
+            close_all(handles)
 
     def _reap(self) -> None:
         while self._workers:
@@ -97,13 +110,13 @@ class Zygote:
             self._control.send(["exited", pid, os.waitstatus_to_exitcode(status)])
 
 
-def _become_worker(settings: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
+def _become_worker(ground: sandbox.Ground, settings: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
     """The child's whole life: the zygote's frames below must not run a second time."""
     try:
         from peer.worker import runtime
 
         allowed = sandbox.Settings.from_wire(settings)
-        descriptor = sandbox.enter(allowed, descriptor, parent)
+        descriptor = sandbox.enter(ground, allowed, descriptor, parent)
         runtime.serve(socket.socket(fileno=descriptor), allowed)
         os._exit(0)
     except BaseException:
@@ -112,20 +125,79 @@ def _become_worker(settings: dict[str, Any], descriptor: int, parent: int) -> No
         os._exit(70)
 
 
+class Parent:
+    """Whoever we end with: what started us or, where we are the first process of a namespace, what waits for us."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._line: int | None = None  # ends with the parent: in a namespace its pid tells nothing
+        self.watch()
+
+    def watch(self) -> None:
+        """Again after each change of who we are: that makes the kernel forget it."""
+        sandbox.die_with(self._pid)
+        if self._line is not None and select.select([self._line], [], [], 0)[0]:
+            os._exit(1)
+
+    def fork(self, control: int) -> None:
+        """Only the child returns, as the first process of its namespace; it ends with this one, and this as it did."""
+        line, held = os.pipe()
+        child = os.fork()
+        if child:
+            os.close(line)
+            os.close(control)
+            _end_like(child)
+        os.close(held)
+        self._pid, self._line = 0, line
+        self.watch()
+
+
+def _end_like(child: int) -> NoReturn:
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(-code, signal.SIG_DFL)  # SIGKILL needs none
+        os.kill(os.getpid(), -code)
+    os._exit(abs(code))
+
+
+def _confine(settings: sandbox.Settings, control: BlockingChannel, parent: Parent) -> confinement.Confinement | None:
+    """The first wall, and word to the peer of all."""
+    if not settings.is_sandboxed:
+        control.send(["confined", None])
+        return None
+    refused = confinement.tried(settings.device)
+    control.send(["confined", refused])
+    if confinement.missing(refused) is not None:
+        os._exit(1)  # the peer knows why
+    walls = confinement.Confinement(settings.device)
+    if walls.new_processes():
+        parent.watch()
+        parent.fork(control.fileno())
+    return walls
+
+
 def main(arguments: list[str]) -> None:
-    descriptor, parent = int(arguments[0]), int(arguments[1])
+    descriptor, settings = int(arguments[0]), sandbox.Settings.from_wire(json.loads(arguments[2]))
     sandbox.reset_signals()
-    sandbox.die_with(parent)
+    parent = Parent(int(arguments[1]))
     sock = socket.socket(fileno=descriptor)
     control = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_REPLY)
-    from peer.worker import runtime
-
-    runtime.warm()
-    # What is here now stays shared with the workers: collections must not touch it.
-    gc.collect()
-    gc.freeze()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        Zygote(control).serve()
+        walls = _confine(settings, control, parent)
+        from peer.worker import device, runtime
+
+        if (reason := device.unavailable(settings.device)) is not None:
+            control.send(["unavailable", reason])
+            os._exit(1)
+        runtime.warm()
+        ground = sandbox.Ground.laid(walls)
+        parent.watch()
+        # What is here now stays shared with the workers: collections must not touch it.
+        gc.collect()
+        gc.freeze()
+        Zygote(control, ground).serve()
 
 
 if __name__ == "__main__":

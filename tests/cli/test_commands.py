@@ -14,6 +14,7 @@ import pytest
 import cli
 from grid.commands.computing import assignment
 from grid.commands.errors import EXIT_CODES, exit_code
+from grid.commands.options import peer_names
 from peer.membership import Member
 from protocol import errors
 from protocol.errors import BadRequest, GridError, NotFound
@@ -170,7 +171,7 @@ def test_an_error_is_raised_with_debug(home: Path) -> None:
 
 
 def test_completion_offers_running_peers(home: Path) -> None:
-    assert cli._peer_names("") == []
+    assert peer_names("") == []
 
 
 def test_the_version_is_printed(grid: Grid) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from grid import show
+from grid import bars, show
 from grid.hits import Hits
 from peer.resuming import Wait
 from protocol.errors import BadRequest
@@ -101,8 +101,8 @@ def test_a_number_is_printed_as_one(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_who_is_waited_for_is_said_with_the_seconds() -> None:
     wait = Wait("b\x1bob", 100.0, 60.0)
-    assert show.wait_text(wait, 112.3) == "waiting for b\\x1bob, 12 s of 60"
-    assert show.wait_text(wait, 170.0).endswith(", 60 s of 60")
+    assert bars.wait_text(wait, 112.3) == "waiting for b\\x1bob, 12 s of 60"
+    assert bars.wait_text(wait, 170.0).endswith(", 60 s of 60")
 
 
 def test_the_bar_says_so_while_nothing_moves(
@@ -115,7 +115,7 @@ def test_the_bar_says_so_while_nothing_moves(
         bar._bars.refresh()
         return capsys.readouterr().err
 
-    with show.progress("x to bob", "waiting for its disk") as bar:
+    with bars.progress("x to bob", "waiting for its disk") as bar:
         bar(10, 100)
         assert "x to bob" in drawn()
         bar.waiting(Wait("bob", time.monotonic(), 60.0))
@@ -129,7 +129,7 @@ def test_the_bar_says_so_while_nothing_moves(
 
 
 def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    with show.progress("x") as step:
+    with bars.progress("x") as step:
         step(1, 2)
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "")

@@ -1,25 +1,13 @@
-"""Calls every operation of a share of the table with random, often absurd arguments; run as a script by test_random.py.
-
-Input tensors end at a page that must not be touched, so that reading past them is a signal and not luck. Each call is
-announced on stdout before it is made: when the process dies, the last line is the culprit.
-"""
+"""Random, often absurd arguments for any operation of the table, small and quickly made (tests/attacks has worse)."""
 
 import ctypes
 import mmap
 import random
-import resource
-import sys
-import warnings
 from typing import Any
 
 import torch
 
 from compute.arguments import _WORDS
-from compute.estimate import check_size
-from compute.operations import OPERATIONS
-from compute.table import Entry, lookup
-from compute.value_guards import VALUE_GUARDS
-from protocol.errors import GridError, OperationNotAllowed
 
 DTYPES = [
     torch.float32,
@@ -103,49 +91,3 @@ class Maker:
             "MemoryFormat": [torch.contiguous_format, torch.channels_last, torch.preserve_format],
         }
         return chance.choice(simple.get(kind, [None]))
-
-
-def call(entry: Entry, seed: int) -> bool:
-    """True where the call got through the checks and torch ran it."""
-    chance = random.Random(f"{entry.name} {seed}")
-    torch.manual_seed(seed)
-    maker = Maker(chance)
-    args, kwargs = [], {}
-    for parameter in entry.parameters:
-        if not parameter.is_required and chance.random() < 0.5:
-            break
-        if parameter.is_keyword_only:
-            kwargs[parameter.name] = maker.make(parameter.kind, parameter.name)
-        else:
-            args.append(maker.make(parameter.kind, parameter.name))
-    try:
-        bound, named = entry.bind(args, kwargs)
-        check_size(entry, bound, named, allowed=8 << 20)
-        guard = VALUE_GUARDS.get(entry.name)
-        if guard is not None:
-            guard(entry.named(bound, named))
-        entry.overload(*bound, **named)
-    except (GridError, RuntimeError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError):
-        return False  # refused, by us or by torch
-    return True
-
-
-def main(share: int, shares: int, calls: int) -> None:
-    warnings.simplefilter("ignore")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    torch.set_num_threads(1)
-    passed = 0
-    for name in [name for name, category in OPERATIONS.items() if category != "size"][share::shares]:
-        try:
-            entry = lookup(name)
-        except OperationNotAllowed:
-            continue  # optional, and not in this release
-        for seed in range(calls):
-            print(name, seed, flush=True)
-            passed += call(entry, seed)
-        regions.clear()
-    print("passed", passed, flush=True)
-
-
-if __name__ == "__main__":
-    main(*(int(word) for word in sys.argv[1:4]))

@@ -13,6 +13,14 @@ SHAPES_KNOWN = {
     "aten.gru.input",
     "aten.rnn_tanh.input",
     "aten.rnn_relu.input",
+    *(f"aten.{kind}.{ends}" for kind in ("linspace", "logspace") for ends in ("Tensor_Tensor", "Tensor_Scalar")),
+    *(f"aten.{kind}.Scalar_Tensor" for kind in ("linspace", "logspace")),
+    *("aten.histogram.bin_ct", "aten.histogram.bins_tensor", "aten._histogramdd_bin_edges.default"),
+    *("aten._histogramdd_from_bin_cts.default", "aten._histogramdd_from_bin_tensors.default"),
+    *("aten.native_layer_norm.default", "aten.native_batch_norm.default", "aten._native_batch_norm_legit.default"),
+    "aten._batch_norm_with_update.default",
+    *("aten.geqrf.default", "aten.linalg_lstsq.default", "aten.fractional_max_pool3d_backward.default"),
+    *("aten._ctc_loss.default", "aten._ctc_loss_backward.default", "aten._ctc_loss_backward.Tensor"),
 }
 
 

@@ -65,6 +65,21 @@ HOSTILE: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
         [rand(4, 3, 2), rand(4, 3, 2), rand(3), rand(3), rand(3), rand(1), rand(3), True, 1e-5, [True] * 3],
         {},
     ),
+    "batch norm backward without a deviation": (
+        "aten.native_batch_norm_backward.default",
+        [rand(3, 1), rand(3, 1), rand(1), rand(1), rand(1), rand(1), rand(0), True, 1e-5, [True] * 3],
+        {},
+    ),
+    "batch norm backward of an evaluation without a variance": (
+        "aten.native_batch_norm_backward.default",
+        [rand(3, 1), rand(3, 1), rand(1), rand(1), None, rand(1), rand(1), False, 1e-5, [True] * 3],
+        {},
+    ),
+    "gelu backward of fewer numbers than there are gradients": (
+        "aten.gelu_backward.default",
+        [rand(1).expand(10, 10), rand(10, 1)],
+        {},
+    ),
     "layer norm backward with short statistics": (
         "aten.native_layer_norm_backward.default",
         [rand(4, 8), rand(4, 8), [8], rand(1), rand(1), rand(8), rand(8), [True] * 3],
@@ -269,6 +284,42 @@ HOSTILE: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     ),
     "a histogram of one huge number": ("aten.bincount.default", [ints(FAR)], {}),
     "one hot of one huge number": ("aten.one_hot.default", [ints(FAR)], {}),
+    "lowest / -1 as 2**64 - 1": ("aten.divide.Scalar_mode", [ints(LOW64), (1 << 64) - 1], {"rounding_mode": "trunc"}),
+    "lowest / -1 by wrapping around": (
+        "aten.div.Tensor_mode",
+        [ints(LOW32, dtype=torch.int32), torch.tensor((1 << 32) - 1)],
+        {"rounding_mode": "trunc"},
+    ),
+    "the median of one number repeated": ("aten.median.dim", [rand(1).expand(4), 0], {}),
+    "group norm with one weight repeated": (
+        "aten.native_group_norm.default",
+        [rand(1, 6, 3), rand(6), rand(1).expand(6), 1, 6, 3, 2, 0.5],
+        {},
+    ),
+    "group norm backward of a column": (
+        "aten.native_group_norm_backward.default",
+        [rand(1, 3), rand(2, 3).t()[:, :1].expand(3, 3)[:1], rand(1, 1), rand(1, 1), rand(3), 1, 3, 1, 1, [True] * 3],
+        {},
+    ),
+    "attention to one number repeated": (
+        "aten._scaled_dot_product_flash_attention_for_cpu.default",
+        [rand(4, 4, 3, 8), rand(1).expand(4, 4, 6, 8), rand(4, 4, 6, 8), 0.0, True],
+        {},
+    ),
+    "queries that share no heads": (
+        "aten._scaled_dot_product_attention_math.default",
+        [rand(5, 8, 3), rand(0, 8, 3), rand(8, 8, 3)],
+        {"enable_gqa": True},
+    ),
+    "pooled indices of another layout": (
+        "aten.adaptive_max_pool3d_backward.default",
+        [rand(4, 4, 3, 5), rand(4, 4, 3, 5), torch.zeros(1, dtype=torch.int64).expand(4, 4, 3, 5)],
+        {},
+    ),
+    "a billion rows of nothing": ("aten.adaptive_max_pool3d.default", [rand(4, 4, 3, 5), [1 << 30, 0, 0]], {}),
+    "negative truth": ("aten._neg_view.default", [rand(3) > 0.5], {}),
+    "random from the highest number on": ("aten.random_.from", [rand(4), (1 << 63) - 1, None], {}),
+    "eigenvalues of no numbers": ("aten.linalg_eigvals.default", [rand(5, 5) * float("nan")], {}),
     "too many factors": ("aten.linalg_multi_dot.default", [[rand(2, 2)] * 400], {}),
 }
 

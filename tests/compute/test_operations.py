@@ -9,8 +9,8 @@ import torch
 from compute.operations import CATEGORIES, NUMBERS, OPERATIONS, OPTIONAL, SUBSTITUTES, substitute, suggestions
 
 FORBIDDEN_PARTS = (
-    *("empty", "resize_", "set_", "from_file", "save", "load", "sparse", "quantize", "nested", "mkldnn", "ctc_loss"),
-    *("_local_scalar_dense", "item", "storage", "embedding_bag", "fractional_max_pool", "lu_unpack", "_fft_"),
+    *("empty", "resize_", "set_", "from_file", "save", "load", "sparse", "quantize", "nested", "mkldnn"),
+    *("_local_scalar_dense", "item", "storage", "segment_reduce", "_weight_norm", "_convert_indices", "_sobol"),
 )
 
 

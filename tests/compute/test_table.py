@@ -8,7 +8,7 @@ import torch
 from compute.operations import OPERATIONS, OPTIONAL
 from compute.table import lookup
 from protocol import limits
-from protocol.errors import BadRequest, OperationNotAllowed
+from protocol.errors import BadRequest, OperationNotAllowed, TooLarge
 
 X = torch.ones(3, 4)
 
@@ -102,6 +102,22 @@ BIG = limits.MAX_INT + 1
 
 
 @pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("aten.view.default", [X, [BIG]]),
+        ("aten.select.int", [X, 0, BIG]),
+        ("aten.zeros.default", [[10**12]]),
+        ("aten.zeros.default", [[2**64 - 1]]),
+    ],
+)
+def test_sizes_beyond_all_bounds_are_too_large(name: str, args: list[Any]) -> None:
+    with pytest.raises(TooLarge) as caught:
+        lookup(name).bind(args, {})
+    assert caught.value.operation == name
+    assert caught.value.fields["allowed"] == limits.MAX_INT
+
+
+@pytest.mark.parametrize(
     ("name", "args", "kwargs"),
     [
         ("aten.add.Tensor", [X], {}),  # missing
@@ -114,14 +130,12 @@ BIG = limits.MAX_INT + 1
         ("aten.add.Tensor", [X, X], {"alpha": "1"}),
         ("aten.add.Tensor", [X, X], {"alpha": X}),
         ("aten.add.Tensor", [X, 1 << 64], {}),
-        ("aten.view.default", [X, [BIG]], {}),
         ("aten.view.default", [X, [-BIG]], {}),
         ("aten.view.default", [X, [True, 12]], {}),
         ("aten.view.default", [X, [3.0, 4]], {}),
         ("aten.view.default", [X, "34"], {}),
         ("aten.view.default", [X, {"3": 4}], {}),
         ("aten.view.default", [X, [1] * (limits.MAX_ARRAY + 1)], {}),
-        ("aten.select.int", [X, 0, BIG], {}),
         ("aten.select.int", [X, True, 0], {}),
         ("aten.slice.Tensor", [X, 0, 0, 1 << 63], {}),
         ("aten.zeros.default", [[3]], {"device": "cpu"}),

@@ -79,6 +79,9 @@ async def test_published_objects_are_read_only(peers: Folders) -> None:
         row = x[0]
         with pytest.raises(grid.ReadOnly, match="clone"):
             await row.add_(1).get()
+        for write in (lambda: x.add_(1), lambda: torch.add(x, 1, out=x)):
+            with pytest.raises(grid.ReadOnly, match="clone"):  # at once: x stays as good as it was
+                write()
         copy = x.clone().add_(1)
         assert torch.equal(await copy.get(), torch.ones(3))
         assert torch.equal(await x.fetch(), torch.zeros(3))

@@ -133,7 +133,7 @@ async def test_plain_values_need_an_await(peers: Folders) -> None:
             with pytest.raises(grid.NeedsAwait, match="await"):
                 ask(x)
         with pytest.raises(grid.NeedsAwait):
-            x.reshape(1).nonzero()
+            x.reshape(1).nonzero().size(0)
         with pytest.raises(BadRequest, match="pickled"):
             pickle.dumps(x)
         assert "Pointer(alice:" in repr(x) and "Pointer(alice:" in f"{x}"
@@ -218,7 +218,7 @@ async def test_operations_outside_the_table_are_refused_by_name(peers: Folders) 
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.randn(4))
         with pytest.raises(grid.OperationNotAllowed, match="aten"):
-            torch.ops.aten.resize_.default(x, [9])
+            torch.ops.aten._nested_view_from_buffer.default(x, x, x, x)
 
 
 async def test_thousands_of_operations_leave_in_a_few_requests(peers: Folders) -> None:
@@ -239,15 +239,6 @@ async def test_data_can_be_set_and_a_module_converts_its_dtype(peers: Folders) -
         linear = (await g["alice"].send(nn.Linear(3, 2))).double()
         back = await linear.fetch()
         assert back.weight.dtype == torch.float64
-
-
-async def test_an_operation_that_would_change_the_shape_in_place_says_what_to_write(peers: Folders) -> None:
-    async with grid.connect(folders=peers) as g:
-        x = await g["alice"].send(torch.ones(2, 3))
-        for change in (lambda: x.t_(), lambda: x.unsqueeze_(0), lambda: x.transpose_(0, 1)):
-            with pytest.raises(BadRequest, match="instead"):
-                change()
-        assert x.shape == (2, 3) and (await x.fetch()).shape == (2, 3)
 
 
 async def test_gradients_that_nobody_asked_for_are_not_made(peers: Folders) -> None:

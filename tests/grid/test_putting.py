@@ -172,7 +172,7 @@ async def test_of_a_file_of_several_what_is_left_is_named_too(
     full_after(monkeypatch, 1, PeerLost("gone"))
     async with over_proxy(folders) as (g, _):
         putting = Putting(g, g.find_member("alice"), "#a")
-        async for _ in putting.run([str(tmp_path / "set.npz"), *write(tmp_path, "w.npy")], commands.show):
+        async for _ in putting.run([str(tmp_path / "set.npz"), *write(tmp_path, "w.npy")], commands.bars):
             pass
     assert (putting.at_work, putting.count) == ("y", 1)
     assert putting.untried == ["z", str(tmp_path / "w.npy")]

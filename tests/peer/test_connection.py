@@ -967,11 +967,21 @@ async def test_a_future_that_nobody_awaits_is_no_defect(connected: Connected) ->
     gc.collect()
 
 
+async def test_one_message_that_had_to_wait_makes_no_later_one_wait(connected: Connected) -> None:
+    async with connected() as line:
+        line.far._receiving.unread_bytes = limits.RECEIVE_BUFFER + 1
+        await line.near.request("any", {})  # by way of the reader
+        line.far._receiving.unread_bytes = 0
+        line.far._room.set()
+        await line.near.request("any", {})
+        assert line.far._socket.queued == 0
+
+
 async def test_a_defect_of_the_reader_closes_the_connection(
     connected: Connected, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connected() as line:
-        line.near._on_event = None
+        line.near._on_message = None
         with pytest.raises(PeerLost, match="defect at this end"):
             await line.near.request("any", {})
         assert "TypeError" in caplog.text

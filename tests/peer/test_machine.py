@@ -48,6 +48,20 @@ def test_the_groups_around_it_count(tmp_path: Path, own: str, file: str) -> None
     assert list(machine._of_control_groups(tmp_path / "cgroup", root)) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory files are Linux's")
+def test_memory_files_that_a_process_made_are_its_own() -> None:
+    fd = os.memfd_create("test")
+    try:
+        again = os.dup(fd)
+        before = machine._memory_files(os.getpid())
+        os.write(fd, bytes(3 * limits.MIB))
+        assert machine._memory_files(os.getpid()) - before == 3 * limits.MIB
+        assert (machine.own_memory(os.getpid()) or 0) > 3 * limits.MIB
+        os.close(again)
+    finally:
+        os.close(fd)
+
+
 def test_no_groups_are_no_bound(tmp_path: Path) -> None:
     assert list(machine._of_control_groups(tmp_path / "none")) == []
 

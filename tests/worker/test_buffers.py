@@ -203,6 +203,18 @@ def test_memory_that_a_worker_could_still_change_is_refused_and_closed(trick: st
     assert open_descriptors() <= before
 
 
+def test_a_file_with_holes_is_refused() -> None:
+    """Reading it would take memory that nobody gave, and where there is none that would be the end of the peer."""
+    before = open_descriptors()
+    fd = memory.new_file("test")
+    os.ftruncate(fd, 1 << 20)
+    os.pwrite(fd, b"x" * mmap.PAGESIZE, 1 << 19)
+    memory.seal(fd)
+    with pytest.raises(InternalError, match="holes"):
+        BufferPool().adopt(fd, 1 << 20)
+    assert open_descriptors() <= before
+
+
 def test_size_classes_waste_an_eighth_at_most() -> None:
     for nbytes in (65_537, 100_000, 1 << 20, (1 << 20) + 1, 123_456_789):
         assert nbytes <= capacity_for(nbytes) <= nbytes * 9 // 8 + mmap.PAGESIZE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import socket
@@ -83,6 +84,18 @@ def test_messages_survive_any_cut() -> None:
             heard += [message for message, _ in decoder.feed(stream[at : at + size])]
             at += size
         assert heard == messages
+
+
+def test_only_what_is_one_whole_message_is_read_alone() -> None:
+    message = ["run", 1, [b"x" * 300]]
+    whole = encode(message)
+    decoder = Decoder(1000)
+    assert decoder.alone(memoryview(whole)) == message
+    for other in (whole[:-1], whole[:3], whole + b"x", whole + whole, encode(message, 1)):
+        assert decoder.alone(memoryview(other)) is None
+    assert Decoder(300).alone(memoryview(whole)) is None
+    assert list(decoder.feed(whole[:10])) == []
+    assert decoder.alone(memoryview(encode(["drop"]))) is None  # it is the rest of the one that has begun
 
 
 def test_a_length_beyond_the_limit_is_refused_before_its_bytes_are_kept() -> None:
@@ -238,6 +251,24 @@ def test_more_descriptors_than_a_message_may_carry_end_the_channel_and_are_close
 
     with no_descriptors_left():
         asyncio.run(main())
+
+
+def test_many_small_messages_leave_the_loop_time_for_others() -> None:
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            collector = Collector(ours)
+            one = encode(1)
+            theirs.setblocking(False)
+            count = theirs.send(one * 150_000) // len(one)  # as many as there is room for
+            turns = [0]
+            while len(collector.messages) < count:
+                await asyncio.sleep(0)
+                turns.append(len(collector.messages))
+            in_one_turn = max(later - earlier for earlier, later in itertools.pairwise(turns))
+            assert count > 20_000 and in_one_turn <= 64 * limits.KIB // len(one) + 1
+            collector.channel.close()
+
+    asyncio.run(main())
 
 
 def test_the_blocking_form_talks_to_the_loop_form() -> None:

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from peer.buffers import BufferPool
 from peer.worker.channel import encode
 from peer.worker.remote import Worker, WorkerKey
-from protocol.errors import BadRequest, InternalError, WorkerLost
+from protocol import limits
+from protocol.errors import BadRequest, InternalError, NotFound, WorkerLost
 from tests.waiting import PATIENCE, no_descriptors_left
 from tests.worker.conftest import new_id
 
@@ -36,10 +38,10 @@ HOSTILE_ANSWERS: list[bytes] = [
 
 
 @contextlib.asynccontextmanager
-async def impostor() -> AsyncIterator[tuple[Worker, socket.socket]]:
+async def impostor(labels: frozenset[str] = frozenset()) -> AsyncIterator[tuple[Worker, socket.socket]]:
     """A peer's end whose worker is ours to play."""
     ours, theirs = socket.socketpair()
-    worker = Worker(WorkerKey("somebody", frozenset()), ours, BufferPool(), lambda worker: None)
+    worker = Worker(WorkerKey("somebody", labels), ours, BufferPool(), lambda worker: None)
     with theirs:
         yield worker, theirs
     worker.kill()
@@ -67,6 +69,91 @@ def test_a_wrong_number_of_results_ends_the_worker() -> None:
             with pytest.raises(InternalError):
                 await asyncio.wait_for(future, PATIENCE)
             assert worker.is_lost
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("words", [[1, 2, 3, float("inf")], [float("inf"), 2, 3, 4.0], [{}, 2, 3, 4.0], [1] * 3])
+def test_nobody_waits_for_an_account_that_makes_no_sense(words: list[Any]) -> None:
+    async def main() -> None:
+        async with impostor() as (worker, theirs):
+            future = worker.usage()
+            theirs.sendall(encode(["done", 1, *words]))
+            with contextlib.suppress(InternalError):  # some of these are numbers
+                await asyncio.wait_for(future, PATIENCE)
+
+    asyncio.run(main())
+
+
+def test_a_wrong_number_of_results_of_a_program_ends_the_worker() -> None:
+    async def main() -> None:
+        async with impostor() as (worker, theirs):
+            future = worker.run_program(new_id(), b"", [], [new_id()])
+            theirs.sendall(encode(["done", 1, []]))
+            with pytest.raises(InternalError):
+                await asyncio.wait_for(future, PATIENCE)
+            assert worker.is_lost
+
+    asyncio.run(main())
+
+
+def test_a_worker_does_not_speak_as_its_peer() -> None:
+    """What is said of a lost worker is shown to whoever asks, even where nothing else of private data is."""
+
+    async def main() -> None:
+        async with impostor() as (worker, theirs):
+            future = worker.export(new_id())
+            theirs.sendall(encode(["fault", 1, {"code": "worker_lost", "message": "3.14159"}]))
+            with pytest.raises(InternalError) as caught:
+                await asyncio.wait_for(future, PATIENCE)
+            assert worker.is_lost and "3.14159" not in str(caught.value)
+
+    asyncio.run(main())
+
+
+def test_a_fault_takes_little_room() -> None:
+    async def main() -> None:
+        async with impostor() as (worker, theirs):
+            future = worker.run([["a", [], {}, [new_id()]]])
+            fault = {
+                "code": "not_found",
+                "message": "m" * 100_000,
+                "fields": {"f": "x" * 100_000},
+                "operation": "o" * 9_000,
+            }
+            theirs.sendall(encode(["done", 1, [fault], None]))
+            (error,) = await asyncio.wait_for(future, PATIENCE)
+            assert isinstance(error, NotFound) and len(str(error.to_fault())) < limits.WORKER_FAULT
+            assert not worker.is_lost
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("labels", [frozenset(), frozenset({"another"})], ids=["its own data", "private data"])
+def test_what_a_worker_says_of_its_defect_is_one_line_and_tells_nothing_private(labels: frozenset[str]) -> None:
+    async def main() -> None:
+        async with impostor(labels) as (worker, theirs):
+            future = worker.export(new_id())
+            theirs.sendall(encode(["defect", "secret\nWARNING: \x1b[2Jforged"]))
+            worker.pid = -3  # it was dead before its number could be read
+            worker.exited(70)
+            theirs.close()
+            with pytest.raises(WorkerLost) as caught:
+                await asyncio.wait_for(future, PATIENCE)
+            assert caught.value.message.isprintable() and "-3" not in caught.value.message
+            assert ("secret" in caught.value.message) != bool(labels)
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_does_not_read_is_not_told_without_end_what_it_may_hold() -> None:
+    async def main() -> None:
+        async with impostor() as (worker, _):
+            for nbytes in range(100_000):
+                worker.allow(nbytes)
+                if not nbytes % 1_000:
+                    await asyncio.sleep(0)
+            assert worker.statistics().unsent_bytes < limits.MIB
 
     asyncio.run(main())
 

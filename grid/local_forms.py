@@ -1,0 +1,224 @@
+"""What needs a tensor's value or memory here: of a pointer it is waited for, or refused with a sentence.
+
+Values are waited for in a thread in which no event loop runs (grid/blocking.py). In the loop's own thread that cannot
+be, and NeedsAwait says what to write.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+
+import torch
+
+from grid.blocking import IN_A_THREAD, block, can_block
+from grid.handle import Handle
+from grid.unsized import parts
+from protocol.errors import BadRequest, NeedsAwait
+
+
+class LocalForms:
+    """Mixed into Pointer, before torch.Tensor."""
+
+    _handle: Handle
+
+    def _value(self, call: str) -> torch.Tensor:
+        """The value, for a call that cannot be awaited: waited for in a thread without a loop; NeedsAwait elsewhere."""
+        home, pointer = self._handle.home, self._as_pointer()
+        if not can_block():
+            raise NeedsAwait(
+                f"{call} needs the value, which is at {home.name}: use (await pointer.get()) or (await "
+                f"pointer.fetch()) first, keep computing on the pointer, {IN_A_THREAD}",
+                peer=home.name,
+            )
+        value: torch.Tensor = block(home, pointer.fetch).detach()
+        return value
+
+    def _as_pointer(self) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        return bool(self._value("bool()"))
+
+    def __float__(self) -> float:
+        return float(self._value("float()"))
+
+    def __int__(self) -> int:
+        return int(self._value("int()"))
+
+    def __index__(self) -> int:
+        return operator.index(self._value("an index"))
+
+    def __complex__(self) -> complex:
+        return complex(self._value("complex()"))
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._value("in")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        value: Any = self._value("a numpy array")
+        return value.__array__(*args, **kwargs)
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._value("another library").__dlpack__(*args, **kwargs)
+
+    def __format__(self, spec: str) -> str:
+        return format(self._value("a number in text"), spec) if spec and can_block() else repr(self)
+
+    def item(self) -> Any:
+        return self._value(".item()").item()
+
+    def tolist(self) -> Any:
+        return self._value(".tolist()").tolist()
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        return self._value(".numpy()").numpy()
+
+    # --- several results, awaited as a whole --------------------------------------------------------------
+
+    def nonzero(self, *, as_tuple: bool = False) -> Any:
+        pointer = self._as_pointer()
+        return parts(torch.nonzero(pointer, as_tuple=True) if as_tuple else torch.nonzero(pointer))
+
+    def unique(self, *args: Any, **kwargs: Any) -> Any:
+        return parts(torch.unique(self._as_pointer(), *args, **kwargs))
+
+    def unique_consecutive(self, *args: Any, **kwargs: Any) -> Any:
+        return parts(torch.unique_consecutive(self._as_pointer(), *args, **kwargs))
+
+    # --- where the memory is ------------------------------------------------------------------------------
+
+    def cuda(self, *_: Any, **__: Any) -> None:
+        check_place(self._handle, "cuda")
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        for place in (*args[:1], kwargs.get("device")):
+            if isinstance(place, str | torch.device) or type(place) is int:
+                check_place(self._handle, place)
+            elif hasattr(place, "outbox"):
+                raise BadRequest(f"to() takes a dtype or another tensor: to bring it to {place!r}, await x.move(peer)")
+        return torch.Tensor.to(self._as_pointer(), *args, **kwargs)
+
+    def is_shared(self) -> bool:
+        return False
+
+    def is_pinned(self, *_: Any) -> bool:
+        return False
+
+    def __copy__(self) -> Any:
+        """Another name for the same object, as a shallow copy is."""
+        pointer = self._as_pointer()
+        made = pointer.detach()
+        if pointer.is_leaf:
+            made.requires_grad_(pointer.requires_grad)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        """A copy of the data at the same peer."""
+        pointer: torch.Tensor = self._as_pointer()
+        with torch.no_grad():
+            made = pointer.clone()
+        made.requires_grad_(pointer.requires_grad)
+        if isinstance(pointer, torch.nn.Parameter):
+            made = torch.nn.Parameter(made, pointer.requires_grad)
+        memo[id(pointer)] = made
+        return made
+
+    def set_(self, source: Any = None, *more: Any, **options: Any) -> Any:
+        """Name the object of another pointer from now on: what parametrizations do."""
+        if not isinstance(source, LocalForms) or more or options:
+            _of_memory("set_")(self)
+        self._as_pointer().data = source
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise BadRequest(
+            "a pointer cannot be pickled or saved: it is good only in the session that made it. Save its value "
+            "(torch.save(await pointer.fetch(), path), or await pointer.save(path); of a state dict: "
+            "torch.save(await g.fetch(net.state_dict()), path)), or publish the object (await "
+            "pointer.tag('#...')) and search for it elsewhere"
+        )
+
+
+def _of_memory(name: str) -> Any:
+    def refuse(self: LocalForms, *_: Any, **__: Any) -> NoReturn:
+        raise BadRequest(
+            f"{name}() works on a tensor's memory, and that is at {self._handle.home.name}: write it with torch's own "
+            "functions, or take the value first (await pointer.get())",
+            peer=self._handle.home.name,
+        )
+
+    return refuse
+
+
+for _name in "share_memory_ pin_memory data_ptr storage apply_ map_ map2_ new resize_ resize_as_".split():
+    setattr(LocalForms, _name, _of_memory(_name))
+
+
+def check_place(handle: Handle, place: object) -> None:
+    """BadRequest where a tensor's device is asked to be another one: that is for its peer to decide."""
+    if isinstance(place, str | torch.device) and torch.device(place).type in ("cpu", "meta"):
+        return
+    home = handle.home.name
+    raise BadRequest(
+        f"the tensor is at {home}, which decides on what device it lies (grid start --device cuda): leave out "
+        f".to({str(place)!r}); to bring it to another peer, await x.move(peer)",
+        peer=home,
+    )
+
+
+# --- operations that are answered here -----------------------------------------------------------------------
+
+
+def _item(value: Any) -> Any:
+    return value._value(".item()").item()
+
+
+def _is_nonzero(value: Any) -> bool:
+    return bool(value._value("bool()"))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one.shape != other.shape:
+        return False
+    same: Any = (one == other).all()
+    return bool(same._value("torch.equal()"))
+
+
+def _allclose(one: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
+    close: Any = torch.isclose(one, other, rtol, atol, equal_nan).all()
+    return bool(close._value("torch.allclose()"))
+
+
+def _zeros_like(given: Any, other: Any, *, self_num_batch_dims: int = 0) -> Any:
+    if not self_num_batch_dims:
+        return torch.zeros_like(other)
+    return other.new_zeros((*given.shape[:self_num_batch_dims], *other.shape))
+
+
+def _resize(value: Any, size: Any, memory_format: Any = None) -> Any:
+    """Asked by what writes to a tensor that has the size already."""
+    if list(value.shape) != list(size):
+        _of_memory("resize_")(value)
+    return value
+
+
+def _extent(value: Any) -> int:
+    return int(value.untyped_storage().nbytes()) // int(value.itemsize)
+
+
+ANSWERED_HERE: Final[Mapping[str, Callable[..., Any]]] = {
+    "aten._local_scalar_dense.default": _item,
+    "aten.item.default": _item,
+    "aten.is_nonzero.default": _is_nonzero,
+    "aten.equal.default": _equal,
+    "aten.allclose.default": _allclose,
+    "aten._new_zeros_with_same_feature_meta.default": _zeros_like,  # asked by forward mode, as the next two
+    "aten._has_same_storage_numel.default": lambda one, other: _extent(one) == _extent(other),
+    "aten.resize_.default": _resize,
+    "aten.is_same_size.default": lambda one, other: one.shape == other.shape,
+    "aten.is_pinned.default": lambda *_: False,
+    "aten._has_compatible_shallow_copy_type.default": lambda *_: True,  # asked when `data` is set
+}
+"""Plain values and facts about shapes, by name; an argument of theirs is a pointer."""

@@ -1,0 +1,216 @@
+"""Calls that were dispatched before: what was found out about one then holds for each that looks the same.
+
+Two calls look the same where nothing differs but the objects that their pointers point to, and the values of floats:
+the operation, dtypes, shapes and strides, types and values of integers, truth values and texts are the same. Then the
+checks of the table come out the same, and so do the shapes of the results. What hangs on one object (that it is still
+there, at this peer, of this era) is looked at in each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+import msgpack
+import torch
+
+from compute.bounds import Result
+from compute.estimate import Estimate
+from compute.table import Entry
+from compute.values import encode
+from grid.handle import Handle
+from grid.ids import fresh_id
+from protocol import limits
+
+if TYPE_CHECKING:
+    from grid.pointer import Pointer
+    from grid.remote import RemotePeer
+
+PLACES: Final = frozenset({"device", "layout", "pin_memory", "non_blocking"})
+"""Arguments that say where and how: the peer decides that."""
+
+
+class Reading(NamedTuple):
+    """A call as it was read.
+
+    Attributes:
+        key: what it looks like.
+        pointers: those among the arguments, in order.
+        args, kwargs: the arguments as they travel.
+    """
+
+    key: tuple[Any, ...]
+    home: RemotePeer
+    pointers: list[Pointer]
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What becomes of a call that looks like one that was dispatched.
+
+    Attributes:
+        results: what it gives, and the shapes again, as tensors have them.
+        changed: which of the tensors that it is given it changes, beside the one that is its result.
+        nbytes: the size of the operation in a message; None where that is to be counted.
+    """
+
+    entry: Entry
+    estimate: Estimate
+    results: tuple[tuple[Result, torch.Size] | None, ...]
+    changed: tuple[int, ...]
+    nbytes: int | None
+
+    @classmethod
+    def of(cls, entry: Entry, estimate: Estimate, changed: tuple[int, ...], nbytes: int | None = None) -> Plan:
+        results = tuple(None if result is None else (result, torch.Size(result.shape)) for result in estimate.results)
+        return cls(entry, estimate, results, changed, nbytes)
+
+
+_PLAIN: Final = frozenset({int, bool, str, type(None)})
+_NAMED: Final = frozenset({torch.dtype, torch.memory_format})
+_WHOLE: Final[tuple[set[type], ...]] = ({int}, {bool}, set())
+
+
+class Repeated:
+    """The plans, by what their calls look like; `kind` is the class of pointers. Any thread may use it."""
+
+    def __init__(self, kind: type[Pointer]) -> None:
+        self._kind = kind
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+
+    def find(self, reading: Reading) -> Plan | None:
+        return self._plans.get(reading.key)
+
+    def learn(self, reading: Reading, plan: Plan) -> None:
+        """A call that looks like this was dispatched."""
+        if plan.entry.category == "factory":
+            return  # there a float shapes the result
+        if len(self._plans) >= limits.MAX_PLANS:
+            self._plans.clear()
+        operation = [plan.entry.name, reading.args, reading.kwargs, [_SOME_ID] * len(plan.results)]
+        self._plans[reading.key] = replace(plan, nbytes=len(msgpack.packb(operation)))
+
+    def read(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reading | None:
+        """None for a call that is to be looked at each time: its pointers are not all at one peer and well, or other
+        arguments are among it than pointers, numbers, truth values, names, and lists of one of those."""
+        kind = self._kind
+        key: list[Any] = [name]
+        pointers: list[Pointer] = []
+        wire: list[Any] = []
+        for value in args:
+            type_ = type(value)
+            if type_ is kind:
+                key += (value.dtype, value.shape, value.stride())
+                pointers.append(value)
+                wire.append(value._handle.id)
+            elif type_ is float:
+                key.append(float)
+                wire.append(value)
+            elif type_ in _PLAIN:
+                key += (type_, value)
+                wire.append(value)
+            elif type_ is list or type_ is tuple:
+                items = self._read_list(value, key, pointers)
+                if items is None:
+                    return None
+                wire.append(items)
+            elif type_ in _NAMED:
+                key += (type_, value)
+                wire.append(encode(value, _no_tensor))
+            else:
+                return None
+        named = _read_named(kwargs, key) if kwargs else {}
+        home = _home_of(pointers)
+        return None if home is None or named is None else Reading(tuple(key), home, pointers, wire, named)
+
+    def _read_list(self, values: Sequence[Any], key: list[Any], pointers: list[Pointer]) -> list[Any] | None:
+        """The items as they travel, where all are pointers, all are integers, or all are truth values."""
+        types = set(map(type, values))
+        if types in _WHOLE:
+            key += (list, *types, tuple(values))
+            return list(values)
+        if types != {self._kind}:
+            return None
+        key += (list, self._kind, len(values))
+        for value in values:
+            key += (value.dtype, value.shape, value.stride())
+        pointers += values
+        return [value._handle.id for value in values]
+
+    def queue(
+        self, plan: Plan, home: RemotePeer, tensors: Sequence[Any], args: list[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Queue a call, of which these are the tensors in order; its results."""
+        entry = plan.entry
+        if entry.is_inplace:
+            changed = tensors[0]
+            changed._handle.check_writable(entry.name)
+            home.outbox.post([entry.name, args, kwargs, []], (changed._handle,), plan.nbytes)
+            return changed
+        made: list[Any] = []
+        handles: list[Handle] = []
+        for planned in plan.results:
+            if planned is None:
+                made.append(None)
+                continue
+            result, shape = planned
+            offset = result.offset
+            if result.of is not None:  # a view begins so far from where that begins which it is a view of
+                viewed = tensors[result.of]
+                offset += int(viewed.storage_offset()) * viewed.itemsize // result.dtype.itemsize
+            handle = Handle(home, fresh_id(), owns=True)
+            handles.append(handle)
+            made.append(self._kind.of(handle, result.dtype, shape, result.stride, offset=offset))
+        outs = [handle.id for handle in handles]
+        if plan.changed:
+            written = [tensors[at]._handle for at in plan.changed]
+            for handle in written:
+                handle.check_writable(entry.name)
+            handles += written
+        home.outbox.post([entry.name, args, kwargs, outs], handles, plan.nbytes)
+        if entry.gives_list:
+            return made
+        if entry.n_results == 1:
+            return made[0]
+        return tuple(made) if entry.n_results else None
+
+
+_SOME_ID: Final = bytes(16)
+
+
+def _read_named(kwargs: Mapping[str, Any], key: list[Any]) -> dict[str, Any] | None:
+    named: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        type_ = type(value)
+        if type_ is float:
+            key += (name, float)
+            named[name] = value
+        elif type_ in _NAMED:
+            key += (name, type_, value)
+            named[name] = encode(value, _no_tensor)
+        elif type_ in _PLAIN and value is not None and name not in PLACES:
+            key += (name, type_, value)
+            named[name] = value
+        else:
+            return None
+    return named
+
+
+def _home_of(pointers: list[Pointer]) -> RemotePeer | None:
+    """Where all of them are and can be used; None where one is elsewhere, or lost, or a pointer to a pointer."""
+    if not pointers:
+        return None
+    home = pointers[0]._handle.home
+    era = home.outbox.era
+    for pointer in pointers:
+        handle = pointer._handle
+        if handle.home is not home or handle.target is not None or not handle.is_good(era):
+            return None
+    return None if home.loop.is_closed() else home
+
+
+def _no_tensor(_: torch.Tensor) -> NoReturn:
+    raise AssertionError("names have no tensors in them")

@@ -1,0 +1,114 @@
+"""What the workers of a pool take of this machine: looked at in each beat, booked, and bounded by killing.
+
+The decisions are in peer/worker/watch.py (time) and peer/worker/budgets.py (memory, shares of the processors); how
+processes are asked is in peer/machine.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection
+
+from peer import machine
+from peer.worker.budgets import Budgets
+from peer.worker.remote import Worker
+from peer.worker.watch import beat
+from protocol import limits
+
+_log = logging.getLogger("peergrid.workers")
+
+
+class Watching:
+    """Looks at the workers of one pool.
+
+    Args:
+        budgets: the books.
+        seconds: of the clock that one operation, or one program, may take.
+        workers: those that there are now.
+        runs: whether a worker is a process now, of which the system may be asked.
+    """
+
+    def __init__(
+        self,
+        budgets: Budgets,
+        seconds: float,
+        workers: Callable[[], Collection[Worker]],
+        runs: Callable[[Worker], bool],
+    ) -> None:
+        self._budgets = budgets
+        self._beat = beat(seconds)
+        self._workers = workers
+        self._runs = runs
+        self._clocks: dict[Worker, float] = {}  # of the processors, when they were last looked at
+        self._looked = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._watch(), name="peergrid worker watch")
+
+    async def close(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def began(self, worker: Worker) -> None:
+        """Opens the books of one."""
+        self._clocks[worker] = 0.0
+        self._budgets.began(worker.key.principal, worker)
+
+    def ended(self, worker: Worker) -> None:
+        """Closes the books of one that is gone."""
+        if not self._read_clock(worker) and worker.is_busy:
+            # Nobody can ask its clock any more: to die is no way not to be counted.
+            self._book(worker, min(asyncio.get_running_loop().time() - self._looked, limits.BEAT))
+        del self._clocks[worker]
+        self._budgets.ended(worker.key.principal, worker)
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._looked = loop.time()
+        while True:
+            await asyncio.sleep(self._beat)
+            try:
+                self._look(loop.time() - self._looked)
+            except Exception:  # a defect here must not leave workers unwatched from then on
+                _log.exception("looking at the workers failed")
+            self._looked = loop.time()
+
+    def _look(self, elapsed: float) -> None:
+        for worker in list(self._workers()):
+            self._read_clock(worker)
+            if worker.look(elapsed, machine.waits):
+                self._budgets.killed(worker.key.principal)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """Kills the largest worker of a principal whose workers together have far more memory than they may: each has
+        the kernel's limit, but nobody tells the kernel whose they are."""
+        of: dict[str, list[tuple[int, Worker]]] = {}
+        for worker in self._workers():
+            own = machine.own_memory(worker.pid) if worker.pid is not None and self._runs(worker) else None
+            if own is not None:
+                of.setdefault(worker.key.principal, []).append((max(0, own - limits.WORKER_OWN), worker))
+        for principal, weighed in of.items():
+            if self._budgets.is_far_over(sum(own for own, _ in weighed)):
+                heaviest = max(weighed, key=lambda each: each[0])[1]
+                heaviest.lose(
+                    "was killed, because its principal's workers have more memory than --worker-memory gives,"
+                )
+                self._budgets.killed(principal)
+
+    def _read_clock(self, worker: Worker) -> bool:
+        """Books what a worker has taken of the processors since it was last looked at, by the system's account."""
+        read = machine.cpu_seconds(worker.pid) if worker.pid is not None and self._runs(worker) else None
+        if read is not None:
+            self._book(worker, read - self._clocks[worker])
+            self._clocks[worker] = read
+        return read is not None
+
+    def _book(self, worker: Worker, seconds: float) -> None:
+        self._budgets.took(worker.key.principal, seconds, asyncio.get_running_loop().time())

@@ -1,0 +1,117 @@
+"""Hostile workers (hostile.py) under the tests' control: started by a real zygote, asked, and looked after."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peer.worker import zygote_process
+from peer.worker.channel import BlockingChannel
+from peer.worker.sandbox import Settings
+from protocol import limits
+from tests.waiting import PATIENCE
+
+_ROOT = Path(__file__).parents[2]
+
+
+class Told:
+    """What comes by one channel, in order."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.channel = BlockingChannel(sock, send_limit=limits.WORKER_MESSAGE, receive_limit=limits.WORKER_MESSAGE)
+        self._heard: list[tuple[Any, list[int]]] = []
+
+    def wait(self, kind: str, subject: Any = None) -> tuple[list[Any], list[int]] | None:
+        """The next message of this kind (about this subject), and its descriptors; None if the other end is gone."""
+        while True:
+            for index, (message, descriptors) in enumerate(self._heard):
+                if message[0] == kind and (subject is None or subject == message[1]):
+                    del self._heard[index]
+                    return message, descriptors
+            assert select.select([self.channel.fileno()], [], [], PATIENCE)[0], f"no {kind} came"
+            messages = self.channel.receive()
+            if messages is None:
+                return None
+            self._heard += messages
+
+
+class Den:
+    """A zygote whose workers do what scripts say."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._seq = 0
+        ours, theirs = socket.socketpair()
+        with pytest.MonkeyPatch.context() as patch, theirs:
+            patch.setattr(zygote_process, "MODULE", "tests.attacks.hostile")
+            patch.syspath_prepend(_ROOT)
+            self.process = zygote_process._start(theirs.fileno(), settings)
+        self.told = Told(ours)
+        confined = self.told.wait("confined")
+        assert confined is not None
+        self.refused: dict[str, str] | None = confined[0][1]
+        assert self.told.wait("ready") is not None, "the zygote ended"
+
+    def spawn(self, settings: Settings | None = None) -> Worker:
+        self._seq += 1
+        ours, theirs = socket.socketpair()
+        with theirs:
+            spawn = ["spawn", self._seq, (settings or self.settings).to_wire()]
+            self.told.channel.send(spawn, [theirs.fileno()])
+        spawned = self.told.wait("spawned", self._seq)
+        assert spawned is not None, "the zygote ended"
+        (_, _, inside), handles = spawned
+        pid = zygote_process._pid_of(handles[0], inside)
+        for handle in handles:
+            os.close(handle)
+        return Worker(self, Told(ours), inside, pid)
+
+    def run(self, source: str, settings: Settings | None = None, **facts: Any) -> str:
+        """What became of it, in a worker of its own: "ran ...", "raised ..." or the signal that ended it."""
+        worker = self.spawn(settings)
+        try:
+            return worker.run(source, **facts)
+        finally:
+            worker.close()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.told.channel.close()
+
+
+class Worker:
+    def __init__(self, den: Den, told: Told, inside: int, pid: int) -> None:
+        self.den = den
+        self.told = told
+        self.inside = inside  # its pid, as the zygote calls it
+        self.pid = pid
+
+    def run(self, source: str, **facts: Any) -> str:
+        self.told.channel.send(["script", source, facts])
+        return self.answer() or self.ended()
+
+    def answer(self) -> str | None:
+        """None if it is gone."""
+        if not select.select([self.told.channel.fileno()], [], [], PATIENCE)[0]:
+            return "hung"
+        messages = self.told.channel.receive()
+        return " ".join(messages[0][0]) if messages else None
+
+    def ended(self) -> str:
+        exited = self.den.told.wait("exited", self.inside)
+        assert exited is not None, "the zygote ended with its worker"
+        status = exited[0][2]
+        return signal.Signals(-status).name if status < 0 else f"exit {status}"
+
+    def is_alive(self) -> bool:
+        return self.run("got = 6 * 7") == "ran 42"
+
+    def close(self) -> None:
+        self.told.channel.close()

@@ -1,0 +1,10 @@
+"""Training programs in the style of public tutorials, written as they would be for tensors here.
+
+program.py        what a program is, and running it here and at a peer
+vision.py         convolutional networks
+sequences.py      recurrent networks, attention, transformers
+generative.py     autoencoders, adversarial networks, diffusion
+classical.py      regression, factorisation, gradients by hand
+decisions.py      reinforcement learning
+meta.py           programs about training itself: distillation, transfer, metric and meta learning
+"""

@@ -1,0 +1,113 @@
+"""What of tensors that are here goes along with a call: what is no data, and what torch's own library made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import grid
+from grid.pointer import Pointer
+from peer.folders import Folders
+
+ONES = torch.ones(4, 4)
+
+DATA: dict[str, Callable[[Any], Any]] = {
+    "ones": lambda x: x + ONES,
+    "integers": lambda x: x + torch.tensor([1, 1, 1, 1]),
+    "a target": lambda x: F.mse_loss(x, ONES),
+    "a view of a target": lambda x: F.smooth_l1_loss(x, ONES.t()),
+    "a target of a loss that is a module": lambda x: nn.MSELoss()(x, ONES),
+    "probabilities": lambda x: F.binary_cross_entropy(x.sigmoid(), ONES / 2),
+    "labels": lambda x: F.cross_entropy(x, torch.tensor([0, 2, 1, 3])),
+    "weights of a module that is here": lambda x: nn.Linear(4, 4)(x),
+    "without gradients": lambda x: _without_gradients(nn.Linear(4, 4), x),
+    "weights of attention": lambda x: nn.MultiheadAttention(4, 2)(x, x, x),
+    "statistics": lambda x: nn.BatchNorm1d(4, affine=False).eval()(x),
+    "of a distribution": lambda x: torch.distributions.Normal(ONES, 2 * ONES, validate_args=False).log_prob(x),
+    "in a transformed function": lambda x: torch.func.vmap(lambda row: F.mse_loss(row, ONES[0]))(x),
+}
+
+
+def _without_gradients(module: nn.Module, x: Any) -> Any:
+    with torch.no_grad():
+        return module(x)
+
+
+OWN: dict[str, Callable[[Any], Any]] = {
+    "zeros": lambda x: torch.zeros(4) + x,
+    "places": lambda x: torch.arange(4) < x,
+    "a number": lambda x: x + torch.tensor([[2.0]]),
+    "a mask": lambda x: x.masked_fill(torch.tensor([True, False, False, True]), 0),
+    "a variance": lambda x: torch.masked.var(x, 1, mask=x > -9),
+    "positions": lambda x: torch.stack(torch.unravel_index(x.argmax(1), (2, 8))),
+    "identity": lambda x: torch.linalg.matrix_power(x, 0),
+    "forward mode": lambda x: torch.func.linearize(lambda y: y.sin() * y, x)[1](2 * x),
+    "an affine grid": lambda x: F.affine_grid(x[None, :2, :3], [1, 1, 3, 3], align_corners=False),
+}
+
+
+async def test_what_is_data_is_to_be_sent(folders: Folders) -> None:
+    async with grid.local("alice", folders=folders) as g:
+        x = await g["alice"].send(torch.rand(4, 4))
+        for name, mix in DATA.items():
+            with pytest.raises(grid.NotCollocated, match="send"):
+                pytest.fail(f"{name} gave {mix(x)!r}")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's forward mode uses it itself
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # as linearize does
+async def test_what_belongs_to_the_call_goes_along(folders: Folders) -> None:
+    value = torch.randn(4, 4)
+    async with grid.local("alice", folders=folders) as g:
+        x = await g["alice"].send(value)
+        for name, form in OWN.items():
+            found = form(x)
+            assert isinstance(found, Pointer), name
+            torch.testing.assert_close(await found.fetch(), form(value), msg=lambda text, name=name: f"{name}: {text}")
+
+
+async def test_what_torch_draws_goes_along(folders: Folders) -> None:
+    value = torch.randn(20, 3) @ torch.randn(3, 10)
+    async with grid.local("alice", folders=folders) as g:
+        x = await g["alice"].send(value)
+        u, s, v = torch.svd_lowrank(x, 4)
+        torch.testing.assert_close(await (u @ s.diag() @ v.T).fetch(), value, atol=1e-4, rtol=1e-4)
+        same = await torch.func.vmap(lambda row: F.dropout(row), randomness="same")(torch.ones_like(x)).fetch()  # type: ignore[attr-defined]
+        assert torch.equal(same, same[:1].expand_as(same)) and set(same.unique().tolist()) <= {0.0, 2.0}
+        drawn = [torch.poisson(x.abs(), torch.Generator().manual_seed(5)) for _ in range(2)]
+        assert torch.equal(await drawn[0].fetch(), await drawn[1].fetch())  # type: ignore[attr-defined]
+
+
+WRITTEN: dict[str, Callable[[Any, Any], Any]] = {
+    "computed": lambda x, out: torch.add(x, 1, out=out),
+    "made": lambda x, out: torch.eye(3, 4, out=out),
+    "a row": lambda x, out: torch.linspace(0, 1, 4, out=out[1]),
+    "drawn": lambda x, out: torch.rand(3, 4, out=out) * 0,
+    "resized": lambda x, out: torch.add(x, 1, out=x.new_zeros(0)),
+    "values and places": lambda x, out: torch.sort(x, 1, out=(out, (out * 0).long())),
+    "initialised": lambda x, out: nn.init.eye_(out),
+    "orthogonal": lambda x, out: (lambda made: made @ made.T)(nn.init.orthogonal_(out)),
+    "bytes": lambda x, out: x.view(torch.int32),
+}
+
+
+async def test_results_are_written_where_the_call_says(folders: Folders) -> None:
+    value = torch.randn(3, 4)
+    async with grid.local("alice", folders=folders) as g:
+        x = await g["alice"].send(value)
+        for name, form in WRITTEN.items():
+            there, here = await g["alice"].send(torch.zeros(3, 4)), torch.zeros(3, 4)
+            for found, wanted in zip(_listed(form(x, there)), _listed(form(value, here)), strict=True):
+                torch.testing.assert_close(await found.fetch(), wanted, msg=lambda text, name=name: f"{name}: {text}")
+            if name != "orthogonal":
+                drawn = name == "drawn"
+                assert drawn or torch.equal(await there.fetch(), here), name
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, tuple) else [value]

@@ -1,0 +1,203 @@
+"""grid.hook(): the calls of old tutorials on tensors and modules that are here, added and taken away again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import grid
+from peer.folders import Folders
+from protocol.errors import BadRequest, BadTag
+
+
+@pytest.fixture
+def hooked() -> Iterator[None]:
+    grid.hook()
+    yield
+    grid.unhook()
+
+
+def names() -> list[set[str]]:
+    return [set(vars(kind)) for kind in (torch.Tensor, nn.Module, grid.Pointer, grid.RemotePeer)]
+
+
+def test_it_can_be_called_again_and_undone_and_leaves_no_trace() -> None:
+    before = names()
+    grid.hook()
+    once = names()
+    grid.hook()
+    assert names() == once != before
+    assert [sorted(more - less) for more, less in zip(once, before, strict=True)] == [
+        ["describe", "fix_prec", "fix_precision", "send", "send_", "share", "tag"],
+        ["copy", "describe", "fix_prec", "fix_precision", "send", "share", "tag"],
+        ["get_", "move_"],
+        ["clear_objects"],
+    ]
+    grid.unhook()
+    grid.unhook()
+    assert names() == before
+
+
+def test_it_replaces_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = lambda self: "theirs"  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "share", theirs, raising=False)
+    before = names()
+    with pytest.raises(BadRequest, match="Tensor has a 'share' already"):
+        grid.hook()
+    grid.unhook()
+    assert names() == before and torch.Tensor.share is theirs
+
+
+def test_a_modules_own_names_go_first(hooked: None) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.share, self.copy = nn.Linear(2, 3), 7
+            self.tag = nn.Parameter(torch.ones(1))
+            self.register_buffer("kept", torch.ones(1))
+
+        def send(self) -> str:
+            return "own"
+
+    net = Net()
+    assert isinstance(net.share, nn.Linear) and net.copy == 7 and net.send() == "own"
+    assert isinstance(net.tag, nn.Parameter) and set(net.state_dict()) == {"tag", "kept", "share.weight", "share.bias"}
+    assert isinstance(nn.Sequential(OrderedDict(describe=nn.Linear(1, 1))).describe, nn.Linear)
+
+
+async def test_a_tensor_is_sent_to_one_peer_or_several(hooked: None, peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        alice, bob = g["alice"], g["bob"]
+        x = torch.tensor([1.0, 2.0])
+        there = await x.send(alice)
+        assert isinstance(there, grid.Pointer) and type(x) is torch.Tensor
+        assert torch.equal(await (there + there).get(), 2 * x)
+        both = await x.send(alice, bob)
+        assert isinstance(both, grid.MultiPointer)
+        assert torch.equal(await both.get(sum_results=True), 2 * x)
+        chain = await x.send(bob).send(alice)
+        assert chain.location is alice and torch.equal(await (await chain.get()).get(), x)
+        assert torch.equal(await x.send(bob).move(alice).get(), x)
+        with pytest.raises(BadRequest, match="nothing to combine"):
+            await x.send()
+
+
+async def test_tags_and_descriptions_are_remembered_until_it_is_sent(hooked: None, peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        x = await torch.ones(2).tag("#hook-test", "#first").tag("#first").describe("of the hook").send(g["alice"])
+        hit = (await g.search("#hook-test hook")).one()
+        assert hit.tags == x.tags == ("#first", "#hook-test") or set(hit.tags) == {"#first", "#hook-test"}
+        await hit.delete()
+        net = await nn.Linear(2, 1).tag("#hook-test").send(g["alice"])
+        assert isinstance(net, grid.RemoteModule) and (await g.search("#hook-test kind:model")).one().tags == (
+            "#hook-test",
+        )
+        await (await g.search("#hook-test")).one().delete()
+        with pytest.raises(BadTag):
+            torch.ones(1).tag("no tag")
+
+
+async def test_in_place_forms_keep_the_python_object(hooked: None, peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        alice, bob = g["alice"], g["bob"]
+        x = same = torch.tensor([1.0, 2.0])
+        assert await x.send_(alice) is same and isinstance(x, grid.Pointer)
+        where = x.id_at_location
+        x += 1
+        assert x is same and x.id_at_location == where
+        assert await x.move_(bob) is same and x.location is bob and await x.move_(bob) is same
+        assert await x.get_() is same and type(x) is torch.Tensor and torch.equal(x, torch.tensor([2.0, 3.0]))
+        assert [object["id"].hex() for object in await bob.objects() if object["id"].hex() == where] == []
+        inner = await x.send(alice)
+        chain = await inner.send(bob)
+        assert await chain.get_() is chain and chain.location is alice and torch.equal(await chain.get(), x)
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}], ids=["plain", "momentum"])
+async def test_a_module_is_sent_trained_and_fetched_in_place_with_one_optimiser(
+    hooked: None, peers: Folders, options: Any
+) -> None:
+    data, target = torch.randn(6, 3), torch.randn(6, 1)
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+    here, parameters = net.copy(), list(net.parameters())
+    optimizer, alone = [torch.optim.SGD(module.parameters(), lr=0.05, **options) for module in (net, here)]
+    async with grid.connect(folders=peers) as g:
+        for name in ("alice", "bob", "alice"):
+            x, y = await data.send(g[name]), await target.send(g[name])
+            assert await net.send(x.location) is net
+            assert (
+                isinstance(net, nn.Sequential) and isinstance(net[0].weight, grid.Pointer) and net.location.name == name
+            )
+            optimizer.zero_grad()
+            loss = ((net(x) - y) ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            assert await net.get() is net
+            alone.zero_grad()
+            expected = ((here(data) - target) ** 2).mean()
+            expected.backward()
+            alone.step()
+            torch.testing.assert_close(await loss.get(), expected.detach(), rtol=1e-3, atol=1e-4)
+        assert type(net) is nn.Sequential and all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+        torch.testing.assert_close(net[3].weight.grad, here[3].weight.grad, rtol=1e-3, atol=1e-4)
+        for name, value in here.state_dict().items():
+            torch.testing.assert_close(net.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+async def test_a_module_moves_in_place_and_its_copies_are_its_own(hooked: None, peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        net = nn.Linear(2, 1)
+        value = net.weight.detach().clone()
+        copied = await net.copy().send(g["alice"])
+        assert type(net) is nn.Linear and copied is not net
+        assert await copied.move(g["carol"]) is copied and copied.location.name == "carol"
+        further = await copied.copy(g["bob"])
+        assert further.location is g["bob"] and copied.weight.location is g["carol"]
+        with torch.no_grad():
+            net.weight.set_(await (copied.weight.data * 2).get())
+        torch.testing.assert_close(net.weight.data, 2 * value)
+        with pytest.raises(BadRequest, match="already"):
+            await copied.send(g["alice"])
+        both = await net.copy().send(g["alice"], g["bob"])
+        assert isinstance(both, grid.MultiModule) and isinstance(both.weight, grid.MultiPointer)
+        torch.testing.assert_close((await both.get(sum_results=True)).weight.data, 4 * value)
+
+
+async def test_a_module_whose_sending_fails_is_as_it_was(hooked: None, peers: Folders) -> None:
+    net = nn.Linear(2, 1)
+    net.register_buffer("sparse", torch.eye(2).to_sparse())
+    weight = net.weight
+    async with grid.connect(folders=peers) as g:
+        with pytest.raises(grid.GridError, match="to_dense"):
+            await net.send(g["alice"])
+    assert type(net) is nn.Linear and net.weight is weight and type(weight) is nn.Parameter
+
+
+async def test_what_a_computation_holds_still_cannot_become_a_pointer(hooked: None, peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        x = torch.ones(2, requires_grad=True)
+        held = (x**2).sum()
+        with pytest.raises(BadRequest, match="let go of"):
+            await x.send_(g["alice"])
+        held.backward()
+        assert x.grad is not None and torch.equal(x.grad, torch.full((2,), 2.0))
+
+
+async def test_shares_say_that_they_are_not_there(hooked: None, peers: Folders) -> None:
+    for call in (torch.ones(1).fix_prec, torch.ones(1).fix_precision, torch.ones(1).share, nn.Linear(1, 1).share):
+        with pytest.raises(BadRequest, match="not in this version"):
+            call()
+
+
+async def test_clear_objects_takes_everything_of_ones_own(hooked: None, peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        kept = await torch.ones(2).send(g["carol"])
+        assert await g["carol"].clear_objects() is g["carol"]
+        assert await g["carol"].objects() == []
+        with pytest.raises(grid.NotFound):
+            await kept.get()

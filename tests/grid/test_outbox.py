@@ -1,0 +1,134 @@
+"""What is queued for a peer leaves in order, early where there is much of it, whichever thread queues it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import torch
+
+import grid
+from grid.outbox import Outbox
+from peer.folders import Folders
+from tests.waiting import until
+
+_MANY = 400
+
+
+class Link:
+    """Notes the requests that are posted, as [op, args], and how many of them were to be sent at once."""
+
+    name = "alice"
+    era = 0
+    is_open = True
+    is_closed = False
+
+    def __init__(self) -> None:
+        self.posted: list[tuple[str, dict[str, Any]]] = []
+        self.at_once = 0
+
+    def post(self, op: str, args: dict[str, Any], then: Any = None, now: bool = False) -> asyncio.Future[Any]:
+        self.posted.append((op, args))
+        return asyncio.get_running_loop().create_future()
+
+    def send_now(self) -> None:
+        self.at_once = len(self.posted)
+
+    def operations(self) -> list[Any]:
+        return [operation for _, args in self.posted for operation in args.get("operations", ())]
+
+
+def _outbox() -> tuple[Outbox, Link]:
+    link: Any = Link()
+    return Outbox(link, asyncio.get_running_loop()), link
+
+
+def _operation(number: int) -> list[Any]:
+    return ["aten.neg.default", [number.to_bytes(16, "big")], {}, []]
+
+
+async def test_a_few_operations_wait_for_the_end_of_the_turn() -> None:
+    outbox, link = _outbox()
+    outbox.post(_operation(1), ())
+    outbox.post(_operation(2), ())
+    assert link.posted == []
+    await asyncio.sleep(0)
+    assert link.posted == [("run", {"operations": [_operation(1), _operation(2)]})]
+
+
+async def test_of_many_the_first_leave_while_the_turn_goes_on() -> None:
+    outbox, link = _outbox()
+    for number in range(_MANY):
+        outbox.post(_operation(number), ())
+    assert link.at_once > 1 and link.at_once == len(link.posted)
+    await asyncio.sleep(0)
+    assert link.operations() == [_operation(number) for number in range(_MANY)]
+
+
+async def test_a_closed_line_is_sent_nothing_early() -> None:
+    outbox, link = _outbox()
+    link.is_open = False
+    link.dial = lambda: None
+    for number in range(_MANY):
+        outbox.post(_operation(number), ())
+    assert link.posted == []
+
+
+async def test_operations_of_threads_all_leave_once_and_no_id_before_the_operation_that_needs_it() -> None:
+    outbox, link = _outbox()
+
+    def use(thread: int) -> None:
+        for number in range(_MANY):
+            operation = _operation(thread * _MANY + number)
+            outbox.post(operation, ())
+            outbox.release(operation[1][0])
+
+    threads = [threading.Thread(target=use, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    # With the operations, or a moment later.
+    await until(lambda: len(link.operations()) == len(_released(link)) == 4 * _MANY)
+    queued = link.operations()
+    assert sorted(queued) == [_operation(number) for number in range(4 * _MANY)]
+    for first in range(0, 4 * _MANY, _MANY):
+        of_it = [_operation(first + number) for number in range(_MANY)]
+        assert [operation for operation in queued if operation in of_it] == of_it
+    _check_order(link)
+
+
+def _released(link: Link) -> list[bytes]:
+    return [id for _, args in link.posted for id in (*args.get("release", ()), *args.get("ids", ()))]
+
+
+def _check_order(link: Link) -> None:
+    gone: set[bytes] = set()
+    for _, args in link.posted:
+        for _, given, _, _ in args.get("operations", ()):
+            assert gone.isdisjoint(given)
+        gone.update(args.get("release", ()), args.get("ids", ()))
+
+
+async def test_a_published_object_is_fetched_behind_queued_operations(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        x = await g["alice"].send(torch.arange(3.0), tags="#outbox")
+        y = x + 1
+        assert (await x.fetch()).tolist() == [0, 1, 2]
+        assert (await y.get()).tolist() == [1, 2, 3]
+        await x.delete()
+
+
+async def test_short_lived_pointers_leave_nothing(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        alice = g["alice"]
+        x = await alice.send(torch.arange(3.0))
+        before = len(await alice.objects())
+        for _ in range(5):
+            for _ in range(_MANY):
+                z = x + 1
+                z.add_(x)
+            await z.fetch()
+        del z
+        await alice.outbox.settle()
+        assert len(await alice.objects()) == before
+        assert not alice.outbox._underway and not alice.outbox._queue and not alice.outbox._released
