@@ -183,15 +183,20 @@ def _zeta(call: Call) -> None:
     require(not second < -limits.MAX_DEGREE, f"the second argument goes down to -{limits.MAX_DEGREE}")
 
 
+def _check_bins(bins: Any, dtype: torch.dtype) -> None:
+    """Edges, or how many there are of equal width."""
+    if isinstance(bins, torch.Tensor):
+        require(bins.dim() == 1 and bins.numel() > 1 and bins.dtype is dtype, "bins are at least two edges")
+    else:
+        require(bins > 0, "bins must be positive")
+
+
 def _histogram(call: Call) -> None:
     given, weight, bins = call["self"], call["weight"], call["bins"]
     require(given.dtype in _REAL, "histograms are of float32 or float64")
     if weight is not None:
         require(weight.shape == given.shape and weight.dtype is given.dtype, "weight must be like the tensor")
-    if isinstance(bins, torch.Tensor):
-        require(bins.dim() == 1 and bins.numel() > 1 and bins.dtype is given.dtype, "bins are at least two edges")
-    else:
-        require(bins > 0, "bins must be positive")
+    _check_bins(bins, given.dtype)
     ends = call.get("range")
     if ends is not None:
         fits = len(ends) == 2 and all(math.isfinite(end) for end in ends) and ends[0] <= ends[1]
@@ -207,10 +212,7 @@ def _histograms(call: Call) -> None:
         fits = weight.shape == given.shape[:-1] and weight.dtype is given.dtype
         require(fits, "weight must have one number for each row")
     for each in bins:
-        if isinstance(each, torch.Tensor):
-            require(each.dim() == 1 and each.numel() > 1 and each.dtype is given.dtype, "bins are at least two edges")
-        else:
-            require(each > 0, "bins must be positive")
+        _check_bins(each, given.dtype)
     ends = call.get("range")
     if ends is not None:
         fits = len(ends) == 2 * axes and all(math.isfinite(end) for end in ends)

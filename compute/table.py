@@ -107,6 +107,10 @@ class Entry:
         call.update(kwargs)
         return call
 
+    def argument(self, position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What this call gives for the argument at `position` (in `parameters`); None where it gives nothing."""
+        return args[position] if position < len(args) else kwargs.get(self.parameters[position].name)
+
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
         """The positions of the arguments that this very call writes."""
         trained = _TRAINED.get(self.name)

@@ -87,7 +87,7 @@ class Device:
         there, named = _mapped(args, copied), {key: _mapped(value, copied) for key, value in kwargs.items()}
         value = execute(entry, there, named)
         written = {
-            id(each) for at in entry.written(there, named) for each in _tensors(_argument(entry, at, there, named))
+            id(each) for at in entry.written(there, named) for each in _tensors(entry.argument(at, there, named))
         }
         originals = {}
         for original, copy in copies.values():
@@ -99,10 +99,6 @@ class Device:
 
 def _has_cuda_kernel(name: str) -> bool:
     return bool(torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CUDA"))
-
-
-def _argument(entry: Entry, position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    return args[position] if position < len(args) else kwargs.get(entry.parameters[position].name)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -91,7 +91,7 @@ def run(objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mappi
 def _check_writable(objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     if entry.writes:
         for position in entry.written(args, kwargs):
-            for tensor in _listed(_argument(entry, position, args, kwargs)):
+            for tensor in _listed(entry.argument(position, args, kwargs)):
                 if isinstance(tensor, torch.Tensor):
                     objects.check_writable(tensor)
 
@@ -175,12 +175,8 @@ def _keep(objects: Objects, tensors: list[torch.Tensor], outs: list[Any], entry:
 
 
 def _to_be_written(entry: table.Entry, args: list[Any], kwargs: dict[str, Any]) -> list[bytes]:
-    written = [_listed(_argument(entry, position, args, kwargs)) for position in entry.writes]
+    written = [_listed(entry.argument(position, args, kwargs)) for position in entry.writes]
     return [item for items in written for item in items if isinstance(item, bytes)]
-
-
-def _argument(entry: table.Entry, position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    return args[position] if position < len(args) else kwargs.get(entry.parameters[position].name)
 
 
 def _listed(value: Any) -> Sequence[Any]:
