@@ -213,16 +213,20 @@ async def put(
     tag: Annotated[list[str], typer.Option("--tag", metavar="'#TAG'", help="How it is found; repeat it for more.")],
     describe: Annotated[str, typer.Option(metavar="TEXT", help="A description; search looks into it.")] = "",
     private: Annotated[bool, typer.Option("--private", help="Others may compute on it, not take it.")] = False,
+    reveal: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Who may learn what secure runs compute from it, or '*'; repeat it for more."),
+    ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A name; without it, the file's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Publish tensors from files: .npy .npz .csv .parquet .safetensors .pt, IDX (also .gz), folders of them.
+    """Publish files of tensors: .npy .npz .csv .parquet .safetensors .pt, IDX (also .gz), folders. Models: .pt2 .onnx.
 
-    Files may be larger than memory (but .pt). One that cannot be read does not keep the others.
+    Files may be larger than memory. One that cannot be read does not keep the others.
     """
     from grid.commands import files as commands
 
-    await commands.put(g, files, to, tag, describe, private, name, as_json)
+    await commands.put(g, files, to, tag, describe, private, reveal or (), name, as_json)
 
 
 @on_grid(without_torch=True, context_settings={"ignore_unknown_options": True})  # a query may begin with '-'
@@ -241,7 +245,7 @@ async def search(
 
 @on_grid(without_torch=True)
 async def show(g: Any, ref: Ref, as_json: Json = False) -> None:
-    """All that is known of one object, but its value."""
+    """All that is known of one object, but its value; of a plan or a model also its program."""
     from grid.commands import objects as commands
 
     await commands.show_object(g, ref, as_json)
@@ -251,7 +255,7 @@ async def show(g: Any, ref: Ref, as_json: Json = False) -> None:
 async def get(g: Any, ref: Ref, out: Out = None, force: Force = False, as_json: Json = False) -> None:
     """Fetch one object's value into a file, or print it. The peer keeps it.
 
-    The file may be larger than memory (but .pt), and appears whole or not at all.
+    The file may be larger than memory (but .pt .pt2 .onnx), and appears whole or not at all.
     """
     from grid.commands import files as commands
 
@@ -311,19 +315,67 @@ async def rm(
 @on_grid()
 async def run(
     g: Any,
-    plan: Annotated[str, typer.Argument(metavar="FILE.py:PLAN", help="A file of yours, and the @grid.plan in it.")],
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN", help="FILE.py:PLAN of yours, or a query that finds a stored plan or model.")
+    ],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME=QUERY", help="The plan's arguments, each by a query that finds one object."),
+        typer.Argument(
+            metavar="NAME=VALUE", help="The plan's arguments: a query that finds one object, a number, a text."
+        ),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Only say what would run where, what would move, and what it costs.")
+    ] = False,
+    at_each: Annotated[
+        bool, typer.Option("--map", help="Run it at each of several peers, on what each of them has.")
+    ] = False,
+    reduce: Annotated[
+        str | None, typer.Option(metavar="HOW", help="The same, combined: sum, mean, cat, or FILE.py:PLAN.")
+    ] = None,
+    parties: Annotated[
+        str | None, typer.Option(metavar="PEER,PEER", help="Compute on secret shares at these peers.")
+    ] = None,
+    provider: Annotated[
+        str | None, typer.Option(metavar="PEER", help="Who deals randomness to them, and sees no data.")
     ] = None,
     out: Out = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Run a plan where its data are: its arguments are found by query, one object each."""
+    """Run a plan where its data are, and print its result: its arguments are found by query, one object each."""
     from grid.commands import computing as commands
 
-    await commands.run(g, plan, arguments or (), out, force, as_json)
+    team = commands.secure(parties, provider)
+    wanted = commands.Wanted(explain, at_each, reduce, out, force, as_json, team)
+    await commands.run(g, plan, arguments or (), wanted)
+
+
+@on_grid(without_torch=True)
+async def ps(
+    g: Any,
+    name: Annotated[
+        str | None, typer.Argument(metavar="PEER", help="Where; without it everywhere.", autocompletion=peer_names)
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on, and show how far it is.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What runs: your programs and jails, and everybody's at peers of this machine; how far each is."""
+    from grid.commands import running as commands
+
+    await commands.ps(g, name, watch, as_json)
+
+
+@on_grid(without_torch=True)
+async def kill(
+    g: Any,
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="The beginning of an id that 'grid ps' shows.")],
+    as_json: Json = False,
+) -> None:
+    """End what runs: a program between two of its operations. Ends when it has ended."""
+    from grid.commands import running as commands
+
+    await commands.kill(g, ids, as_json)
 
 
 @app.command()

@@ -3,8 +3,12 @@
     harness.py      figures, their table and JSON, interleaved repeats
     pointer_ops.py  what operations on pointers cost, against a websockets echo, torch RPC, Ray and local torch
     training.py     the training step that pointer_ops.py measures
+    programs.py     what programs cost: by hash, a node, a loop, a training step, a capture
+    steps.py        the training step that programs.py measures
+    networks.py     and the network that it captures
     transfer.py     send, fetch and direct move of a large tensor, against a blocking TCP copy
     store.py        durable puts, reads and starts, against bare sqlite3
+    jails.py        what a jail costs
     memory.py       what processes have of it
     references.py   the programs that transfer.py compares with
     calls.py        those that pointer_ops.py compares with

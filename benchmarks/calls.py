@@ -10,19 +10,22 @@ ray        a Ray actor that keeps one of the tensors, where Ray is installed
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import importlib.util
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
-from websockets.asyncio import server
+from websockets.asyncio import client, server
 
 from benchmarks.references import Child, join_rpc, serve
 from peer.process import run_loop
@@ -51,6 +54,37 @@ def p50(call: Callable[[], object]) -> float:
 def echo_process(pipe: Pipe) -> None:
     """The other end of the echo: says its port."""
     run_loop(_echo_server(pipe))
+
+
+@contextlib.asynccontextmanager
+async def echo(nbytes: int) -> AsyncIterator[Callable[[], Awaitable[Any]]]:
+    """What sends so many bytes to the other end and waits for them."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=echo_process, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        port = await asyncio.to_thread(ours.recv)
+        async with client.connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None) as socket:
+
+            async def round_trip() -> None:
+                await socket.send(bytes(nbytes))
+                await socket.recv()
+
+            yield round_trip
+    finally:
+        process.terminate()
+        process.join()
+
+
+async def p50_awaited(call: Callable[[], Awaitable[Any]]) -> float:
+    """Microseconds of one awaited call, the median of many."""
+    times = []
+    for _ in range(CALLS):
+        started = time.perf_counter()
+        await call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1e6
 
 
 async def _echo_server(pipe: Pipe) -> None:

@@ -6,9 +6,19 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     writes *       which arguments an operation changes in place
     dependent *    which operations' shapes tell values
     wire *         what an argument may be on the wire, checked
-    program *      Program: single-assignment list of operations; canonical bytes, id (PROGRAM.md is its specification)
+    flow *         loops and branches: which there are, and how their arguments are read
+    program_parts * inputs, nodes, bodies
+    program_check * whether references, names and counts of a program are right
+    program_wire * canonical bytes
+    program_text * readable text
+    program_parser * and back
+    program *      Program: single-assignment list of operations, with an id (PROGRAM.md is its specification)
+    content *      inputs that name the contents they are to have
+    numbers *      arithmetic on sizes
+    unknown *      what stands for a value of which nothing is known yet
     spec *         how the tensors of a stored model lie
     dtypes         torch's dtypes by name
+    nested         values in lists and tuples
     arguments      what each type of an operator's schema accepts
     table          lookup(name): the Entry of an operation, with its argument checks
     checks         the sentences in which guards refuse
@@ -25,12 +35,41 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     rewrites       operations that the table does not have, said in those that it has
     values         Python values and tensors to wire values and bytes, and back
     layout         results lie in memory as it was said that they would
+    sharing        what in a program may share memory, and so which inputs it writes
+    prepared       a program made ready to run
+    iterating      loops and branches, run
+    pulse          a running program looks at the clock
+    report         what each node took
+    looks          whether inputs look as declared, or as they did before
     interpreter    runs a program
+    stand_ins      what stands for values that have a shape alone
+    following      a program on shapes alone: its values, cost and memory
     forecast       what a program costs, before it runs
+    program_types  whether the types of a program's values fit, and its text with them
     tracing        what capture and model share: graphs to programs
     refusals       what a captured function must not do
-    capture        a Python function as a program, for given shapes
+    effects        what it does besides giving a result
+    frames         what it did, frame by frame
+    sizes          sizes that are left open, and arithmetic on them
+    recorder       its operations, written down
+    steady         bodies of loops, settled
+    through        gradients through loops and branches
+    bodies         bodies of loops, traced
+    loops          loops and branches, as one node each
+    hooks          torch's own operators for them
+    inlining       programs that the function calls
+    stepping       optimisers in it
+    given          its arguments, with other tensors in their places
+    assembling     frames to programs
+    capturing      one capture
+    capture        a Python function as a program
     examples       an input for a module, worked out
+    signature *    what a model takes, as data
+    lowering       exported graphs in operations of the table
     model_spec     a captured model as data
+    open_sizes     sizes that an export fixed without need
     model          an nn.Module as a program, for any batch size, and back
+    jail/          source that runs where the data are: its rules, its scope, its results
+    exporting      a program as plain torch: .pt2, .onnx
+    importing/     models in files of other makers, read as data
 """

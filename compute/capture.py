@@ -1,308 +1,164 @@
-"""A Python function as a program, for inputs of given shapes.
+"""A Python function as a program: `capture`.
 
-The function runs once on fake tensors, which have shapes and no values, and what it does to them is written down. So
-Python itself (loops, branches on shapes, helper functions) is gone from the program, and what would need a value
-(`if x.sum() > 0`, `.item()`) cannot be captured; the error says what to write instead.
+The function runs on fake tensors, which have shapes and no values, and what it does to them is written down. So Python
+itself (branches on shapes, helper functions, loops over ranges) is gone from the program; loops that are to stay loops
+are said as such (compute/loops.py), and what would need a value (`if x.sum() > 0`, `.item()`) cannot be captured; the
+error says what to write instead.
 
-Traced with make_fx rather than torch.export: 18 ms against 115 ms and more for a small network.
+Recorded by a dispatch mode of our own rather than make_fx or torch.export: 9 ms against 13 and 32 for a small network;
+and loops may hold whole training steps, which torch's own operators for loops refuse.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
-from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
+from compute import effects
+from compute.capturing import LOADED, Capture, Captured, Returned, load
+from compute.given import Given
+from compute.sizes import OpenSizes
+from protocol.errors import CannotCapture
 
-from compute.dtypes import NAME_OF
-from compute.interpreter import written_inputs
-from compute.program import Input, Program
-from compute.refusals import Watch, explained
-from compute.tracing import ProgramBuilder, is_small, quiet, unique, without_checks
-from protocol.errors import BadRequest, CannotCapture, GridError
+__all__ = ["LOADED", "Captured", "Returned", "capture", "load"]
 
-LOADED: Final = "load:"  # prefix of the names of inputs that `load` made
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """A captured function.
-
-    Attributes:
-        program: its inputs are named by path: "images", "batch.0", "model.fc.weight", "load:#digits #test".
-        constants: tensors from outside the function that are too large to be written into the program. They are its
-            last inputs, in this order.
-    """
-
-    program: Program
-    constants: Mapping[str, torch.Tensor]
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The paths of all inputs, in order."""
-        return tuple(given.name for given in self.program.inputs)
+_ATTEMPTS: Final = 6  # at sizes that are open: each leaves fewer
+_FEW: Final = 8  # rows
 
 
 def capture(
     function: Callable[..., Any],
     inputs: Mapping[str, Any] | Sequence[Any],
     loads: Mapping[str, Any] | None = None,
+    dynamic: bool | Mapping[str, Any] | None = False,
 ) -> Captured:
     """The program of `function(**inputs)` (or `function(*inputs)`) for inputs of these shapes and dtypes.
 
-    Inputs are examples: tensors of any kind (plain, meta, fake, pointers: only dtype and shape count), modules (their
-    parameters and buffers become inputs), and lists, tuples and dicts of those. Everything else is a constant. `loads`
-    holds the examples that `load` gives inside the function, by query.
+    Inputs are examples: tensors of any kind (plain, meta, fake, pointers: only dtype and shape count), modules and
+    optimisers (what they hold becomes inputs, and what the function changes in it outputs), and lists, tuples and dicts
+    of those. Everything else is a constant. `loads` holds the examples that `load` gives inside the function, by query.
+
+    Args:
+        dynamic: which sizes of the inputs are left open, so that the program serves others. None: all that the function
+            leaves open; sizes on which it decides something stay as they are in the example, and `notes` says so. A
+            map: of the path of each input the dimensions, {"x": [0]}; CannotCapture where one of them cannot be. True:
+            as None, but CannotCapture where not even the first dimension of some input can be left open. False: none.
 
     Raises:
         CannotCapture: the function needs a value, or an operation that peers do not run; names the file and the line.
             With `fields["load"]`: the function asked for this query, and `loads` does not hold it.
     """
-    traced = _Traced(function, inputs, loads or {})
-    try:
-        return traced.program(has_gradients=False)
-    except _WantsGradients:
-        return traced.program(has_gradients=True)
+    effects.check_code(function)
+    given = Given(inputs, loads or {}, LOADED)
+    if dynamic is False:
+        return Capture(function, given, None).captured()
+    return _with_open_sizes(function, given, dynamic)
 
 
-def load(query: str) -> Any:
-    """Inside a function that is being captured: the input that stands for the object that the query finds."""
-    found = _loads.get()
-    if found is None:
-        raise BadRequest("load works inside a plan, while it is captured; elsewhere search for the object")
-    if query not in found:
-        raise CannotCapture(f"the plan loads {query!r}, which has not been resolved", load=query)
-    return found[query]
+# --- sizes that are left open -----------------------------------------------------------------------------
 
 
-_loads: ContextVar[Mapping[str, Any] | None] = ContextVar("loads", default=None)
-
-
-class _WantsGradients(Exception):
-    """The function takes gradients, which the quicker of two ways of tracing would get wrong."""
-
-
-class _Traced:
-    """One function and its examples, flattened to named tensors."""
-
-    def __init__(self, function: Callable[..., Any], inputs: Any, loads: Mapping[str, Any]) -> None:
-        self._function = function
-        self._tensors: dict[str, torch.Tensor] = {}
-        self._inputs = self._flatten(dict(inputs) if isinstance(inputs, Mapping) else list(inputs), "")
-        self._loads = {query: self._flatten(example, LOADED + query) for query, example in loads.items()}
-
-    def program(self, *, has_gradients: bool) -> Captured:
-        structure: list[Any] = []
-        watch = Watch()
-
-        def flat(*fakes: torch.Tensor) -> list[Any]:
-            with watch:
-                result = self._call(dict(zip(self._tensors, fakes, strict=True)), has_gradients)
-            leaves, spec = pytree.tree_flatten(result)
-            for leaf in leaves:
-                if not isinstance(leaf, torch.Tensor | bool | int | float | complex | str | None):
-                    raise CannotCapture(f"the function returns {type(leaf).__name__}; results are tensors and numbers")
-            structure.append(spec)
-            return leaves
-
-        graph = self._trace(flat, has_gradients)
-        if not has_gradients and any(_is_of_autograd(node) for node in graph.graph.nodes):
-            raise _WantsGradients
-        without_checks(graph.graph)
-        try:
-            captured = self._build(graph, structure[0])
-        except CannotCapture as error:
-            watch.lines = {}
-            self._trace(flat, has_gradients)  # once more, to say where: noting lines takes its time
-            line = watch.line_of(error.operation)
-            raise CannotCapture(line + error.message, operation=error.operation) from None
-        self._check_writes(captured.program)
-        return captured
-
-    def _trace(self, flat: Callable[..., Any], has_gradients: bool) -> fx.GraphModule:
-        # Examples of other strides are captured as contiguous ones: that is how they arrive at a peer.
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with mode:
-            fakes = [torch.empty(tuple(t.shape), dtype=t.dtype, device="cpu") for t in self._tensors.values()]
-        try:
-            with torch.set_grad_enabled(has_gradients), quiet():
-                trace: Any = make_fx(
-                    flat,
-                    tracing_mode="fake",
-                    pre_dispatch=not has_gradients,
-                    _allow_non_fake_inputs=True,
-                )
-                graph: fx.GraphModule = trace(*fakes)
-                return graph
-        except GridError:
-            raise
-        except Exception as error:
-            if not has_gradients and "does not require grad" in str(error):
-                raise _WantsGradients from None
-            raise explained(error) from None
-
-    def _call(self, tensors: Mapping[str, torch.Tensor], has_gradients: bool) -> Any:
-        modules: list[tuple[torch.nn.Module, dict[str, torch.Tensor]]] = []
-
-        def rebuild(template: Any) -> Any:
-            if isinstance(template, _Tensor):
-                return tensors[template.path]
-            if isinstance(template, _Module):
-                named = {name: _leaf(tensors[path], wants and has_gradients) for name, path, wants in template.names}
-                modules.append((template.module, named))
-                return template.module
-            if isinstance(template, dict):
-                return {key: rebuild(value) for key, value in template.items()}
-            if isinstance(template, list | tuple):
-                return _same_kind(template, [rebuild(item) for item in template])
-            return template.value
-
-        inputs = rebuild(self._inputs)
-        token = _loads.set({query: rebuild(template) for query, template in self._loads.items()})
-        try:
-            with _swapped(modules):
-                return self._function(**inputs) if isinstance(inputs, dict) else self._function(*inputs)
-        finally:
-            _loads.reset(token)
-
-    def _flatten(self, value: Any, path: str) -> Any:
-        if isinstance(value, torch.Tensor):
-            if value.dtype not in NAME_OF or value.layout != torch.strided:
-                raise CannotCapture(f"input {path!r}: only dense tensors go into a program, not {value.dtype}")
-            self._tensors[path] = value
-            return _Tensor(path)
-        if isinstance(value, torch.nn.Module):
-            return self._flatten_module(value, path)
-        if isinstance(value, Mapping):
-            return {key: self._flatten(item, _join(path, str(key))) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return _same_kind(value, [self._flatten(item, _join(path, str(at))) for at, item in enumerate(value)])
-        return _Constant(value)
-
-    def _flatten_module(self, module: torch.nn.Module, path: str) -> _Module:
-        first: dict[int, str] = {}  # tied parameters are one input, under their first name
-        names: list[tuple[str, str, bool]] = []
-        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-        for name, tensor in named:
-            known = first.setdefault(id(tensor), _join(path, name))
-            if known == _join(path, name):
-                self._flatten(tensor, known)
-            names.append((name, known, tensor.requires_grad))
-        return _Module(module, names)
-
-    def _build(self, graph: fx.GraphModule, spec: pytree.TreeSpec) -> Captured:
-        builder = ProgramBuilder()
-        constants: dict[str, torch.Tensor] = {}
-        given = iter(self._tensors.items())
-        calls: list[fx.Node] = []
-        leaves: Sequence[Any] = ()
-        for node in graph.graph.nodes:
-            if node.op == "placeholder":
-                path, tensor = next(given)
-                builder.add_input(node, Input(path, NAME_OF[tensor.dtype], tuple(tensor.shape)))
-        for node in graph.graph.nodes:
-            if node.op == "get_attr":
-                self._add_constant(builder, node, _attribute(graph, str(node.target)), constants)
-            elif node.op == "call_function":
-                calls.append(node)
-            elif node.op == "output":
-                leaves = node.args[0]
-        for node in calls:
-            builder.add_call(node)
-        return Captured(builder.program(pytree.tree_unflatten(list(leaves), spec)), constants)
-
-    @staticmethod
-    def _add_constant(builder: ProgramBuilder, node: fx.Node, value: Any, constants: dict[str, torch.Tensor]) -> None:
-        if not isinstance(value, torch.Tensor):
-            raise CannotCapture(f"the function branches through {node.target}, which programs do not have yet")
-        tensor = value.detach()
-        for name, known in constants.items():
-            if known.data_ptr() == tensor.data_ptr() and known.shape == tensor.shape:
-                builder.add_alias(node, name)
-                return
-        if is_small(tensor):
-            builder.add_constant(node, tensor)
-            return
-        name = unique("constant", [given.name for given in builder.inputs])
-        builder.add_input(node, Input(name, NAME_OF[tensor.dtype], tuple(tensor.shape)))
-        constants[name] = tensor
-
-    @staticmethod
-    def _check_writes(program: Program) -> None:
-        written = written_inputs(program)
-        if written:
-            names = ", ".join(program.inputs[number].name for number in written[:3])
+def _with_open_sizes(function: Callable[..., Any], given: Given, dynamic: bool | Mapping[str, Any] | None) -> Captured:
+    """With as many sizes open as the function leaves open."""
+    wanted = _dimensions(given)
+    if isinstance(dynamic, Mapping):
+        wanted = {path: [dim for dim in dims if dim in _named(dynamic, path)] for path, dims in wanted.items()}
+        unknown = [path for path in dynamic if path not in wanted]
+        if unknown:
             raise CannotCapture(
-                f"the function changes its input {names} in place; inputs are not written: use x = x + 1 instead of "
-                "x += 1, and model.eval() where a model keeps running statistics"
+                f"{unknown[0]!r} is no tensor among the arguments: {', '.join(wanted) or 'there is none'}"
             )
+    firsts = {path: [dim for dim in dims if dim == 0] for path, dims in wanted.items()}
+    every = (wanted, firsts) if dynamic is None or dynamic is True else (wanted,)
+    refused: CannotCapture | None = None
+    best: tuple[int, Captured, dict[str, list[int]]] | None = None
+    for dims, rows in [(each, rows) for each in every for rows in _rows(given, each)]:
+        try:
+            captured, closed = _narrowed(function, given, dims, rows)
+        except CannotCapture as error:
+            if "load" in error.fields:
+                raise
+            refused = refused or error
+            continue
+        count = sum(len(_open(captured, path)) for path in dims)
+        if best is None or count > best[0]:
+            best = count, captured, closed
+        if not any(0 in each for each in closed.values()):
+            break
+    if isinstance(dynamic, Mapping) and best is not None and best[2]:
+        raise _not_open(best[2])
+    if dynamic is True and (best is None or not any(0 in _open(best[1], path) for path in firsts)):
+        raise _not_open(best[2] if best is not None else firsts)
+    if best is not None:
+        return dataclasses.replace(best[1], notes=_noted(best[2]))
+    fixed = Capture(function, given, None).captured()  # where this fails too, its error is the one to tell
+    if dynamic is not None:
+        raise CannotCapture(f"sizes cannot be left open: {refused.message if refused else ''}")
+    why = f": {refused.message.splitlines()[0]}" if refused else ""
+    return dataclasses.replace(fixed, notes=(f"all sizes are those of the examples{why}",))
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    path: str
+def _rows(given: Given, dims: Mapping[str, Sequence[int]]) -> Iterator[dict[int, int]]:
+    """With how many rows it is tried, by the example's: of few, many things are true that are not in general."""
+    few = {given.tensors[path].shape[0] for path, each in dims.items() if 0 in each} & set(range(_FEW))
+    if few:
+        yield {size: size + 3 * _FEW for size in few}
+    yield {1: 2, 0: 2}
 
 
-@dataclass(frozen=True, slots=True)
-class _Module:
-    module: torch.nn.Module
-    names: list[tuple[str, str, bool]]  # parameter or buffer, path of its input, whether it takes gradients
+def _narrowed(
+    function: Callable[..., Any], given: Given, dims: Mapping[str, Sequence[int]], rows: Mapping[int, int]
+) -> tuple[Captured, dict[str, list[int]]]:
+    """Captured with these dimensions open, but for those (returned too) that the function does not leave open."""
+    left = {path: list(each) for path, each in dims.items()}
+    closed: dict[str, list[int]] = {}
+    for _ in range(_ATTEMPTS):
+        sizes = OpenSizes()
+        captured = Capture(function, given, sizes, left, rows).captured()
+        shapes = sizes.shapes()
+        settled = {(path, dim) for path, each in left.items() for dim in each if isinstance(shapes[path][dim], int)}
+        # What came out as another size than the example's, because it was tried with that, is done anew.
+        fixed = sizes.fixed() | {
+            (path, dim) for path, dim in settled if shapes[path][dim] != given.tensors[path].shape[dim]
+        }
+        if not fixed:
+            for path, dim in settled:
+                closed.setdefault(path, []).append(dim)
+            return captured, {path: sorted(each) for path, each in closed.items() if each}
+        # The first dimensions are what matters most: they stay open where fixing the others is enough.
+        for path, dim in {each for each in fixed if each[1]} or fixed:
+            left[path].remove(dim)
+            closed.setdefault(path, []).append(dim)
+    raise CannotCapture("its sizes depend on each other in too many ways")
 
 
-@dataclass(frozen=True, slots=True)
-class _Constant:
-    value: Any
+def _dimensions(given: Given) -> dict[str, list[int]]:
+    """The dimensions that may be open: all of size 2 and more of what is no state, and a batch of one row."""
+    tensors = {path: tensor for path, tensor in given.tensors.items() if path not in given.state}
+    is_one_row = all(tensor.shape[0] == 1 for tensor in tensors.values() if tensor.dim())
+    return {
+        path: [dim for dim, size in enumerate(tensor.shape) if size > 1 or (dim == 0 and is_one_row)]
+        for path, tensor in tensors.items()
+    }
 
 
-def _leaf(tensor: torch.Tensor, has_gradient: bool) -> torch.Tensor:
-    return tensor.detach().requires_grad_() if has_gradient else tensor
+def _named(dynamic: Mapping[str, Any], path: str) -> set[int]:
+    return {int(dim) for dim in dynamic.get(path, ())}
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def _open(captured: Captured, path: str) -> list[int]:
+    shape = next((given.shape for given in captured.program.inputs if given.name == path), None) or ()
+    return [dim for dim, size in enumerate(shape) if not isinstance(size, int)]
 
 
-def _same_kind(example: Any, items: list[Any]) -> Any:
-    if hasattr(example, "_fields"):
-        return type(example)(*items)
-    return tuple(items) if isinstance(example, tuple) else items
+def _not_open(closed: Mapping[str, Sequence[int]]) -> CannotCapture:
+    where = "; ".join(f"{path}, dimension {', '.join(map(str, dims))}" for path, dims in closed.items())
+    return CannotCapture(f"the function decides something by these sizes, so that they cannot be left open: {where}")
 
 
-@contextmanager
-def _swapped(modules: list[tuple[torch.nn.Module, dict[str, torch.Tensor]]]) -> Iterator[None]:
-    """The modules with these tensors in place of their parameters and buffers, for a while."""
-    restore: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for module, named in modules:
-            for name, tensor in named.items():
-                owner_path, _, leaf = name.rpartition(".")
-                owner = module.get_submodule(owner_path)
-                table: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
-                restore.append((table, leaf, table[leaf]))
-                table[leaf] = tensor
-        yield
-    finally:
-        for table, leaf, tensor in reversed(restore):
-            table[leaf] = tensor
-
-
-def _attribute(graph: fx.GraphModule, target: str) -> Any:
-    value: Any = graph
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _is_of_autograd(node: fx.Node) -> bool:
-    if node.op != "call_function":
-        return False
-    if node.target is torch._C._set_grad_enabled:
-        return bool(node.args[0])  # off is how it is traced anyway
-    return "_backward" in str(node.target) or "autograd" in str(node.target)
+def _noted(closed: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    return tuple(
+        f"{path}: the size of dimension {', '.join(map(str, dims))} is that of the example"
+        for path, dims in closed.items()
+    )

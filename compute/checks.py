@@ -10,6 +10,7 @@ import torch
 from compute.cost import ALLOWED
 from protocol import limits
 from protocol.errors import BadRequest, TooLarge
+from protocol.sizes import shown
 
 Call = Mapping[str, Any]
 Guard = Callable[[Call], None]
@@ -58,7 +59,7 @@ def too_large(nbytes: int) -> None:
     ALLOWED.check_memory("its result", nbytes)
     if nbytes > limits.MAX_RESULT:
         raise TooLarge(
-            f"a result of {nbytes} bytes; at most {limits.MAX_RESULT}",
+            f"a result of {shown(nbytes)}; at most {shown(limits.MAX_RESULT)}",
             limit="MAX_RESULT",
             size=min(nbytes, limits.MAX_ID),
             allowed=limits.MAX_RESULT,

@@ -14,6 +14,7 @@ import torch
 
 from protocol import limits
 from protocol.errors import TooLarge
+from protocol.sizes import shown
 
 # Per second on one core, and more than today's reach: multiply-adds of float32 in matrix products, elements of any
 # kind that are read or written, comparisons while sorting.
@@ -259,10 +260,24 @@ class Allowance:
         if nbytes + self.held > self.memory:
             over = int(nbytes + self.held - self.memory)
             raise TooLarge(
-                f"{operation} needs {nbytes} bytes, {self.held} are held, and a principal may have {int(self.memory)} "
-                f"here: {over} too many. Let go of results (del, or delete()), work on smaller pieces, or have the "
-                "peer's owner raise --worker-memory",
+                f"{operation} needs {shown(nbytes)}, {shown(self.held)} are held, and a principal may have "
+                f"{shown(self.memory)} here: {shown(over)} too much. Let go of results (del, or delete()), work on "
+                "smaller pieces, or have the peer's owner raise --worker-memory",
                 operation=operation,
+                limit="worker_memory",
+                size=min(nbytes + self.held, limits.MAX_ID),
+                allowed=int(self.memory),
+                held=self.held,
+            )
+
+    def check_copy(self, nbytes: int) -> None:
+        """TooLarge where what is held leaves no room for a copy of so many bytes, which is on its way out: that may
+        take what stands free for the middle of an operation, too."""
+        if nbytes + self.held > self.memory + self.memory / limits.MEMORY_SLACK:
+            raise TooLarge(
+                f"a value of {shown(nbytes)} is copied on its way out, beside the {shown(self.held)} that are held, "
+                f"and a principal may have {shown(self.memory)} here: take it in pieces (x[:1000].get()), let go of "
+                "results (del, or delete()), publish it and get that, or have the peer's owner raise --worker-memory",
                 limit="worker_memory",
                 size=min(nbytes + self.held, limits.MAX_ID),
                 allowed=int(self.memory),

@@ -22,6 +22,7 @@ from compute.shape_guards import SHAPE_GUARDS
 from compute.table import Entry
 from protocol import limits
 from protocol.errors import GridError, OperationFailed, TooLarge
+from protocol.sizes import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,10 @@ def infer(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Estim
         TooLarge: more tensors, or more dimensions, than any result may have, or more work than any peer does at once.
     """
     key = _signature(entry, args, kwargs)
-    found = _seen.get(key)
+    try:
+        found = _seen.get(key)
+    except TypeError:  # sizes that are open, as while a plan is captured: what it gives is known when it runs
+        return _OPEN
     if found is not None:
         _seen.move_to_end(key)
         return found
@@ -74,7 +78,7 @@ def check_size(
     size = estimate.largest
     if size > allowed:
         raise TooLarge(
-            f"{entry.name} would give {_shapes(estimate) or 'a result'} of {size} bytes; at most {allowed}",
+            f"{entry.name} would give {_shapes(estimate) or 'a result'} of {shown(size)}; at most {shown(allowed)}",
             operation=entry.name,
             limit="MAX_RESULT",
             size=min(size, limits.MAX_ID),
@@ -94,6 +98,7 @@ def check_allowed(operation: str, estimate: Estimate) -> None:
 
 
 _seen: Final[OrderedDict[tuple[Any, ...], Estimate]] = OrderedDict()
+_OPEN: Final = Estimate((), 0, 0)
 
 
 def _signature(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -214,9 +219,11 @@ def _result(operation: str, value: Any, given: Mapping[int, int]) -> Result | No
         return None
     if value.dim() > limits.MAX_NDIM:
         raise _too_large(operation, f"a result of {value.dim()} dimensions", "MAX_NDIM", value.dim())
+    if any(size < 0 for size in value.shape):  # torch.zeros(()).expand(0, -1) has one
+        raise OperationFailed(f"a result of the shape {list(value.shape)}", operation=operation, type="RuntimeError")
     extent = value.numel() * value.element_size()
     if extent > limits.MAX_TENSOR:  # a view costs nothing itself, but what reads all of it would never end
-        raise _too_large(operation, f"a result of {extent} bytes", "MAX_TENSOR", extent)
+        raise _too_large(operation, f"a result of {shown(extent)}", "MAX_TENSOR", extent)
     of = given.get(value.untyped_storage()._cdata)
     return Result(value.dtype, tuple(value.shape), value.stride(), int(value.storage_offset()), of)
 
@@ -224,7 +231,7 @@ def _result(operation: str, value: Any, given: Mapping[int, int]) -> Result | No
 def _too_large(operation: str, what: str, limit: str, size: int) -> TooLarge:
     allowed = getattr(limits, limit)
     return TooLarge(
-        f"{operation} would be {what}; at most {allowed}",
+        f"{operation} would be {what}; at most {shown(allowed) if limit == 'MAX_TENSOR' else allowed}",
         operation=operation,
         limit=limit,
         size=min(size, limits.MAX_ID),

@@ -2,30 +2,43 @@
 
 `execute` is the one place where an operation runs, and may be replaced: the interpreter on secret shares brings its
 own. With the default one, inputs may be tensors of any kind that implements ATen: plain, fake, or pointers.
+
+A block (the program, or a body) that ran on inputs which look alike is not checked again node by node: dtypes, shapes
+and strides of all its values follow from those of its inputs. What hangs on data, or on how much is left of a budget,
+is looked at each time; and where a shape hangs on data, so is whether it is the one of before.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import torch
 
+from compute import numbers
 from compute.bounds import Result
-from compute.dtypes import DTYPE_OF
-from compute.estimate import check_size, failed, guarded
+from compute.estimate import Estimate, check_allowed, check_size, failed, guarded, infer
+from compute.flow import Flow
+from compute.iterating import run_flow
 from compute.layout import laid_out
+from compute.looks import check_inputs, looks_of
+from compute.prepared import Block, Prepared, Step, arguments, outputs, prepare, resolve
 from compute.program import Program
+from compute.pulse import Observe, Pulse, clock
+from compute.report import Report
 from compute.table import Entry, lookup
 from compute.value_guards import VALUE_GUARDS, is_readable
-from compute.values import constant_tensor, decode
-from protocol.errors import BadRequest, GridError, OperationFailed
+from protocol import limits
+from protocol.errors import BadRequest, GridError
 
 Execute = Callable[[Entry, Sequence[Any], Mapping[str, Any]], Any]
+"""Runs one operation. It may have methods besides: `again` (see there) runs one of which is known what it looks like;
+`flow(flow, carried, body)` and `number(operation, args)` run in its own way what is no operation of the table, and
+`stand_in(tensor)` gives what it has for a constant."""
+
+Note = Callable[[int | None, int, Any], object]
 
 
 def execute(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -57,6 +70,15 @@ def checked(
     return bound, named, results
 
 
+def again(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any], estimate: Estimate, guard: Any) -> Any:
+    """As `execute`, for arguments that look like those of a call that was checked: what that found out is `estimate`,
+    and `guard` looks at values (None: nothing of them matters)."""
+    check_allowed(entry.name, estimate)
+    if guard is not None:
+        guarded(entry.name, guard, entry.named(args, kwargs))
+    return call(entry, args, kwargs, estimate.results)
+
+
 def call(entry: Entry, bound: Sequence[Any], named: Mapping[str, Any], results: Sequence[Result | None]) -> Any:
     """Runs the operation on arguments that were checked. What it gives lies in memory as `results` say."""
     if entry.name == _NO_CONJUGATES:
@@ -74,226 +96,250 @@ def call(entry: Entry, bound: Sequence[Any], named: Mapping[str, Any], results: 
 _NO_CONJUGATES: Final = "aten.view_as_real.default"
 
 
-def run(program: Program, inputs: Sequence[Any], execute: Execute = execute) -> Any:
+instead: ContextVar[Callable[[Program, Sequence[Any]], Any] | None] = ContextVar("instead", default=None)
+"""What is done instead of running a program: while a function is captured, the programs that it calls become a part of
+its own (compute/inlining.py)."""
+
+
+def run(
+    program: Program,
+    inputs: Sequence[Any],
+    execute: Execute = execute,
+    observe: Observe | None = None,
+    report: Report | None = None,
+    note: Note | None = None,
+) -> Any:
     """The program's outputs for these inputs, which stand in the order of `program.inputs`.
+
+    Args:
+        observe: told how far it is, at most once in limits.LOOK seconds: (number of the program's node, its operation,
+            iterations of it done, iterations in all or None). It may raise: that ends the run.
+        report: is filled with what each node took.
+        note: told every value: (number of its body or None, its number there, the value).
 
     Raises:
         BadRequest: too few or too many inputs, or one that is not of the dtype or shape that the program names.
-        GridError: what a node raised, with the operation, and the node's number in `fields["node"]`.
+        TooLarge: it takes longer than one program may in this process.
+        GridError: what a node raised, with the operation, and the node's number in `fields["node"]` (of a node in a
+            body, with that body's number in `fields["body"]`).
     """
-    _check_inputs(program, inputs)
-    prepared = _prepare(program)
-    constants = [constant_tensor(constant) for constant in program.constants]
-    values: list[Any] = [*inputs, *[None] * len(prepared.steps), *constants]
-    for at, step in enumerate(prepared.steps):
-        try:
-            args = [_resolve(value, values) for value in step.args]
-            kwargs = {name: _resolve(value, values) for name, value in step.kwargs.items()}
-            entry = step.entry
-            # Straight into its place: a name for it here would keep it alive during the next step.
-            values[len(inputs) + at] = execute(entry, args, kwargs) if entry else _number(step.operation, args)
-        except Exception as error:
-            raise _at_node(error, at, step.operation) from None
-        for number in step.frees:
-            values[number] = None
-    return _outputs(prepared.outputs, values)
+    elsewhere = instead.get()
+    if elsewhere is not None:
+        return elsewhere(program, inputs)
+    check_inputs("the program", program.inputs, inputs)
+    prepared = prepare(program)
+    if report is not None:
+        report.given(inputs)
+    values = _Run(prepared, execute, Pulse(observe), report, note).block(prepared.main, list(inputs))
+    return outputs(prepared.main.outputs, values)
 
 
-def written_inputs(program: Program) -> tuple[int, ...]:
-    """The numbers of inputs that the program writes in place, directly or through a view of them."""
-    count = len(program.inputs)
-    roots: list[frozenset[int]] = [frozenset({number}) for number in range(count)]
-    written: set[int] = set()
-    for node in program.nodes:
-        if node.operation not in _NUMBERS:
-            entry = lookup(node.operation)
-            call = entry.named(node.args, node.kwargs)
-            given = [_roots(call[parameter.name], roots) for parameter in entry.parameters]
-            for position in entry.written(node.args, node.kwargs):
-                written |= given[position]
-            shared = [given[position] for position in entry.aliases if position is not None]
-            roots.append(frozenset().union(*(given if entry.name in _RETURN_ARGUMENTS else shared)))
-        else:
-            roots.append(frozenset())
-    return tuple(sorted(number for number in written if number < count))
+# --- a run ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Value:
-    """Stands in a step's arguments for a value of the program, or for one item of it."""
+class _Operation:
+    """What is known of a step: its results look like this."""
 
-    number: int
-    item: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    operation: str
-    entry: Entry | None  # None: arithmetic on numbers
-    args: list[Any]
-    kwargs: dict[str, Any]
-    frees: tuple[int, ...]  # values that nothing needs after this step
+    estimate: Estimate
+    guard: Any
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    steps: list[_Step]
-    outputs: Any
+class _Number:
+    """What is known of a step: it gives this."""
+
+    value: Any
 
 
-_prepared: Final[WeakKeyDictionary[Program, _Prepared]] = WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Of a step whose results hang on data: so they looked, and what is known of later steps holds for that."""
+
+    key: Any
 
 
-def _prepare(program: Program) -> _Prepared:
-    found = _prepared.get(program)
-    if found is not None:
-        return found
-    count, end = len(program.inputs), len(program.inputs) + len(program.nodes)
+class _Run:
+    """One run of a program."""
 
-    def refer(value: Mapping[str, Any]) -> _Value:
-        if "constant" in value:
-            return _Value(end + value["constant"], None)
-        return _Value(value["node"], value.get("item"))
+    def __init__(
+        self, prepared: Prepared, execute: Execute, pulse: Pulse, report: Report | None, note: Note | None
+    ) -> None:
+        self._bodies = prepared.bodies
+        self._execute = execute
+        self._pulse = pulse
+        self._report = report
+        self._note = note
+        self._number = getattr(execute, "number", numbers.compute)
+        stand_in = getattr(execute, "stand_in", None)
+        self._constants = prepared.constants() if stand_in is None else list(map(stand_in, prepared.constants()))
+        is_watched = report is not None or note is not None or torch._C._len_torch_dispatch_stack()
+        self._again = None if is_watched else _again_of(execute)
 
-    steps: list[_Step] = []
-    last: dict[int, int] = {}
-    for at, node in enumerate(program.nodes):
-        args = [decode(value, _no_object, refer) for value in node.args]
-        kwargs = {name: decode(value, _no_object, refer) for name, value in node.kwargs.items()}
-        for number in _used([args, *kwargs.values()]):
-            last[number] = at
-        last.setdefault(count + at, at)
-        entry = None if node.operation in _NUMBERS else lookup(node.operation)
-        steps.append(_Step(node.operation, entry, args, kwargs, ()))
-    outputs = _decode_output(program.outputs, refer)
-    kept = set(_used(outputs))
-    frees: dict[int, list[int]] = {}
-    for number, at in last.items():
-        if number not in kept:
-            frees.setdefault(at, []).append(number)
-    steps = [
-        _Step(step.operation, step.entry, step.args, step.kwargs, tuple(frees.get(at, ())))
-        for at, step in enumerate(steps)
-    ]
-    _prepared[program] = prepared = _Prepared(steps, outputs)
-    return prepared
+    def block(self, block: Block, values: list[Any]) -> list[Any]:
+        """The values of a block run on these inputs, without those that nothing needs; the list is used up."""
+        count = len(values)
+        values += [None] * len(block.steps)
+        if block.constants:
+            values += [self._constants[number] for number in block.constants]
+        for number in block.copies:
+            values[number] = self._copy(values[number])
+        key = None if self._again is None else looks_of(values[:count])
+        known = None if key is None else block.known.get(key)
+        if known is not None:
+            self._run_again(block, values, known)
+            return values
+        if block.body is not None:
+            check_inputs(f"body {block.body}", block.inputs, values[:count])
+        known = []
+        self._run(block, values, block.steps, known if key is not None else None)
+        if key is not None:
+            if len(block.known) >= limits.MAX_LOOKS:
+                block.known.clear()
+            block.known[key] = known
+        return values
 
-
-def _no_object(reference: bytes) -> torch.Tensor:
-    raise BadRequest("a program refers to its inputs, never to objects")
-
-
-def _used(template: Any) -> list[int]:
-    if type(template) is _Value:
-        return [template.number]
-    if isinstance(template, list | tuple):
-        return [number for item in template for number in _used(item)]
-    if isinstance(template, dict):
-        return [number for item in template.values() for number in _used(item)]
-    return []
-
-
-def _resolve(template: Any, values: list[Any]) -> Any:
-    kind = type(template)
-    if kind is _Value:
-        value = values[template.number]
-        if template.item is None:
+    def _copy(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
             return value
-        if not isinstance(value, list | tuple) or template.item >= len(value):
-            raise BadRequest(f"value {template.number} has no item {template.item}")
-        return value[template.item]
-    if kind is list:
-        return [_resolve(item, values) for item in template]
-    return template
+        return self._execute(lookup("aten.clone.default"), [value], {})
 
+    def _run(self, block: Block, values: list[Any], steps: Sequence[Step], known: list[Any] | None = None) -> None:
+        """Runs these steps, each checked; what was found out is added to `known`."""
+        for step in steps:
+            try:
+                found = self._step(block, step, values, known is not None)
+            except Exception as error:
+                raise _at_node(error, block, step) from None
+            if known is not None:
+                known.append(found)
+            for number in step.frees:
+                values[number] = None
 
-def _decode_output(value: Any, refer: Callable[[Mapping[str, Any]], _Value]) -> Any:
-    if isinstance(value, list):
-        return [_decode_output(item, refer) for item in value]
-    if isinstance(value, Mapping) and "tuple" in value:
-        return tuple(_decode_output(item, refer) for item in value["tuple"])
-    if isinstance(value, Mapping) and "map" in value:
-        return {key: _decode_output(item, refer) for key, item in value["map"].items()}
-    return decode(value, _no_object, refer)
+    def _step(self, block: Block, step: Step, values: list[Any], is_learning: bool) -> Any:
+        """Runs one step, and says what is known of it now."""
+        self._look(block, step)
+        if self._report is not None:
+            self._report.begins(block.body, step.at, step.operation)
+        found: Any = None
+        if step.flow is not None:
+            results = self._flow(block, step, step.flow, values)
+            values[step.number] = list(map(self._copy, results)) if step.copies else results
+        elif step.entry is None:
+            values[step.number] = number = self._number(step.operation, arguments(step, values)[0])
+            found = _Number(number)
+        else:
+            args, kwargs = arguments(step, values)
+            if is_learning and step.entry.category != "size":
+                found = _found(step.entry, args, kwargs)
+            # Straight into its place: a name for it here would keep it alive during the next step.
+            values[step.number] = self._execute(step.entry, args, kwargs)
+            if step.entry.category == "size":
+                found = _Number(values[step.number])
+        if self._report is not None:
+            self._report.ends(values[step.number])
+        if self._note is not None:
+            self._note(block.body, step.number, values[step.number])
+        return found if found is not None or not is_learning else _Look(looks_of(values[step.number]))
 
+    def _run_again(self, block: Block, values: list[Any], known: list[Any]) -> None:
+        """Runs all steps, of each of which this is known."""
+        again, pulse = self._again, self._pulse
+        assert again is not None
+        for step, of_step in zip(block.steps, known, strict=True):
+            try:
+                if clock() > pulse.due:
+                    self._look(block, step)
+                if type(of_step) is _Operation:
+                    args = step.args.copy()
+                    for position, number in step.direct:
+                        args[position] = values[number]
+                    for position, template in step.nested:
+                        args[position] = resolve(template, values)
+                    kwargs = step.kwargs
+                    if kwargs:
+                        kwargs = {name: resolve(value, values) for name, value in kwargs.items()}
+                    values[step.number] = again(step.entry, args, kwargs, of_step.estimate, of_step.guard)
+                elif type(of_step) is _Number:
+                    values[step.number] = of_step.value
+                elif not self._looks_as_before(block, step, values, of_step):
+                    self._run(block, values, block.steps[step.at + 1 :])
+                    return
+            except Exception as error:
+                raise _at_node(error, block, step) from None
+            for number in step.frees:
+                values[number] = None
 
-def _outputs(template: Any, values: list[Any]) -> Any:
-    if isinstance(template, list):
-        return [_outputs(item, values) for item in template]
-    if isinstance(template, tuple):
-        return tuple(_outputs(item, values) for item in template)
-    if isinstance(template, dict):
-        return {key: _outputs(item, values) for key, item in template.items()}
-    return _resolve(template, values)
+    def _looks_as_before(self, block: Block, step: Step, values: list[Any], known: _Look) -> bool:
+        """Runs a step whose results hang on data, and says whether what is known of later steps holds this time."""
+        self._step(block, step, values, False)
+        holds = known.key is not None and looks_of(values[step.number]) == known.key
+        if not holds:
+            for number in step.frees:
+                values[number] = None
+        return holds
 
+    def _look(self, block: Block, step: Step) -> None:
+        pulse = self._pulse
+        if clock() > pulse.due:
+            if block.body is None:
+                pulse.enter(step)
+            pulse.look()
 
-def _check_inputs(program: Program, inputs: Sequence[Any]) -> None:
-    if len(inputs) != len(program.inputs):
-        names = ", ".join(given.name for given in program.inputs[:20])
-        raise BadRequest(f"the program takes {len(program.inputs)} inputs ({names}), but {len(inputs)} were given")
-    for given, value in zip(program.inputs, inputs, strict=True):
-        if given.dtype is not None and value.dtype is not DTYPE_OF.get(given.dtype):
-            raise BadRequest(f"input {given.name!r} is {given.dtype}, but {value.dtype} was given")
-        if given.shape is None:
-            continue
-        fits = len(value.shape) == len(given.shape) and all(
-            want is None or want == have for want, have in zip(given.shape, value.shape, strict=True)
+    # --- loops and branches -----------------------------------------------------------------------------------
+
+    def _flow(self, block: Block, step: Step, flow: Flow, values: list[Any]) -> list[Any]:
+        carried = [resolve(value, values) for value in flow.carried]
+        ready = replace(
+            flow,
+            value=resolve(flow.value, values),
+            carried=(),
+            sliced=tuple([resolve(value, values) for value in flow.sliced]),
+            operands=tuple([resolve(value, values) for value in flow.operands]),
         )
-        if not fits:
-            raise BadRequest(f"input {given} was given as {list(value.shape)}")
+        for number in step.frees:
+            values[number] = None  # the loop has what it needs of them, and lets go of it when that is done
+        its_own = getattr(self._execute, "flow", None)
+        if its_own is not None:
+            return its_own(ready, carried, self._run_body)  # type: ignore[no-any-return]
+        if block.body is None:
+            self._pulse.enter(step)
+            return run_flow(ready, carried, self._run_body, self._execute, self._pulse.iterates)
+        return run_flow(ready, carried, self._run_body, self._execute, self._pulse.tick)
+
+    def _run_body(self, number: int, given: list[Any]) -> list[Any]:
+        block = self._bodies[number]
+        _check_single(given, "takes")
+        values = self.block(block, given)
+        found = [resolve(template, values) for template in block.outputs]
+        _check_single(found, "gives")
+        return found
 
 
-def _at_node(error: Exception, at: int, operation: str) -> GridError:
-    found = error if isinstance(error, GridError) else failed(operation, error)
-    found.fields.setdefault("node", at)
+def _check_single(values: Sequence[Any], does: str) -> None:
+    for at, value in enumerate(values):
+        if isinstance(value, list | tuple):
+            raise BadRequest(f"value {at} that a body {does} is a list: name one item of it")
+
+
+def _again_of(found: Any) -> Callable[..., Any] | None:
+    """How `found` runs operations of which is known what they look like; None where it has to see each by itself."""
+    return again if found is execute else getattr(found, "again", None)
+
+
+def _found(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Operation | None:
+    """What is known of this call before it runs; None where its results hang on data."""
+    bound, named = entry.bind(args, kwargs)
+    estimate = infer(entry, bound, named)
+    return _Operation(estimate, VALUE_GUARDS.get(entry.name)) if estimate.is_exact else None
+
+
+def _at_node(error: Exception, block: Block, step: Step) -> GridError:
+    found = error if isinstance(error, GridError) else failed(step.operation, error)
+    if "node" not in found.fields:
+        found.fields["node"] = step.at
+        if block.body is not None:
+            found.fields["body"] = block.body
     if found.operation is None:
-        found.operation = operation
+        found.operation = step.operation
     return found
-
-
-def _roots(value: Any, roots: list[frozenset[int]]) -> frozenset[int]:
-    if isinstance(value, Mapping) and "node" in value:
-        return roots[value["node"]]
-    if isinstance(value, list):
-        return frozenset().union(*(_roots(item, roots) for item in value))
-    return frozenset()
-
-
-# Operations that may return an argument, or a view of one, though their schema does not say so (found by running all).
-_RETURN_ARGUMENTS: Final = frozenset(
-    f"aten.{name if '.' in name else name + '.default'}"
-    for name in (
-        *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as", "conj_physical"),
-        *("_unsafe_view", "unsafe_chunk", "unsafe_split.Tensor", "unsafe_split_with_sizes", "broadcast_tensors"),
-        *("atleast_1d", "atleast_2d", "atleast_3d", "meshgrid", "meshgrid.indexing", "cartesian_prod", "chain_matmul"),
-        *("einsum", "sum_to_size", "cumprod_backward"),
-    )
-)
-
-_NUMBERS: Final[dict[str, Callable[..., Any]]] = {
-    "int.add": operator.add,
-    "int.sub": operator.sub,
-    "int.mul": operator.mul,
-    "int.floordiv": operator.floordiv,
-    "int.mod": operator.mod,
-    "int.neg": operator.neg,
-    "int.min": min,
-    "int.max": max,
-    "int.from_float": int,
-    "float.div": operator.truediv,
-    "float.sqrt": math.sqrt,
-    "float.from_int": float,
-}
-_INT64: Final = 1 << 63
-
-
-def _number(operation: str, args: list[Any]) -> Any:
-    if not all(type(value) in (int, float) for value in args):
-        raise BadRequest(f"{operation} takes numbers", operation=operation)
-    try:
-        result = _NUMBERS[operation](*args)
-    except (ArithmeticError, ValueError) as error:
-        raise OperationFailed(str(error), operation=operation, type=type(error).__name__) from None
-    if isinstance(result, int) and not -_INT64 <= result < _INT64:
-        raise OperationFailed("a number beyond 64 bits", operation=operation, type="OverflowError")
-    return result

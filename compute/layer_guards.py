@@ -16,6 +16,9 @@ def batch_norm(call: Call) -> None:
     require(given.dim() >= 2, "batch normalisation takes (batch, channels, ...)")
     for name in ("weight", "bias", "running_mean", "running_var"):
         has(call.get(name), given.shape[1], name)
+    if call.get("training") is False:  # torch reads them then, even where there are none
+        for name in ("running_mean", "running_var"):
+            require(call.get(name) is not None, f"{name} is missing: without training, it is what normalises")
 
 
 def batch_norm_backward(call: Call) -> None:

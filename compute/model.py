@@ -7,6 +7,7 @@ serves other ranks too where they do.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +22,16 @@ from torch.utils import _pytree as pytree
 from compute import interpreter
 from compute.dtypes import NAME_OF
 from compute.examples import find_example, runs
+from compute.lowering import lowered
 from compute.model_spec import ModelSpec, Slot, named_tensors
+from compute.open_sizes import with_open_sizes
 from compute.program import Input
+from compute.sharing import written_inputs
+from compute.signature import Argument, Signature, template
 from compute.tracing import ProgramBuilder, is_small, quiet, shape_of, unique, without_checks
 from compute.values import header_of
 from protocol.errors import BadRequest, BadTensor, CannotCapture
+from protocol.tensors import TensorHeader
 
 __all__ = ["ModelSpec", "ProgramModule", "Slot", "capture_model"]
 
@@ -61,18 +67,8 @@ class ProgramModule(nn.Module):
         return self._spec
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The captured forward: tensors by position, or by the names in the spec's `inputs`."""
-        given = dict(zip(self._spec.inputs, args, strict=False))
-        if (
-            len(args) > len(self._spec.inputs)
-            or given.keys() & kwargs.keys()
-            or not kwargs.keys() <= set(self._spec.inputs)
-        ):
-            raise BadRequest(f"the model takes {', '.join(self._spec.inputs)}")
-        given.update(kwargs)
-        missing = [name for name in self._spec.inputs if name not in given]
-        if missing:
-            raise BadRequest(f"the model needs {', '.join(missing)} too")
+        """The captured forward, with its arguments; those that were no tensors are as they were then."""
+        given = self._spec.signature.bind(args, kwargs)
         held = [_held(self, name) for name in self._order]
         return interpreter.run(self._spec.program, [*held, *(given[name] for name in self._spec.inputs)])
 
@@ -97,12 +93,18 @@ def capture_model(module: nn.Module, example: Any = None) -> ModelSpec:
         raise CannotCapture("a TorchScript module cannot be captured; give the module that it was made from")
     if any(nn.parameter.is_lazy(tensor) for _, tensor in named_tensors(module)):
         raise CannotCapture("a lazy module has no parameters yet; run it on an example first")
-    with _evaluating(module), quiet(), torch.no_grad():
+    with _evaluating(module), _plain_results(module), quiet(), torch.no_grad():
         if example is None:
             args, kwargs = find_example(module)
         else:
             args, kwargs = _two_rows(module, *_arguments(example))
-        return _spec(module, _exported(module, args, kwargs), is_guess=example is None)
+        return with_open_sizes(
+            module,
+            args,
+            kwargs,
+            lambda *given: _spec(module, lowered(_exported(module, *given))),
+            any_rank=example is None,
+        )
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -140,7 +142,7 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     ) from None
 
 
-def _spec(module: nn.Module, exported: Any, *, is_guess: bool) -> ModelSpec:
+def _spec(module: nn.Module, exported: Any) -> ModelSpec:
     graph: fx.Graph = exported.graph_module.graph
     without_checks(graph)
     slots, constants = _slots(module, exported)
@@ -153,7 +155,7 @@ def _spec(module: nn.Module, exported: Any, *, is_guess: bool) -> ModelSpec:
             strict=True,
         )
     )
-    names = _add_inputs(builder, given, slots, by_target, exported.constants, is_guess)
+    names = _add_inputs(builder, given, slots, by_target, exported.constants)
     leaves: Sequence[Any] = ()
     for node in graph.nodes:
         if node.op == "call_function":
@@ -166,11 +168,39 @@ def _spec(module: nn.Module, exported: Any, *, is_guess: bool) -> ModelSpec:
     kept = [leaf for leaf, spec in zip(leaves, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
     outputs = _plain(pytree.tree_unflatten(kept, exported.call_spec.out_spec))
     program = builder.program(outputs)
-    written = interpreter.written_inputs(program)
+    written = written_inputs(program)
     if written:
         name = program.inputs[written[0]].name
         raise CannotCapture(f"the module changes {name} when it runs; programs leave their inputs as they are")
-    return ModelSpec(program, tuple(slots), tuple(names), constants)
+    users = [(node, spec) for node, spec in given.items() if spec.kind is InputKind.USER_INPUT]
+    values = [{"input": names[node]} if node in names else getattr(spec.arg, "value", None) for node, spec in users]
+    signature = _signature(module, *pytree.tree_unflatten(values, exported.call_spec.in_spec))
+    examples = {name: _header(node) for node, name in names.items()}
+    return ModelSpec(program, tuple(slots), tuple(names.values()), signature, examples, constants)
+
+
+def _header(node: fx.Node) -> TensorHeader:
+    """Of an input, as it was in the example."""
+    value = node.meta["val"]
+    shape = tuple(size if isinstance(size, int) else size.node.hint for size in value.shape)
+    return TensorHeader(NAME_OF[value.dtype], shape)
+
+
+def _signature(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Signature:
+    """What forward takes, where `args` and `kwargs` have {"input": name} for each of the program's inputs."""
+    declared = inspect.signature(module.forward)
+    bound = declared.bind(*args, **kwargs)
+    bound.apply_defaults()
+    found: list[Argument] = []
+    for name, value in bound.arguments.items():
+        kind = declared.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            found += [Argument(f"{name}_{number}", template(item)) for number, item in enumerate(value)]
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            found += [Argument(key, template(item), is_named=True) for key, item in value.items()]
+        else:
+            found.append(Argument(name, template(value), kind is inspect.Parameter.KEYWORD_ONLY))
+    return Signature(tuple(found))
 
 
 def _slots(module: nn.Module, exported: Any) -> tuple[list[Slot], dict[str, torch.Tensor]]:
@@ -202,8 +232,7 @@ def _add_inputs(
     slots: Sequence[Slot],
     by_target: Mapping[str, str],
     constants: Mapping[str, torch.Tensor],
-    is_guess: bool,
-) -> list[str]:
+) -> dict[fx.Node, str]:
     """Adds slots first, then what the user gives; returns the names of the latter."""
     node_of = {by_target[spec.target]: node for node, spec in given.items() if spec.target in by_target}
     large = iter([slot.name for slot in slots if slot.kind == "constant"])
@@ -224,15 +253,14 @@ def _add_inputs(
     for node, spec in given.items():
         if spec.target in by_target:
             builder.add_alias(node, by_target[spec.target])
-    names: list[str] = []
+    names: dict[fx.Node, str] = {}
     for node in users:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             continue  # a plain value of the example: a constant in the program
         name = unique(node.name, [known.name for known in builder.inputs])
-        known = (None, None) if is_guess else (NAME_OF[value.dtype], shape_of(value))
-        builder.add_input(node, Input(name, *known))
-        names.append(name)
+        builder.add_input(node, Input(name, NAME_OF[value.dtype], shape_of(value)))
+        names[node] = name
     return names
 
 
@@ -243,6 +271,24 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_plain(item) for item in value)
     return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _plain_results(module: nn.Module) -> Iterator[None]:
+    """A result that is a dataclass is a dict of its fields, for a while: no peer has its class."""
+    hook = module.register_forward_hook(lambda _module, _given, result: _fields(result))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _fields(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
+        return {field.name: _fields(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if type(value) is dict:
+        return {key: _fields(item) for key, item in value.items()}
+    return type(value)(map(_fields, value)) if type(value) in (list, tuple) else value
 
 
 @contextmanager

@@ -9,7 +9,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from compute.program import MAX_INPUT_NAME, Program
+from compute.program import Program
+from compute.program_parts import MAX_INPUT_NAME
+from compute.signature import Signature
 from compute.wire import shown
 from protocol import limits
 from protocol.errors import BadProgram, BadTensor
@@ -69,15 +71,19 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A captured model: its program, the tensors that it is made of, and the names of what `forward` takes.
+    """A captured model: its program, the tensors that it is made of, and what `forward` takes.
 
-    `program.inputs` are the slots (those that are not `same_as` another), in order, and then `inputs`. `constants`
-    holds the values of the slots of kind "constant" at the side that captured; it does not travel with the rest.
+    `program.inputs` are the slots (those that are not `same_as` another), in order, and then `inputs`. `signature` says
+    where in forward's arguments those are; left out, each is one. `examples` has a dtype and a shape for each input,
+    as far as they are known, on which it runs: what it was captured with. `constants` holds the values of the slots of
+    kind "constant" at the side that captured; it does not travel with the rest.
     """
 
     program: Program
     slots: tuple[Slot, ...]
     inputs: tuple[str, ...]
+    signature: Signature = field(default_factory=lambda: Signature(()))
+    examples: Mapping[str, TensorHeader] = field(default_factory=dict)
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +98,12 @@ class ModelSpec:
         own = tuple(slot.name for slot in self.slots if slot.same_as is None)
         if (*own, *self.inputs) != tuple(given.name for given in self.program.inputs):
             raise BadProgram("the program's inputs are not the model's tensors and inputs")
+        if self.inputs and not self.signature.arguments:
+            object.__setattr__(self, "signature", Signature.of_tensors(self.inputs))
+        if not set(self.examples) <= set(self.inputs):
+            raise BadProgram("a model has an example of something that is no input of it")
+        if sorted(self.signature.inputs) != sorted(self.inputs):
+            raise BadProgram("the tensors in a model's arguments are not its inputs")
 
     @property
     def parameters(self) -> tuple[Slot, ...]:
@@ -116,19 +128,32 @@ class ModelSpec:
             "program": self.program.to_bytes(),
             "slots": [slot.to_wire() for slot in self.slots],
             "inputs": list(self.inputs),
+            "arguments": self.signature.to_wire(),
+            "examples": {name: header.to_wire() for name, header in self.examples.items()},
         }
 
     @classmethod
     def from_wire(cls, value: object) -> ModelSpec:
         """The spec of such a map, checked in full; BadProgram (or OperationNotAllowed, TooLarge) for anything else."""
-        if not isinstance(value, Mapping) or set(value) != {"program", "slots", "inputs"}:
-            raise BadProgram("a model is a map of program, slots and inputs")
+        if not isinstance(value, Mapping) or set(value) != {"program", "slots", "inputs", "arguments", "examples"}:
+            raise BadProgram("a model is a map of program, slots, inputs, arguments and examples")
         slots, inputs, program = value["slots"], value["inputs"], value["program"]
         if not isinstance(slots, list) or len(slots) > limits.MAX_NODES or not isinstance(inputs, list):
             raise BadProgram("the slots and inputs of a model are lists")
         if not isinstance(program, bytes):
             raise BadProgram("the program of a model are bytes")
-        return cls(Program.from_bytes(program), tuple(Slot.from_wire(slot) for slot in slots), tuple(inputs))
+        found = tuple(Slot.from_wire(slot) for slot in slots)
+        signature, examples = Signature.from_wire(value["arguments"]), _examples(value["examples"])
+        return cls(Program.from_bytes(program), found, tuple(inputs), signature, examples)
+
+
+def _examples(value: object) -> dict[str, TensorHeader]:
+    if not isinstance(value, Mapping) or not all(isinstance(item, Mapping) for item in value.values()):
+        raise BadProgram("the examples of a model are a map of dtypes and shapes")
+    try:
+        return {str(name): TensorHeader.from_wire(item) for name, item in value.items()}
+    except BadTensor as error:
+        raise BadProgram(f"an example of a model: {error.message}") from None
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

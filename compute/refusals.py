@@ -1,25 +1,39 @@
-"""What a function that is being captured must not do, and what the error says instead of torch's words."""
+"""What a function that is being captured must not do, and what the error says instead of torch's words: the user's own
+line, and what to write there.
+"""
 
 from __future__ import annotations
 
+import linecache
 import os
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, Final
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    UnsupportedFakeTensorException,
+)
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from protocol.errors import CannotCapture
 
 _VALUE: Final = "a plan has no values while it is captured; "
-_BRANCH: Final = _VALUE + "write torch.where(condition, a, b) instead of a branch on a tensor"
+_BRANCH: Final = (
+    _VALUE + "write torch.where(condition, a, b) instead of a branch on a tensor, torch.cond where only one side may "
+    "run, and grid.while_loop for a loop that ends by a value"
+)
 _NUMBER: Final = _VALUE + "keep it a tensor (drop .item(), float() and int()): x / x.sum() works as it is"
 _ARRAY: Final = _VALUE + "use torch operations instead of numpy, or return the tensor and convert its value"
 _PRINT: Final = _VALUE + "return what is to be printed, and print it after await"
+_MEMORY: Final = _VALUE + "what is not torch (ctypes, C extensions, files) cannot have its memory: use torch operations"
+_SEED: Final = "random numbers are drawn where the plan runs: seed them there (alice.manual_seed(0))"
 _SHAPE: Final = "a plan's shapes are fixed while it is captured; use torch.where(mask, x, 0) instead of x[mask]"
 _REFUSED: Final[Mapping[str, str]] = {
     **dict.fromkeys(("__bool__", "__contains__", "is_nonzero"), _BRANCH),
@@ -27,54 +41,123 @@ _REFUSED: Final[Mapping[str, str]] = {
     **dict.fromkeys(("item", "__float__", "__int__", "__index__", "__complex__"), _NUMBER),
     **dict.fromkeys(("tolist", "numpy", "__array__"), _ARRAY),
     **dict.fromkeys(("__repr__", "__format__", "__str__"), _PRINT),
+    **dict.fromkeys(("data_ptr", "storage", "untyped_storage", "__dlpack__", "share_memory_"), _MEMORY),
+    **dict.fromkeys(("save", "load"), _VALUE + "return the tensor, and save its value"),
 }
 
 
 class Watch(TorchFunctionMode):
     """Refuses what asks a tensor for its value, with the word on what to write instead.
 
-    `lines`, where it is a dict, collects the user's line for each torch function that is called.
+    Args:
+        stand_in: the fake tensor for a tensor whose values are elsewhere (a pointer).
+        loops: what is called instead of torch's own operators for loops and branches, by the operator's name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stand_in: Callable[[torch.Tensor], torch.Tensor], loops: Mapping[str, Callable[..., Any]]):
         super().__init__()
-        self.lines: dict[str, str] | None = None
+        self._stand_in, self._loops = stand_in, loops
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
         advice = _REFUSED.get(name)
-        if advice is not None:
-            raise CannotCapture(f"{user_line(None)}{advice}", operation=name.strip("_"))
-        if self.lines is not None:
-            self.lines.setdefault(name.strip("_"), user_line(None))
-        return function(*args, **(kwargs or {}))
+        if advice is not None and not _is_trusted(sys._getframe(1)):
+            raise refusal(advice, operation=name.strip("_"))
+        if isinstance(function, torch._ops.HigherOrderOperator):
+            loop = self._loops.get(str(function))
+            if loop is None:
+                raise refusal(f"torch's operator {function} does not go into a program")
+            return loop(*args, **kwargs)
+        if _has_elsewhere(args) or _has_elsewhere(tuple(kwargs.values())):
+            args, kwargs = pytree.tree_map_only(_is_elsewhere, self._stand_in, (args, kwargs))
+        if name in _SCALED and _is_tensor(kwargs.get(_SCALED[name])):
+            return _scaled(function, name, args, kwargs)
+        return function(*args, **kwargs)
 
-    def line_of(self, operation: str | None) -> str:
-        """The line that called the function behind an ATen operation, as "file.py:12: ", or ""."""
-        parts = (operation or "").split(".")
-        base = parts[1] if len(parts) > 1 else parts[0]
-        return (self.lines or {}).get(base.strip("_"), "")
+
+def _scaled(function: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """An operation with a tensor for a factor that torch would read as a number: a step whose size was computed."""
+    factor = kwargs[_SCALED[name]]
+    rest = {key: value for key, value in kwargs.items() if key != _SCALED[name]}
+    if name.startswith("addc"):
+        product = torch.div(args[1], args[2]) if "div" in name else torch.mul(args[1], args[2])
+        added = getattr(torch.Tensor, "add_" if name.endswith("_") else "add")
+        return added(args[0], product * factor.to(product.dtype))
+    return function(args[0], args[1] * factor.to(args[1].dtype), **rest)
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+_SCALED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("add", "add_", "sub", "sub_"), "alpha"),
+    **dict.fromkeys(("addcmul", "addcmul_", "addcdiv", "addcdiv_"), "value"),
+}
+
+
+def _has_elsewhere(values: Any) -> bool:
+    return any(_has_elsewhere(value) if type(value) in (list, tuple) else _is_elsewhere(value) for value in values)
+
+
+def _is_elsewhere(value: object) -> bool:
+    """A tensor whose values are not in this process: a pointer."""
+    kind = type(value)
+    return kind not in _HERE and isinstance(value, torch.Tensor) and not issubclass(kind, _KINDS)
+
+
+_KINDS: Final = (torch.nn.Parameter, torch.nn.Buffer)
+_HERE: Final = frozenset({torch.Tensor, FakeTensor, torch.nn.Parameter, int, float, str, bool, type(None), slice})
+
+
+def _is_trusted(frame: FrameType) -> bool:
+    """Whether our own code asks, or an optimiser's, which counts its steps."""
+    return frame.f_code.co_filename.startswith((_FOLDER, _OPTIMISERS))
+
+
+def refusal(message: str, **fields: Any) -> CannotCapture:
+    """The error for what the user's code does right now: with the line, and what stands there."""
+    return CannotCapture(_placed(message, user_line(None)), **fields)
+
+
+def at_line(message: str, file: str, line: int, **fields: Any) -> CannotCapture:
+    return CannotCapture(_placed(message, (file, line)), **fields)
 
 
 def explained(error: Exception) -> CannotCapture:
+    """The error for what torch, or the user's code, raised while it was captured."""
     at = user_line(error.__traceback__)
     if isinstance(error, DynamicOutputShapeException):
-        return CannotCapture(at + _SHAPE, operation=str(error.func))
+        return CannotCapture(_placed(_SHAPE, at), operation=str(error.func))
     if isinstance(error, DataDependentOutputException):
-        return CannotCapture(at + _NUMBER, operation=str(error.func))
+        return CannotCapture(_placed(_NUMBER, at), operation=str(error.func))
+    if isinstance(error, UnsupportedFakeTensorException):
+        return CannotCapture(_placed(f"{str(error)[:300]}: not in the table of operations that peers run", at))
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return CannotCapture(f"{at}{type(error).__name__}: {(lines or ['no message'])[0][:500]}")
+    return CannotCapture(_placed(f"{type(error).__name__}: {(lines or ['no message'])[0][:400]}", at))
+
+
+def _placed(message: str, at: tuple[str, int] | None) -> str:
+    if at is None:
+        return message
+    file, line = at
+    source = linecache.getline(file, line).strip()
+    return f"{file}:{line}: {message}" + (f"\n    {source[:160]}" if source else "")
 
 
 _OURS: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_FOLDER: Final = _OURS
+_OURS_TOO: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "grid") + os.sep
 _TORCH: Final = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_OPTIMISERS: Final = os.path.join(_TORCH, "optim") + os.sep
 _STANDARD: Final = sysconfig.get_path("stdlib") + os.sep
 _MADE_UP: Final = ("<frozen", "<eval_with_key", "<string>", "<__")  # but not "<stdin>", where a user types
 _SITE: Final = os.sep + "site-packages" + os.sep
 
 
-def user_line(traceback: TracebackType | None) -> str:
-    """The innermost line that is neither torch's nor ours, as "file.py:12: "; without a traceback, of the stack."""
+def user_line(traceback: TracebackType | None) -> tuple[str, int] | None:
+    """The innermost line (file, number) that is neither torch's nor ours; without a traceback, of the stack."""
     frames: list[tuple[str, int]] = []
     if traceback is None:
         frame: FrameType | None = sys._getframe()
@@ -84,9 +167,11 @@ def user_line(traceback: TracebackType | None) -> str:
     while traceback is not None:
         frames.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
         traceback = traceback.tb_next
-    return next((f"{file}:{line}: " for file, line in reversed(frames) if is_users(file)), "")
+    return next(((file, line) for file, line in reversed(frames) if is_users(file)), None)
 
 
 def is_users(file: str) -> bool:
     """True for a file that is neither torch's, nor ours, nor the standard library's."""
-    return not file.startswith((_OURS, _TORCH, *_MADE_UP)) and (_SITE in file or not file.startswith(_STANDARD))
+    return not file.startswith((_OURS, _OURS_TOO, _TORCH, *_MADE_UP)) and (
+        _SITE in file or not file.startswith(_STANDARD)
+    )

@@ -190,6 +190,30 @@ def _others(v: Any, dim: int) -> list[int]:
     return [other for other in range(v.dim()) if other != dim % v.dim()]
 
 
+# --- how variables vary together: torch looks at values on the way, only to warn -----------------------------------
+
+
+def _covariance(x: Any, correction: int = 1, fweights: Any = None, aweights: Any = None) -> Any:
+    x = x if x.dim() == 2 else x.reshape(1, -1)
+    weights = fweights if aweights is None else aweights if fweights is None else fweights * aweights
+    if weights is None:
+        centred = x - x.mean(1, keepdim=True)
+        return ((centred @ centred.mH) / max(x.shape[1] - correction, 0)).squeeze()
+    total = weights.sum()
+    centred = x - (x * weights).sum(1, keepdim=True) / total
+    free = correction if aweights is None or correction == 0 else correction * (weights * aweights).sum() / total
+    return (((centred * weights) @ centred.mH) / (total - free).clamp(min=0)).squeeze()
+
+
+def _correlation(x: Any) -> Any:
+    found = _covariance(x)
+    if found.dim() == 0:
+        return found / found
+    spread = found.diagonal().real.sqrt() if found.is_complex() else found.diagonal().sqrt()
+    found = found / spread[:, None] / spread[None, :]
+    return found if found.is_complex() else found.clip(-1, 1)
+
+
 REWRITES: Final[Mapping[str, Rewrite]] = MappingProxyType(
     {
         "aten._transformer_encoder_layer_fwd.default": _encoder_layer,
@@ -201,6 +225,8 @@ REWRITES: Final[Mapping[str, Rewrite]] = MappingProxyType(
         "aten.affine_grid_generator_backward.default": _affine_grid_backward,
         "aten._weight_norm_interface.default": _weight_norm,
         "aten._weight_norm_interface_backward.default": _weight_norm_backward,
+        "aten.cov.default": _covariance,
+        "aten.corrcoef.default": _correlation,
         "aten._is_all_true.default": torch.all,
         "aten._is_any_true.default": torch.any,
         "aten.mkldnn_rnn_layer.default": recurrent.lstm_layer,

@@ -31,7 +31,7 @@ def pack_spec(wire: Mapping[str, Any]) -> bytes:
 def unpack_spec(data: bytes) -> dict[str, Any]:
     """The map in these bytes, for `ModelSpec.from_wire`; BadProgram where they are no spec."""
     try:
-        wire = msgpack.unpackb(data, max_array_len=MAX_TENSORS, max_map_len=16, max_ext_len=0)
+        wire = msgpack.unpackb(data, max_array_len=MAX_TENSORS, max_map_len=limits.MAX_ARRAY, max_ext_len=0)
     except Exception as error:  # msgpack raises many kinds; all mean the same here
         raise BadProgram(f"not the spec of a model: {type(error).__name__}") from None
     if not isinstance(wire, dict) or not isinstance(wire.get("slots"), list):

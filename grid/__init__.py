@@ -5,11 +5,14 @@ Files in import order:
     ids.py        fresh object ids
     blocking.py   waiting without await, in a thread in which no loop runs
     handle.py     what a pointer points to, and letting it go
+    came.py       values that came along with an answer
+    stretches.py  pieces of what is queued that were sent before
     outbox.py     operations on their way to a peer
     unsized.py    results whose shape depends on the data: to be awaited
     origin.py     who made a tensor that is here: whoever wrote the call, or torch itself
     arguments.py  how arguments travel: pointers by id, and what goes along of what is here
     awaited.py    the operations that give such results
+    hints.py      what else to write where torch's own code looks at a value
     local_forms.py  what needs a pointer's value or memory here: waited for, or refused
     repeated.py   calls that were dispatched before: what was found out about them
     dispatch.py   operations on pointers: queued at their peer, shapes known at once
@@ -23,10 +26,16 @@ Files in import order:
     files/        tensors in files of each kind, read and written in pieces
     saving.py     objects into files
     crossing.py   gradients from peer to peer
+    chains.py     pointers that a peer holds to objects at others
+    sending.py    values on their way to a peer
+    fetching.py   values on their way here
+    transfers.py  one object from peer to peer
     remote.py     one peer: g["alice"]
     hits.py       what a search found
+    runs.py       what runs at peers: listed, ended
     mesh.py       the grid without tensors: who is there, and what they say they have
     found.py      objects of any kind where they are: changed, deleted, moved, copied
+    stored_programs.py  the programs of stored plans and models, to be read
     putting.py    files into peers
     upkeep.py     the stores of this machine's peers: verify, compact
     stored.py     what stored models and plans have in common
@@ -36,9 +45,22 @@ Files in import order:
     multi_modules.py  modules at several peers
     replacing.py  tensors replaced in place
     hooks.py      grid.hook(): the calls of old tutorials on what is here
+    flow.py       grid.repeat, scan, map, cond, while_loop: loops that plans keep as loops
+    stored_constants.py  large constants of stored plans
     plans.py      @grid.plan, grid.load: functions that run where the data are
+    given.py      what the arguments of a plan mean: queries, or themselves
+    world.py      what queries found, and whether it is still so
+    jails.py      @grid.jail: functions whose source runs where the data are
+    finishing.py  a function's result, of what its program gave
+    jobs.py       what is to be run: a program and its inputs
     placement.py  where a plan runs: decides
+    explaining.py what a run would do
+    reports.py    what a run took, node by node
+    executing.py  programs to peers, each run one request
     running.py    a plan from its arguments to its result
+    secure.py     plans on secret shares
+    mapping.py    a plan at each of several peers, and what comes of it combined
+    started.py    a run that is watched
     client.py     the grid: connect, peers, search, run
     local_grid.py peers as processes here, for demos and tests
     scripts.py    plans from a user's own Python file
@@ -55,9 +77,11 @@ from typing import TYPE_CHECKING, Any
 from protocol.errors import (
     Ambiguous,
     AmbiguousPeer,
+    BadJail,
     CannotCapture,
     Denied,
     GridError,
+    JailFailed,
     NeedsAwait,
     NotCollocated,
     NotFound,
@@ -74,8 +98,13 @@ from protocol.errors import (
 
 if TYPE_CHECKING:
     from grid.client import Grid, connect
+    from grid.explaining import Explanation
+    from grid.files.models import read_model
+    from grid.flow import cond, map, repeat, scan, while_loop
+    from grid.given import query, text
     from grid.hits import Hits
     from grid.hooks import hook, unhook
+    from grid.jails import Jail, jail
     from grid.local_grid import local
     from grid.mesh import PeerInfo
     from grid.modules import RemoteModel, RemoteModule
@@ -90,11 +119,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Ambiguous",
     "AmbiguousPeer",
+    "BadJail",
     "CannotCapture",
     "Denied",
+    "Explanation",
     "Grid",
     "GridError",
     "Hits",
+    "Jail",
+    "JailFailed",
     "MultiModule",
     "MultiPointer",
     "NeedsAwait",
@@ -117,21 +150,40 @@ __all__ = [
     "Unreachable",
     "WorkerLost",
     "combine",
+    "cond",
     "connect",
     "hook",
+    "jail",
     "load",
     "local",
+    "map",
     "plan",
+    "query",
+    "read_model",
+    "repeat",
+    "scan",
+    "text",
     "unhook",
+    "while_loop",
 ]
 
 # Importing torch takes more than a second, and commands that only look do without: names are found when first used.
 _HOMES = {
     "Grid": "grid.client",
     "connect": "grid.client",
+    "cond": "grid.flow",
+    "map": "grid.flow",
+    "repeat": "grid.flow",
+    "scan": "grid.flow",
+    "while_loop": "grid.flow",
     "Hits": "grid.hits",
+    "Explanation": "grid.explaining",
+    "query": "grid.given",
+    "text": "grid.given",
     "hook": "grid.hooks",
     "unhook": "grid.hooks",
+    "Jail": "grid.jails",
+    "jail": "grid.jails",
     "local": "grid.local_grid",
     "PeerInfo": "grid.mesh",
     "RemoteModel": "grid.modules",
@@ -143,6 +195,7 @@ _HOMES = {
     "RemotePlan": "grid.plans",
     "load": "grid.plans",
     "plan": "grid.plans",
+    "read_model": "grid.files.models",
     "Pointer": "grid.pointer",
     "RemotePeer": "grid.remote",
 }

@@ -64,6 +64,10 @@ def _tells_nothing(tensor: torch.Tensor) -> bool:
     return bool((tensor.flatten() == torch.arange(tensor.numel())).all())
 
 
+def _is_window(tensor: torch.Tensor) -> bool:
+    return tensor.dim() == 3 and tensor.shape[:2] == (1, 1) and bool((tensor == 1).all())
+
+
 class Arguments:
     """Writes arguments for one peer; `kinds` are the classes of tensors that are there.
 
@@ -103,9 +107,10 @@ class Arguments:
         if id(tensor) in self._along:
             return self._along[id(tensor)]
         home = self._home.name
+        is_made = " (torch.istft makes such a window itself: send one, and give it that)" if _is_window(tensor) else ""
         raise NotCollocated(
             f"one tensor, {list(tensor.shape)}, is here and the others are at {home}: send it there first "
-            f"(y = await g[{home!r}].send(y)), or get the others (await x.get())"
+            f"(y = await g[{home!r}].send(y)), or get the others (await x.get()){is_made}"
         )
 
     def _find_along(self, entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -8,19 +8,23 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+from grid.explaining import Explanation
 from grid.hits import Hits, is_id_prefix
+from grid.mapping import Mapper
 from grid.mesh import Mesh, PeerInfo
 from grid.modules import RemoteModel, fetch_state
 from grid.multi import MultiPointer, at_each
-from grid.plans import RemotePlan
+from grid.plans import Plan, RemotePlan
 from grid.pointer import Pointer
 from grid.remote import RemotePeer, pointer_to
 from grid.running import Runner
+from grid.secure import SecureExplanation, SecureRunner, team
+from grid.started import Profile, Run, profiled
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.membership import Member
 from protocol import limits
-from protocol.errors import GridError, UnknownPeer
+from protocol.errors import BadRequest, GridError, UnknownPeer
 
 __all__ = ["Grid", "PeerInfo", "connect"]
 
@@ -33,7 +37,8 @@ class Grid(Mesh):
 
     g.peers()           who is there            g["alice"]             one of them, by name or id
     await g.search(q)   what there is           async for p in g.stream(q)
-    await g.run(plan, name="query")             compute where the data are
+    await g.run(plan, name="query")             compute where the data are; g.explain says what that would do
+    await g.map(plan, name="query")             at each of several peers; g.reduce combines what comes of it
     """
 
     @cached_property
@@ -43,6 +48,14 @@ class Grid(Mesh):
     @cached_property
     def _runner(self) -> Runner:
         return Runner(self)
+
+    @cached_property
+    def _secure(self) -> SecureRunner:
+        return SecureRunner(self, self._runner.found)
+
+    @cached_property
+    def _mapper(self) -> Mapper:
+        return Mapper(self, self._runner)
 
     async def _before_leaving(self) -> None:
         for remote in self._remotes.values():
@@ -64,7 +77,7 @@ class Grid(Mesh):
         remote = self._remotes.get(member.id)
         if remote is None:
             loop = asyncio.get_running_loop()
-            remote = self._remotes[member.id] = RemotePeer(member, self._links, self.identity.id, loop)
+            remote = self._remotes[member.id] = RemotePeer(member, self._links, self.identity.id, loop, self.run)
         remote.member = member
         return remote
 
@@ -180,22 +193,124 @@ class Grid(Mesh):
 
     # --- computing ----------------------------------------------------------------------------------------
 
-    async def run(self, plan: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Run a plan where its data are, as one request.
+    async def run(
+        self,
+        plan: Any,
+        /,
+        *args: Any,
+        parties: Sequence[str | RemotePeer] | None = None,
+        provider: str | RemotePeer | None = None,
+        patience: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a plan where its data are, as one request (docs/plans.md).
 
-        Arguments are queries (each finds one object), pointers, remote models, or plain values. The plan is captured
-        for their shapes, placed at the peer that has most of them, the others are brought there directly, and the
-        result is a pointer there (or a structure of pointers). With a multi-pointer among them the plan runs for each
-        of its peers, and the result is a multi-pointer.
+        `plan` is a plan, a function, a module, a stored plan or model, or a query that finds one. Arguments, and what
+        is in lists, tuples and dicts among them, are queries (each finds one object), pointers, stored models or plans,
+        or plain values. A function is captured for their shapes; the program runs at the peer to which the fewest bytes
+        have to go, these go there directly, and the result is a pointer there (or a structure of pointers). With a
+        multi-pointer among the arguments it runs for each of its peers, and the result is a multi-pointer.
+
+        What queries found may change until it runs: then they are asked once more.
+
+        With `parties` (peers) it runs on secret shares instead (docs/secure.md): each input is shared by who has it,
+        the parties compute, `provider` (another peer) deals randomness and sees no data, and the result is revealed to
+        you alone: a Revealed, with `.value` and `.cost`. `patience`: seconds that one waits for another.
 
         Raises:
-            NotFound, Ambiguous: a query does not find one object.
+            NotFound, Ambiguous: a query does not find one object; it says what was perhaps meant.
             CannotCapture: the function does something that a program cannot hold; the error points at the line.
             NotCollocated: what is private would have to move.
+            Changed: what the queries find changed again and again.
+            On shares also: OperationNotAllowed: something has no secure form; Denied: an owner does not let you learn
+            what is computed from an object (`reveal`); PartyFailed: it names who failed, and nothing was revealed.
         """
+        if parties is not None or provider is not None:
+            return await self._secure.run(plan, args, kwargs, team(self, parties or (), provider), patience)
         if any(isinstance(value, MultiPointer) for value in (*args, *kwargs.values())):
             return await at_each(lambda *these, **named: self._runner.run(plan, these, named), args, kwargs)
         return await self._runner.run(plan, args, kwargs)
+
+    def start(self, plan: Any, /, *args: Any, **kwargs: Any) -> Run:
+        """`run` without waiting: a Run, which says how far it is (`async for`), can be cancelled, and is awaited for
+        the result."""
+        return Run(self, self.run(plan, *args, **kwargs))
+
+    async def profile(self, plan: Any, /, *args: Any, **kwargs: Any) -> Profile:
+        """`run`, and what each operation of the program took: time, bytes, and the most memory in use. Print it, or
+        read `result` and `reports`. It runs slower so: nothing that was found out in earlier runs is used.
+
+        Raises:
+            Denied: the program reads what is private to others: how long a node takes may tell of it.
+        """
+        return await profiled(self.run(plan, *args, **kwargs))
+
+    async def explain(
+        self,
+        plan: Any,
+        /,
+        *args: Any,
+        parties: Sequence[str | RemotePeer] | None = None,
+        provider: str | RemotePeer | None = None,
+        **kwargs: Any,
+    ) -> Explanation | SecureExplanation:
+        """What `run` would do with these arguments: what each query finds, where it would run and why there, what would
+        go where, how many bytes, and what it costs. Nothing moves and nothing runs. Print it, or read its fields.
+        With `parties` and `provider`: of the run on secret shares, with its exact number of rounds and bytes.
+
+        Raises:
+            NotFound, Ambiguous, CannotCapture: as `run`.
+        """
+        if parties is not None or provider is not None:
+            return await self._secure.explain(plan, args, kwargs, team(self, parties or (), provider))
+        return await self._runner.explain(plan, args, kwargs)
+
+    async def build(self, plan: Any, /, *args: Any, **kwargs: Any) -> Plan:
+        """The plan built for these arguments, which are those of `run`: `await (await g.build(plan, ...)).send(alice,
+        tags=[...])` stores it for others. What it loads by tag is searched for again whenever it runs.
+
+        Raises:
+            NotFound, Ambiguous, CannotCapture: as `run`.
+        """
+        return await self._runner.build(plan, args, kwargs)
+
+    async def map(self, plan: Any, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run a plan at each of several peers, on what each of them has: {peer name: result}, a pointer there each.
+
+        An argument whose query finds one object at each of several peers is what each of them has; several such are
+        matched peer by peer, and so are multi-pointers and what an earlier `map` gave. All others go to each peer,
+        directly from where they are. All peers run at the same time.
+
+        Raises:
+            Ambiguous: a query finds several objects at one peer. NotCollocated: not all arguments are at the same
+            peers, or something private would have to go elsewhere. What `run` raises, before any peer runs.
+            The first failure where some peers failed: it names them, and its `results` is what the others gave.
+        """
+        return await self._mapper.map(plan, args, kwargs)
+
+    async def reduce(self, results: Any, /, *args: Any, how: Any = "mean", weights: Any = None, **kwargs: Any) -> Any:
+        """Combine what several peers have, from peer to peer: a pointer to one result (or a structure of them).
+
+        Args:
+            results: what `map` gave, a list or dict of pointers, or a multi-pointer; or a plan, which is mapped first,
+                with the other arguments.
+            how: "sum", "mean", "cat" (along the first dimension, in the order of the results), or a plan: one of one
+                argument gets the list of all results, one of two combines two at a time.
+            weights: for "mean": a number or a pointer for each result, such as how many rows it stands for.
+
+        The data go directly to where the fewest bytes have to go; of more than eight results, several peers add up some
+        each first. What is private to others stays where it is, and the others come to it.
+
+        Raises:
+            NotCollocated: private results are at different peers. BadRequest: shapes that have no sum.
+        """
+        if callable(results) or isinstance(results, str):
+            results = await self.map(results, *args, **kwargs)
+        elif args or kwargs:
+            raise BadRequest(
+                "reduce takes further arguments for a plan only: give results, or a plan and its arguments"
+            )
+        return await self._mapper.reduce(results, how, weights)
 
 
 def connect(

@@ -6,13 +6,14 @@ shape depends on data, the result is to be awaited (grid/unsized.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from compute.bounds import Result
 from compute.estimate import Estimate, check_allowed, check_size
+from compute.nested import mapped
 from compute.operations import OPERATIONS, substitute
 from compute.rewrites import rewritten
 from compute.table import Entry, lookup
@@ -76,7 +77,8 @@ class Dispatch:
             plan = self._repeated.find(reading)
             if plan is not None:
                 check_allowed(name, plan.estimate)
-                return self._repeated.queue(plan, reading.home, reading.pointers, reading.args, reading.kwargs)
+                _, home, pointers, wire, named, ids, floats = reading
+                return self._repeated.queue(plan, home, pointers, wire, named, (plan, ids, floats))
         pointers = self._pointers(args, kwargs)
         home = pointers[0]._handle.home
         for pointer in pointers:
@@ -89,7 +91,7 @@ class Dispatch:
             if kwargs.get("device") is not None:
                 check_place(pointers[0]._handle, kwargs["device"])
                 if torch.device(kwargs["device"]).type == "meta":
-                    return function(*_map(args, _meta), **kwargs)
+                    return function(*mapped(args, _meta), **kwargs)
             kwargs = {key: value for key, value in kwargs.items() if key not in PLACES}
         if name not in _QUEUED:
             return self._otherwise(home, function, name, args, kwargs)
@@ -191,7 +193,7 @@ class Dispatch:
         if not entry.writes:
             return []
         call = entry.named(args, kwargs)
-        values = [call[entry.parameters[position].name] for position in entry.writes]
+        values = [call[entry.parameters[position].name] for position in entry.written(args, kwargs)]
         return [value for value in values if isinstance(value, self._kind)]
 
     def _pointers(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Pointer]:
@@ -214,11 +216,11 @@ class Dispatch:
             return self._view_in_place(_name(function), args, kwargs)
         hop = _home(_name(function), pointers)
         inner = self(
-            function, _map(args, self._target), {key: _map(value, self._target) for key, value in kwargs.items()}
+            function, mapped(args, self._target), {key: mapped(value, self._target) for key, value in kwargs.items()}
         )
         if _name(function).split(".")[1].endswith("_"):
             return args[0]
-        return _map(inner, lambda value: self._linked(hop, value))
+        return mapped(inner, lambda value: self._linked(hop, value))
 
     def _linked(self, hop: RemotePeer, value: Any) -> Any:
         if isinstance(value, Unsized):
@@ -301,12 +303,6 @@ def _home(name: str, pointers: list[Pointer]) -> RemotePeer:
                 operation=name,
             )
     return first._handle.home
-
-
-def _map(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_map(item, change) for item in value)
-    return change(value)
 
 
 def _name(function: Any) -> str:

@@ -25,7 +25,7 @@ class Handle:
     A temporary is good for one `era` of its peer: until that forgets what this client had there.
     """
 
-    __slots__ = ("_failure", "_gone", "_is_late", "era", "home", "id", "owns", "record", "target")
+    __slots__ = ("_failure", "_gone", "_is_late", "era", "home", "id", "is_fixed", "owns", "record", "target")
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Handle:
         self.record = record
         self.target = target
         self.era = home.outbox.era
+        self.is_fixed = False  # it is a view of a published object
         self._failure: GridError | None = None
         self._gone: str | None = None
         self._is_late = False
@@ -88,8 +89,9 @@ class Handle:
         return self._gone is None and self._failure is None and (not self.owns or self.era == era)
 
     def check_writable(self, operation: str) -> None:
-        """Raises ReadOnly for what is known to be published: refused at the peer, the write would spoil the pointer."""
-        if self.is_published:
+        """Raises ReadOnly for what is known to be published, and views of it: refused at the peer, the write would
+        spoil the pointer."""
+        if self.is_fixed or self.is_published:
             raise ReadOnly(
                 "a published object is not changed in place; work on a copy of it: `x.clone()`", operation=operation
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from grid.ids import ID_BYTES
 from protocol.errors import Ambiguous, NotFound
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from grid.plans import RemotePlan
     from grid.pointer import Pointer
 
-    Hit = Pointer | RemoteModel | RemotePlan
+    Hit: TypeAlias = Pointer | RemoteModel | RemotePlan
 
 _ID_PREFIX = re.compile(r"[0-9a-f]{4,32}")
 

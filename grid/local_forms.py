@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 
 import torch
 
+from grid import hints
 from grid.blocking import IN_A_THREAD, block, can_block
 from grid.handle import Handle
 from grid.unsized import parts
@@ -23,13 +24,17 @@ class LocalForms:
 
     _handle: Handle
 
-    def _value(self, call: str) -> torch.Tensor:
-        """The value, for a call that cannot be awaited: waited for in a thread without a loop; NeedsAwait elsewhere."""
+    def _value(self, call: str, hint: str = "") -> torch.Tensor:
+        """The value, for a call that cannot be awaited: waited for in a thread without a loop; NeedsAwait elsewhere.
+
+        `hint`: what to write instead, where torch's own code looks at it.
+        """
         home, pointer = self._handle.home, self._as_pointer()
         if not can_block():
+            hint = hint or hints.for_library()
             raise NeedsAwait(
-                f"{call} needs the value, which is at {home.name}: use (await pointer.get()) or (await "
-                f"pointer.fetch()) first, keep computing on the pointer, {IN_A_THREAD}",
+                f"{call} needs the value, which is at {home.name}: {hint + ', ' if hint else ''}use (await "
+                f"pointer.get()) or (await pointer.fetch()) first, keep computing on the pointer, {IN_A_THREAD}",
                 peer=home.name,
             )
         value: torch.Tensor = block(home, pointer.fetch).detach()
@@ -172,7 +177,8 @@ def check_place(handle: Handle, place: object) -> None:
 
 
 def _item(value: Any) -> Any:
-    return value._value(".item()").item()
+    # Python's own item() does not come here.
+    return value._value("torch's own code in this call", hints.for_library() or hints.ITEM).item()
 
 
 def _is_nonzero(value: Any) -> bool:
@@ -183,7 +189,7 @@ def _equal(one: Any, other: Any) -> bool:
     if one.shape != other.shape:
         return False
     same: Any = (one == other).all()
-    return bool(same._value("torch.equal()"))
+    return bool(same._value("torch.equal(), called or used by torch's own code,", hints.for_library() or hints.EQUAL))
 
 
 def _allclose(one: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:

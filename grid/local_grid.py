@@ -7,13 +7,14 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from grid.client import Grid
 from grid.remote import RemotePeer
 from peer.folders import Folders
+from peer.jail_rules import JailRules
 from peer.keys import Identity
 from peer.membership import Member
 from peer.peer import Settings
@@ -100,13 +101,14 @@ async def local(
     name: str = "",
     patience: float = limits.RECONNECT_TIMEOUT,
     unsafe_no_sandbox: bool = False,
+    jails: bool | Sequence[str] = False,
 ) -> AsyncIterator[LocalGrid]:
     """Start peers of these names as processes here, join them, and end them at the end of the block.
 
     They keep their things in a temporary folder, or in `folders`, which are left as they are at the end. The
     processes end with this one, however it ends. `identity`, `name` and `patience` are yours; see `connect`.
     `unsafe_no_sandbox` is for systems that cannot confine workers, and for computations of your own only: they can do
-    there what you can.
+    there what you can. `jails`: whether the peers run them (docs/jails.md), or the ids of whose they do.
 
     Raises:
         what PeerProcess.start raises.
@@ -114,7 +116,9 @@ async def local(
     if not names:
         raise BadRequest('a grid needs a peer: grid.local("alice")')
     async with contextlib.AsyncExitStack() as undo:
-        processes = Processes(folders or Folders.under(await _temporary_folder(undo)), _workers(unsafe_no_sandbox))
+        processes = Processes(
+            folders or Folders.under(await _temporary_folder(undo)), _workers(unsafe_no_sandbox, jails)
+        )
         undo.push_async_callback(processes.close)
         await processes.start(*names)
         opened: Any = await LocalGrid.open(identity=identity, folders=processes.folders, name=name, patience=patience)
@@ -123,9 +127,11 @@ async def local(
         yield opened
 
 
-def _workers(unsafe_no_sandbox: bool) -> PoolSettings:
+def _workers(unsafe_no_sandbox: bool, jails: bool | Sequence[str]) -> PoolSettings:
     usual = PoolSettings()
-    return dataclasses.replace(usual, worker=dataclasses.replace(usual.worker, is_sandboxed=not unsafe_no_sandbox))
+    rules = JailRules(for_all=jails) if isinstance(jails, bool) else JailRules(principals=tuple(jails))
+    worker = dataclasses.replace(usual.worker, is_sandboxed=not unsafe_no_sandbox)
+    return dataclasses.replace(usual, worker=worker, jails=rules)
 
 
 async def _temporary_folder(undo: contextlib.AsyncExitStack) -> Path:

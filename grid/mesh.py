@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from grid import runs
 from grid.blocking import check_running
 from grid.hits import is_id_prefix, only
+from grid.runs import RunInfo, RunInfos
 from peer.calls import Statistics
 from peer.connection import Connection
 from peer.elsewhere import Elsewhere
@@ -26,7 +28,7 @@ from peer.opening import open_as_dialer
 from peer.resuming import Others, Waiting
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import GridError, LinkError, NothingRunning, PeerLost, Unreachable
+from protocol.errors import GridError, LinkError, NothingRunning, PeerLost, TimedOut, Unreachable
 from protocol.handshake import Introduction
 from protocol.rows import unpack_rows
 from search.plan import Fanout, PeerRef
@@ -198,6 +200,10 @@ class Mesh:
     def __len__(self) -> int:
         return len(self._membership.all())
 
+    def members(self) -> list[Member]:
+        """Everyone as last heard of."""
+        return self._membership.all()
+
     def find_member(self, name_or_id: str) -> Member:
         """The peer of that name, id or beginning of an id. UnknownPeer, AmbiguousPeer."""
         return self._membership.find(name_or_id)
@@ -239,6 +245,14 @@ class Mesh:
                 lost = error
         raise lost
 
+    async def read_rows(self, member: Member, op: str, args: Record, timeout: float) -> Buffer:
+        """The payload of an answer that changes nothing, to be unpacked as rows. LinkError where none comes in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                return (await self._read(member, op, args))[1]
+        except TimeoutError:
+            raise TimedOut(f"no answer within {timeout:g} s", operation=op, peer=member.name) from None
+
     async def _learn_members(self) -> None:
         """Ask the entry peer for its members; where it is gone, any other."""
         check_running(self._loop, "the grid")
@@ -277,6 +291,24 @@ class Mesh:
         """What the connections of this client carried so far, those that are over included, by peer id: a Statistics
         (peer/calls.py) each, of bytes and messages in both directions, and of tensor bytes alone."""
         return self._links.traffic.statistics()
+
+    # --- what runs ----------------------------------------------------------------------------------------
+
+    async def running(self, *peers: str) -> RunInfos:
+        """What runs at these peers, or at all: your programs and jails, and of a peer of this machine everybody's. How
+        far each is, and which peers did not answer."""
+        return await runs.running(self, peers or None)
+
+    async def cancel(self, run: RunInfo | str) -> RunInfo:
+        """End a run, given as `running` lists it or by the beginning of its id; waits until it has ended.
+
+        Whoever awaits it gets `Cancelled`. What it had changed in place by then stays changed; it gives no results.
+        In the middle of one long operation it is ended after a second, with the worker and the temporaries in it.
+
+        Raises:
+            NotFound: it is over already, or somebody else's. Ambiguous. LinkError.
+        """
+        return await runs.cancel(self, run)
 
     # --- search -------------------------------------------------------------------------------------------
 

@@ -107,16 +107,13 @@ class RemoteModule(nn.Module):
         return copied
 
     async def _changed(self, change: Callable[[Pointer], Any]) -> nn.Module:
-        return await _replace_tensors(self, change)
+        return await replace_tensors(self, change)
 
 
 async def send_module(
     home: RemotePeer,
     module: nn.Module,
-    tags: tuple[str, ...],
-    description: str,
-    private: bool,
-    name: str | None,
+    described: Mapping[str, Any],
     example: Any,
     progress: Progress | None,
 ) -> RemoteModule:
@@ -124,16 +121,15 @@ async def send_module(
     watch()
     if isinstance(module, RemoteModule):
         raise _sent_already(module)
-    if not tags:
-        sent = await _replace_tensors(module, lambda tensor: home.send(tensor, private=private))
+    if not described["tags"]:
+        sent = await replace_tensors(module, lambda tensor: home.send(tensor, private=described["private"]))
         sent._home = home  # type: ignore[assignment]
         return sent  # type: ignore[return-value]
-    spec = capture_model(module, example)
-    fields = {"kind": "model", "tags": list(tags), "description": description, "private": private, "name": name}
-    record = await _put_model(home, module, spec, fields, progress)
+    spec = module.spec if isinstance(module, ProgramModule) else capture_model(module, example)
+    record = await _put_model(home, module, spec, {"kind": "model", **described}, progress)
     parts = _parts(home, record, _layout(spec))
     tensors = {**dict(_named_tensors(module)), **spec.constants}
-    sent = await _replace_tensors(module, _looked_up({id(tensors[name]): part for name, part in parts.items()}))
+    sent = await replace_tensors(module, _looked_up({id(tensors[name]): part for name, part in parts.items()}))
     sent._home, sent._stored = home, record["id"]  # type: ignore[assignment]
     return sent  # type: ignore[return-value]
 
@@ -197,7 +193,7 @@ def _looked_up(parts: Mapping[int, Pointer]) -> Callable[[torch.Tensor], Any]:
     return look_up
 
 
-async def _replace_tensors(module: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
+async def replace_tensors(module: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
     """A copy of the module in which `change` (awaited) was applied to each parameter and buffer, shared ones once."""
     originals = {id(tensor): tensor for _, tensor in _named_tensors(module)}
 
@@ -310,7 +306,8 @@ class RemoteModel(Stored, nn.Module):
     async def save(
         self, path: str | os.PathLike[str], overwrite: bool = False, progress: Progress | None = None
     ) -> Path:
-        """Write its state dict to a file, in pieces: .safetensors, .npz or .pt. As Pointer.save."""
+        """Write its state dict to a file (.safetensors, .npz, .pt), or all of it, to be run without this package (.pt2,
+        .onnx). As Pointer.save."""
         self._handle.check()
         return await self.location.save(self._handle, "model", path, overwrite, progress)
 

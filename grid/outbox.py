@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgpack
 
 from grid.handle import Handle
+from grid.stretches import Kept, Look, Stretches
 from peer.asking import Asked, forget
 from peer.calls import Response
 from peer.lasting import Lasting
@@ -26,14 +27,15 @@ from protocol.errors import GridError, LinkError, PeerLost
 
 _ROOM = limits.MAX_HEADER - 10 * limits.KIB  # for the operations of one request; the rest of its header is small
 # Operations that do not wait for the end of the loop's turn: the first few, so that the peer has something to do, then
-# three times as many each time, because each request costs all three processes (measured: docs/decisions/0005).
-_FIRST, _GROWTH, _MOST = 4, 3, 64
+# eight times as many each time, because each request costs all three processes (measured: docs/decisions/0005).
+_FIRST, _GROWTH, _MOST = 6, 8, 64
 _RELEASE_BATCH = 256  # ids of one request: 5 KiB of its header
 _RELEASE_DELAY = 0.02  # seconds that released ids wait for operations to go along with
 
 
-_Queued = tuple[list[Any], int, Sequence[Handle]]
-"""An operation, its size in a message, and what it makes or changes. Or a Hold, larger than any message."""
+_Queued = tuple[list[Any], int, Sequence[Handle], Look | None]
+"""An operation, its size in a message, what it makes or changes, and what it looks like. Or a Hold, larger than any
+message."""
 _OPERATION: Final = itemgetter(0)
 _MADE: Final = itemgetter(2)
 
@@ -71,11 +73,14 @@ class Outbox:
         self._underway: set[_Settle] = set()
         self._is_closed = False
         self._holds: list[Hold] = []  # those in the queue
+        self._stretches = Stretches()
 
-    def post(self, operation: list[Any], made: Sequence[Handle], nbytes: int | None = None) -> None:
+    def post(
+        self, operation: list[Any], made: Sequence[Handle], nbytes: int | None = None, look: Look | None = None
+    ) -> None:
         """Queue an operation. `made` are the handles of what it makes or changes: they learn of its failure.
-        `nbytes`: its size in a message, where it is known."""
-        self._queue.append((operation, _size(operation) if nbytes is None else nbytes, made))
+        `nbytes`: its size in a message, where it is known; `look`: what it looks like, if it may come again."""
+        self._queue.append((operation, _size(operation) if nbytes is None else nbytes, made, look))
         if not self._is_scheduled:
             self._schedule()
         if len(self._queue) >= self._enough:
@@ -146,7 +151,7 @@ class Outbox:
     def _begin_era(self) -> None:
         """What was there is gone. What has not been asked for yet will be made now, and so belongs to the new era."""
         self.era = self._link.era
-        queued = [made for _, _, made in self._queue]
+        queued = [entry[2] for entry in self._queue]
         waiting = [settle.made for settle in self._underway if not settle.is_sent]
         for each in (queued, *waiting):
             for made in each:
@@ -165,6 +170,11 @@ class Outbox:
         return self._link
 
     @property
+    def has_operations(self) -> bool:
+        """Whether some are queued."""
+        return bool(self._queue)
+
+    @property
     def link(self) -> Lasting:
         """The link itself, for what must not wait for the queue."""
         return self._link
@@ -180,7 +190,7 @@ class Outbox:
         """Operations that are queued from now on wait until `let_go`: this object is on its way to the peer."""
         hold = Hold(coming)
         self._holds.append(hold)
-        self._queue.append((hold, _ROOM + 1, ()))
+        self._queue.append((hold, _ROOM + 1, (), None))
         return hold
 
     def let_go(self, hold: Hold, error: GridError | None) -> None:
@@ -208,7 +218,7 @@ class Outbox:
         """What is queued and needs this object fails with it; the rest goes its way."""
         lost, kept, count = {id}, [], len(self._queue)
         for entry in self._queue[:count]:
-            operation, _, made = entry
+            operation, _, made, _ = entry
             if isinstance(operation, Hold) or lost.isdisjoint(references([operation[1], operation[2]])):
                 kept.append(entry)
                 continue
@@ -251,7 +261,7 @@ class Outbox:
         if count == 1:
             return int(self._queue[0][1] <= _ROOM)
         stop, room = 0, _ROOM
-        for _, size, _ in self._queue[: min(count, limits.MAX_BATCH)]:
+        for _, size, _, _ in self._queue[: min(count, limits.MAX_BATCH)]:
             room -= size
             if room < 0:
                 break
@@ -265,7 +275,7 @@ class Outbox:
         queued = self._queue[:stop]
         is_all = len(self._queue) == stop
         del self._queue[:stop]
-        args: dict[str, Any] = {"operations": list(map(_OPERATION, queued))}
+        args: dict[str, Any] = {}
         if released and is_all:
             args["release"] = self._take_released(min(released, _RELEASE_BATCH))
         # Where the peer waits for us a wish leaves at once; what comes while it works goes together.
@@ -273,8 +283,18 @@ class Outbox:
         if fetch is not None:
             args["fetch"] = fetch
         settle = _Settle(self._underway, list(map(_MADE, queued)), has_fetch=fetch is not None)
-        settle.asked = self._link.post("run", args, then=settle, now=now)
+        first = None
+        shorter = self._stretches.shorter(queued, self._link.connection)
+        if shorter is not None:
+            first, settle.kept = args | shorter[0], shorter[1]
+        args["operations"] = list(map(_OPERATION, queued))
+        settle.asked = self._link.post("run", args, then=settle, now=now, first=first)
         return settle.asked
+
+    def take_released(self) -> list[bytes]:
+        """Ids that the next request may let go of: no operation that is queued can be in need of them."""
+        released = len(self._released)  # before the look at the queue, as in `_post`
+        return [] if self._queue or not released else self._take_released(min(released, _RELEASE_BATCH))
 
     def _take_released(self, count: int) -> list[bytes]:
         ids = self._released[:count]
@@ -284,7 +304,7 @@ class Outbox:
     def _fail_queued(self, error: GridError) -> None:
         queued = self._queue[:]
         del self._queue[: len(queued)]
-        for _, _, made in queued:
+        for _, _, made, _ in queued:
             for handle in made:
                 handle.fail(error)
 
@@ -301,12 +321,13 @@ class Outbox:
 class _Settle:
     """Tells the handles of one request what became of them; is in `underway` until then."""
 
-    __slots__ = ("_has_fetch", "_over", "_underway", "asked", "made")
+    __slots__ = ("_has_fetch", "_over", "_underway", "asked", "kept", "made")
 
     def __init__(self, underway: set[_Settle], made: list[Sequence[Handle]], *, has_fetch: bool) -> None:
         self._underway = underway
         self.made = made
         self.asked: Asked | None = None
+        self.kept: Kept | None = None
         self._has_fetch = has_fetch
         self._over: asyncio.Future[None] | None = None
         underway.add(self)
@@ -329,6 +350,8 @@ class _Settle:
             results = answer.result.get("results")
             if results:
                 self._note(results)
+            if self.kept is not None:
+                self.kept.heard(answer.result)
         # What a fetch that went along was refused with says nothing of the operations.
         elif not self._has_fetch or isinstance(answer, LinkError):
             for made in self.made:

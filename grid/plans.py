@@ -11,17 +11,24 @@ Called like a function a plan is one: on tensors it runs here, on pointers at th
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
+
 from compute import capture as capturing
+from compute import interpreter
 from compute.capture import Captured, capture
 from compute.program import Program
 from grid.handle import Handle
 from grid.ids import fresh_id
 from grid.stored import Stored
+from grid.stored_constants import with_stored_constants
 from protocol.errors import BadRequest, CannotCapture, NeedsAwait
 from search.query import parse_query
 from search.tags import parse_tags
@@ -39,7 +46,7 @@ class Plan:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._signature = inspect.signature(function)
+        self._signature = _signature(function)
         self._captured: Captured | None = None
         functools.update_wrapper(self, function)
 
@@ -48,40 +55,94 @@ class Plan:
 
     def __repr__(self) -> str:
         state = self.id[:12] if self._captured is not None else "not built"
-        return f"Plan({self._function.__name__}{self._signature}, {state})"
+        return f"Plan({self.name}{self._signature}, {state})"
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by parameter name, defaults filled in; BadRequest says what is missing or too much."""
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise BadRequest(f"{self._function.__name__}{self._signature}: {error}") from None
+            raise BadRequest(f"{self.name}{self._signature}: {self._unknown(kwargs) or error}") from None
         bound.apply_defaults()
         return dict(bound.arguments)
+
+    def bound(self, arguments: Mapping[str, Any]) -> inspect.BoundArguments:
+        """What `bind` gave, as the function takes it: by position and by name."""
+        return inspect.BoundArguments(self._signature, OrderedDict(arguments))
+
+    @property
+    def entry(self) -> Callable[..., Any]:
+        """The function as it is called with what `bind` gave, all by name."""
+
+        @functools.wraps(self._function)
+        def call(**arguments: Any) -> Any:
+            bound = self.bound(arguments)
+            return self._function(*bound.args, **bound.kwargs)
+
+        return call
+
+    def _unknown(self, kwargs: Mapping[str, Any]) -> str:
+        """Which of these names it does not take, and what was perhaps meant."""
+        unknown = [name for name in kwargs if name not in self.parameters]
+        close = [match for name in unknown for match in difflib.get_close_matches(name, self.parameters, 1)]
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        return f"there is no argument {', '.join(unknown)}{hint}" if unknown else ""
 
     @property
     def function(self) -> Callable[..., Any]:
         return self._function
 
+    @property
+    def name(self) -> str:
+        """What the function is called."""
+        return str(getattr(self._function, "__name__", type(self._function).__name__))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of its arguments."""
+        return tuple(self._signature.parameters)
+
     # --- built --------------------------------------------------------------------------------------------
 
-    def build(self, *examples: Any, **named: Any) -> Plan:
-        """Capture the plan for arguments like these; returns it. CannotCapture points at the line that prevents it."""
-        self._captured = capture(self._function, self.bind(examples, named))
+    def build(self, *examples: Any, dynamic: bool | Mapping[str, Any] | None = None, **named: Any) -> Plan:
+        """Capture the plan for arguments like these; returns it. CannotCapture points at the line that prevents it.
+
+        Sizes of its inputs are left open where the function leaves them open, so that what was built with 32 rows runs
+        on 1 and on 100; `notes` says which are not. `dynamic`: False: none are; {"x": [0]}: these dimensions are, and
+        CannotCapture says why one of them cannot be; True: the first dimension of some input at least.
+
+        What its arguments are, or what it loads, may have to be searched for: `await g.build(plan, ...)` does that.
+        """
+        try:
+            return self.take(capture(self.entry, self.bind(examples, named), dynamic=dynamic))
+        except CannotCapture as error:
+            query = error.fields.get("load")
+            if query is None:
+                raise
+            raise CannotCapture(
+                f"plan {self.name} loads {query!r}, which has to be searched for: await g.build({self.name}, ...)"
+            ) from None
+
+    def take(self, captured: Captured) -> Plan:
+        """It is built: captured as this. Returns it."""
+        self._captured = captured
         return self
 
     @property
     def captured(self) -> Captured:
         if self._captured is None:
-            raise CannotCapture(
-                f"plan {self._function.__name__} is not built: call {self._function.__name__}.build(*examples) first"
-            )
+            raise CannotCapture(f"plan {self.name} is not built: call {self.name}.build(*examples) first")
         return self._captured
 
     @property
     def program(self) -> Program:
         """The program of a built plan."""
         return self.captured.program
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Of a built plan: which sizes are those of its examples, in words."""
+        return self.captured.notes
 
     @property
     def id(self) -> str:
@@ -91,17 +152,33 @@ class Plan:
     async def send(
         self, peer: RemotePeer, tags: Sequence[str] | str = (), description: str = "", name: str | None = None
     ) -> RemotePlan:
-        """Store a built plan at a peer, to be found by its tags."""
-        code = self.program.to_bytes()
+        """Store a built plan at a peer, to be found by its tags.
+
+        Large tensors from outside the function are published there too, and the program names their contents.
+
+        Raises:
+            CannotCapture: it is not built, or uses a pointer from outside the function.
+        """
+        program = self.program
+        if self.captured.constants:
+            program = await with_stored_constants(program, self.captured.constants, peer, self.name)
+        code = program.to_bytes()
         fields = {
             "kind": "plan",
             "tags": list(parse_tags(tags)),
             "publish": True,
             "description": description or inspect.getdoc(self._function) or "",
-            "name": name or self._function.__name__,
+            "name": name or self.name,
             "spec_bytes": len(code),
         }
         return await RemotePlan(peer, await peer.put(fresh_id(), fields, [code])).load()
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # one of C, as torch.add: what it takes is found out when it is called
+        return inspect.signature(lambda *args, **kwargs: None)
 
 
 def plan(function: Callable[..., Any]) -> Plan:
@@ -127,7 +204,9 @@ def load(query: str) -> Any:
 
 
 class RemotePlan(Stored):
-    """A stored plan that a search found: `await g.run(hit, ...)` runs it, its inputs by name.
+    """A stored plan that a search found. `await plan(x)` runs it as one request where its arguments are, and so does
+    `await g.run(plan, x=...)`; the arguments, by position or by name, are what g.run takes. Inside another plan it is
+    a function: it runs as a part of that.
 
     Awaited: load, fetch (its program), move, copy, tag, untag, describe, delete.
     """
@@ -135,6 +214,12 @@ class RemotePlan(Stored):
     def __init__(self, home: RemotePeer, record: dict[str, Any]) -> None:
         self._handle = Handle(home, record["id"], owns=False, record=record)
         self._program: Program | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Awaited: a pointer for each result, in their structure. See Grid.run."""
+        if _is_capturing((args, kwargs)):
+            return self.inline(*args, **kwargs)
+        return self.location.run_plan(self, *args, **kwargs)
 
     def __repr__(self) -> str:
         return f"RemotePlan({self.location.name}:{self.id_at_location[:12]}, {self.record.get('name')})"
@@ -151,9 +236,21 @@ class RemotePlan(Stored):
             raise NeedsAwait("the plan's program is not here yet: await plan.load()")
         return self._program
 
+    def inline(self, *args: Any, **kwargs: Any) -> Any:
+        """Run its operations here, on tensors of any kind: as a part of a plan that is being captured, say."""
+        names = [given.name for given in self.program.inputs]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if len(args) + len(kwargs) != len(names) or given.keys() != set(names):
+            raise BadRequest(f"the plan {self.record.get('name')} takes {', '.join(names)}")
+        return interpreter.run(self.program, [given[name] for name in names])
+
     async def fetch(self, progress: Callable[[int, int], None] | None = None) -> Program:
         """Its program."""
         return (await self.load()).program
 
     def _elsewhere(self, peer: RemotePeer, record: dict[str, Any]) -> RemotePlan:
         return RemotePlan(peer, record)
+
+
+def _is_capturing(arguments: Any) -> bool:
+    return any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(arguments))

@@ -1,4 +1,4 @@
-"""Files into peers, read in pieces as they go: `grid put`. Without torch, but for .pt.
+"""Files into peers, read in pieces as they go: `grid put`. Without torch.
 
 One file that cannot be read does not keep the others; a peer that cannot take more ends it, and what is left is named.
 """
@@ -15,11 +15,13 @@ from typing import Any, Final, Protocol
 from grid.files.entries import Entry, named
 from grid.files.reading import Asked, asked, entries, reader_for
 from grid.files.sources import Named
-from grid.ids import fresh_id
+from grid.ids import fresh_id, fresh_model_id
 from grid.mesh import Mesh, Record
 from peer.membership import Member
 from peer.payloads import Payload
+from peer.permissions import checked_reveal
 from peer.resuming import Wait, upload
+from peer.worker.reader import kept
 from protocol import limits
 from protocol.errors import GridError, RequestError
 from search.records import check_description
@@ -49,7 +51,8 @@ class Putting:
     """Puts files at one peer. `run` gives (name, record) of each tensor as it is there, durable.
 
     Attributes:
-        tags, description, private: of all of them. name: instead of the file's; where there are several, before it.
+        tags, description, private, reveal: of all of them.
+        name: instead of the file's; where there are several, before it.
         failures: what could not be put and why, by file; filled by `run`, as all below.
         count: how many tensors are there. at_work, file: what is being put now, or was when it ended.
         end: why the peer took no more (its disk is full, it is lost, it refuses), or None; `untried` names the rest.
@@ -61,6 +64,7 @@ class Putting:
     description: str = ""
     private: bool = False
     name: str | None = None
+    reveal: Sequence[str] = ()
     failures: list[tuple[str, GridError]] = field(default_factory=list)
     count: int = 0
     at_work: str | None = None
@@ -69,7 +73,12 @@ class Putting:
     untried: list[str] = field(default_factory=list)
 
     async def run(self, paths: Iterable[str], shown: Shown) -> AsyncIterator[tuple[str, Record]]:
-        """What was given is there. Ends early where the peer takes no more: see `end`."""
+        """What was given is there: each tensor, or model. Ends early where the peer takes no more: see `end`."""
+        with kept():
+            async for done in self._run(paths, shown):
+                yield done
+
+    async def _run(self, paths: Iterable[str], shown: Shown) -> AsyncIterator[tuple[str, Record]]:
         fields = self._fields()
         files = self._asked(paths)
         for number, file in enumerate(files, 1):
@@ -100,7 +109,8 @@ class Putting:
     def _fields(self) -> Record:
         """Checked before any file is opened: what is wrong with these is so for all."""
         tags, text = parse_tags(self.tags), check_description("description", self.description)
-        return {"kind": "tensor", "tags": list(tags), "description": text, "private": self.private}
+        fields = {"tags": list(tags), "description": text, "private": self.private}
+        return {**fields, "reveal": list(checked_reveal(self.reveal))} if self.reveal else fields
 
     def _asked(self, paths: Iterable[str]) -> list[Asked]:
         files = []
@@ -128,7 +138,8 @@ class Putting:
         return own if self.name is None else self.name if is_one else f"{self.name}/{own}"
 
     async def _put(self, file: Asked, entry: Entry, fields: Record, bar: Bar) -> Record:
-        args = {"id": fresh_id(), **fields, **entry.header.to_wire()}
+        id = fresh_model_id() if entry.kind == "model" else fresh_id()
+        args = {"id": id, **fields, "kind": entry.kind, **entry.header.to_wire()}
         source = _opened(file, entry)
         try:
             await self.mesh.reach(self.member, bar.waiting)

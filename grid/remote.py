@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from compute.dtypes import DTYPE_OF, NAME_OF
-from compute.values import header_of, tensor_bytes, tensor_from
-from grid.blocking import block, can_block, check_loop, check_own_loop
-from grid.crossing import crossed
-from grid.fresh import fresh
+from compute.dtypes import DTYPE_OF
+from grid import chains, sending
+from grid.blocking import check_loop, check_own_loop
+from grid.came import Came
+from grid.fetching import fetch, into_memory
 from grid.handing import hand_over
 from grid.handle import Handle
-from grid.ids import fresh_id
 from grid.multi import MultiPointer
 from grid.outbox import Outbox
 from grid.pointer import Pointer
 from grid.saving import Source, save_object
-from peer.asking import forget
-from peer.calls import Response, Statistics
+from grid.transfers import transfer
+from peer.calls import Statistics
 from peer.connection import Connection
-from peer.elsewhere import Elsewhere, TensorName
-from peer.lasting import Lasting
+from peer.elsewhere import Elsewhere
 from peer.links import Links
 from peer.membership import Member
-from peer.payloads import JoinedPayload, Payload, read_all
-from peer.resuming import Download, Others, Progress, upload
+from peer.payloads import Payload
+from peer.resuming import Download, Others, Progress
 from peer.seeds import SEED
-from peer.uploading import undoing
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import BadRequest, BadTensor, GridError
+from protocol.errors import BadRequest, BadTensor
 from protocol.rows import unpack_rows
-from protocol.tensors import TensorHeader
 from search.tags import parse_tags
 
 if TYPE_CHECKING:
     from grid.modules import RemoteModule
+
+
+RunPlan = Callable[..., Awaitable[Any]]
 
 
 class RemotePeer:
@@ -51,13 +49,17 @@ class RemotePeer:
     Awaited: `send` (a tensor, a module), `objects`, `status`, `clear`, `delete`. It is found by `name` and `id`.
     """
 
-    def __init__(self, member: Member, links: Links, asker: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, member: Member, links: Links, asker: str, loop: asyncio.AbstractEventLoop, run_plan: RunPlan
+    ) -> None:
         self.member = member
+        self.run_plan = run_plan  # of its grid, for the plans that it holds
         self.asker = asker
         self.loop = loop
         self._links = links
-        self._elsewhere = Elsewhere(links, asker, links.members)
+        self.elsewhere = Elsewhere(links, asker, links.members)
         self.outbox = Outbox(links.lasting(member), loop)
+        self.came = Came(self.outbox.link)
 
     @property
     def name(self) -> str:
@@ -84,6 +86,7 @@ class RemotePeer:
         private: bool = ...,
         name: str | None = ...,
         *,
+        reveal: Sequence[str] | str = ...,
         progress: Progress | None = ...,
     ) -> Pointer: ...
 
@@ -96,6 +99,7 @@ class RemotePeer:
         private: bool = ...,
         name: str | None = ...,
         *,
+        reveal: Sequence[str] | str = ...,
         example: Any = ...,
         progress: Progress | None = ...,
     ) -> RemoteModule: ...
@@ -111,6 +115,7 @@ class RemotePeer:
         private: bool = False,
         name: str | None = None,
         *,
+        reveal: Sequence[str] | str = (),
         example: Any = None,
         progress: Progress | None = None,
     ) -> Any:
@@ -118,10 +123,12 @@ class RemotePeer:
 
         Without tags it is a temporary: it goes with its last pointer. With tags it is published: durable, found by
         search, read-only. `private`: others may find it and compute on it, but only you take its value, or that of
-        anything derived from it. A module becomes one whose parameters are pointers; a tagged one is stored as a
-        program and its weights, and is found and called by others without its class (`example` is an input for it,
-        where none can be worked out). A peer keeps equal contents once, however often they are published. When the
-        line breaks, a large value goes on where it was; cancelled, nothing of it stays.
+        anything derived from it. `reveal`: ids of principals (`g.id` is one's own), or "*" for everybody, who may
+        learn what secure runs compute from it though it is private (docs/secure.md). A module becomes one whose
+        parameters are pointers; a tagged one is stored as a program and its weights, and is found and called by
+        others without its class (`example` is an input for it, where none can be worked out). A peer keeps equal
+        contents once, however often they are published. When the line breaks, a large value goes on where it was;
+        cancelled, nothing of it stays.
 
         Raises:
             BadTag, BadTensor (a layout that cannot travel), TooLarge, CannotCapture; StorageFull.
@@ -129,11 +136,13 @@ class RemotePeer:
         if isinstance(value, torch.nn.Module):
             from grid.modules import send_module
 
-            return await send_module(self, value, parse_tags(tags), description, private, name, example, progress)
+            return await send_module(
+                self, value, sending.describing(parse_tags(tags), description, private, name, reveal), example, progress
+            )
         if isinstance(value, Mapping):
             from grid.modules import send_state
 
-            if tags or description or private or name:
+            if tags or description or private or name or reveal:
                 raise BadRequest("a dict of tensors is sent as temporaries: to publish a model, send the module")
             return await send_state(self, value)
         if isinstance(value, Pointer):
@@ -142,30 +151,8 @@ class RemotePeer:
             return await value.send(self)
         if not isinstance(value, torch.Tensor):
             raise BadRequest(f"send takes a tensor or a module, not {type(value).__name__}: torch.as_tensor(...) first")
-        return await self._send_tensor(value, parse_tags(tags), description, private, name, progress)
-
-    async def _send_tensor(
-        self,
-        tensor: torch.Tensor,
-        tags: tuple[str, ...],
-        description: str,
-        private: bool,
-        name: str | None,
-        progress: Progress | None,
-    ) -> Pointer:
-        header = header_of(tensor)
-        fields = {"kind": "tensor", "tags": list(tags), "description": description, "private": private, "name": name}
-        record = await self.put(fresh_id(), {**fields, **header.to_wire()}, [tensor_bytes(tensor)], progress)
-        handle = Handle(self, record["id"], owns=not record["published"], record=record)
-        made = Pointer.of(handle, tensor.dtype, header.shape, requires_grad=tensor.requires_grad and tensor.is_leaf)
-        if made.requires_grad and isinstance(tensor.grad, torch.Tensor):
-            try:
-                made.grad = await self._send_tensor(tensor.grad, (), "", private, None, None)
-            except asyncio.CancelledError:
-                if tags:  # a temporary goes with its pointer
-                    self._links.lasting(self.member).post("delete", {"ids": [handle.id]}).add_done_callback(forget)
-                raise
-        return made
+        described = sending.describing(parse_tags(tags), description, private, name, reveal)
+        return await sending.send_tensor(self, value, described, progress)
 
     def manual_seed(self, seed: int) -> None:
         """The random numbers of your operations at this peer begin anew: from here on they are those that local torch
@@ -188,33 +175,7 @@ class RemotePeer:
         of them than memory. When the line breaks a large one goes on over another (peer/resuming.py). The id is this
         call's alone: cancelled, it deletes what came of it, and waits for nothing.
         """
-        check_own_loop(self)
-        payload: Payload = JoinedPayload(data) if isinstance(data, Sequence) else data
-        args = {"id": id, **fields}
-        if payload.nbytes > limits.INLINE_PAYLOAD:
-            try:
-                await self.reach()
-            except BaseException:
-                payload.close()
-                raise
-            return _record(await upload(self.connect, args, payload, self.name, progress))
-        try:
-            body = bytes(await read_all(payload))
-        finally:
-            payload.close()
-        return _record(await self._put_small(args, body))
-
-    async def _put_small(self, args: dict[str, Any], body: bytes) -> Response:
-        link = await self.outbox.flush()
-        asked = link.post("put", args, body)
-        try:
-            return await asyncio.shield(asked)
-        except asyncio.CancelledError:
-            if not asked.is_sent:
-                asked.cancel()
-            else:  # only when it is answered there is surely something to be deleted, or nothing
-                asked.add_done_callback(lambda _: _undo(link, asked, args))
-            raise
+        return await sending.put(self, id, fields, data, progress)
 
     async def connect(self) -> Connection:
         """An open connection for large payloads. LinkError."""
@@ -228,44 +189,7 @@ class RemotePeer:
 
     async def fetch(self, handle: Handle, nbytes: int, progress: Progress | None = None) -> torch.Tensor:
         """The value of a tensor object; see Pointer.fetch."""
-        if nbytes <= limits.INLINE_PAYLOAD:
-            # What is published is no temporary: it is fetched in a request of its own.
-            small = self.outbox.run_and_fetch(handle.id) if handle.owns else None
-            if small is None:
-                answer = await (await self.outbox.flush()).request("fetch", {"id": handle.id})
-            else:
-                answer = await small
-            header = TensorHeader.from_wire(answer.result)
-            data = answer.payload if answer.stream is None else await _into_memory(answer)
-        else:
-            header, download = await self.open_download(
-                handle, progress, others=self._elsewhere.of_record(handle.record)
-            )
-            data = await _into_memory(download)
-            if download.is_mixed and download.content is not None:
-                name = TensorName(header)
-                await asyncio.to_thread(name.update, data)
-                name.check(download.content)
-        return tensor_from(header, data)
-
-    async def open_download(
-        self, handle: Handle, progress: Progress | None = None, others: Others | None = None
-    ) -> tuple[TensorHeader, Download]:
-        """The value of a tensor object as it comes, never whole in memory: its header, and its bytes, which are to be
-        read to their end or given up with `abort`. When the line breaks they go on over another. For `others` see
-        Download.begin.
-
-        Raises:
-            Denied, NotFound, LinkError; BadTensor where the peer describes something else.
-        """
-        download = await self.download(handle.id, progress, others)
-        try:
-            header = TensorHeader.from_wire(download.result)
-            header.check_payload(download.nbytes)
-        except GridError:
-            download.abort()
-            raise
-        return header, download
+        return await fetch(self, handle, nbytes, progress)
 
     async def download(self, id: bytes, progress: Progress | None = None, others: Others | None = None) -> Download:
         """The answer to `fetch` of any object, when all that was asked before is done; to be read to its end."""
@@ -279,7 +203,7 @@ class RemotePeer:
         """An object's value into a file; see Pointer.save."""
         await self.outbox.settle()
         await self.reach()
-        others = self._elsewhere.of_record(handle.record)
+        others = self.elsewhere.of_record(handle.record)
         source = Source(self.connect, self.name, handle.id, kind, others=others)
         return await save_object(source, path, overwrite, progress)
 
@@ -314,11 +238,10 @@ class RemotePeer:
         """What you have on this peer, of all your sessions: what it says of each (as `pointer.record`), temporaries
         first; at most limits.MAX_HITS. `dtype` and `shape` of what was computed there are None where they were never
         asked for. `clear()` deletes all of it."""
-        if _background:
-            await asyncio.wait(set(_background))
+        await chains.all_linked()
         await self.outbox.settle()  # results that nobody wants any more are let go when they are there
         answer = await (await self.outbox.flush()).request("mine", {})
-        rows = answer.payload if answer.stream is None else await _into_memory(answer)
+        rows = answer.payload if answer.stream is None else await into_memory(answer)
         return [{**row, "peer": self.name} for row in unpack_rows(rows, limits.MAX_HITS)]
 
     def statistics(self) -> Statistics:
@@ -339,54 +262,15 @@ class RemotePeer:
 
     async def link(self, target: Pointer, tags: Sequence[str] | str = (), description: str = "") -> Pointer:
         """Have this peer hold a pointer to `target`; see Pointer.send."""
-        check_own_loop(self)
-        await target.location.outbox.flush()
-        fields = self._link_fields(target, fresh_id())
-        fields.update(tags=list(parse_tags(tags)), description=description)
-        record = _record(await (await self.outbox.flush()).request("link", fields))
-        handle = Handle(self, record["id"], owns=not record["published"], record=record, target=target)
-        return _like(target, handle)
+        return await chains.link(self, target, tags, description)
 
     def link_soon(self, target: Pointer) -> Pointer:
         """The same without waiting, for the result of an operation on a chain."""
-        handle = Handle(self, fresh_id(), owns=True, target=target)
-        if can_block():
-            block(self, lambda: self._link_now(handle, target))
-        else:
-            task = self.loop.create_task(self._link_now(handle, target))
-            _background.add(task)
-            task.add_done_callback(_background.discard)
-        return _like(target, handle)
+        return chains.link_soon(self, target)
 
     def put_soon(self, handle: Handle, fields: dict[str, Any], data: bytes) -> None:
         """A small value put there before every operation that is queued after this. Its failure is its handle's."""
-
-        def heard(answer: Response | GridError) -> None:
-            if isinstance(answer, GridError):
-                handle.fail(answer)
-
-        async def put() -> None:
-            asked = self._links.lasting(self.member).post("put", {"id": handle.id, **fields}, data, heard)
-            asked.add_done_callback(forget)
-
-        if can_block():
-            block(self, put)
-        else:
-            with contextlib.suppress(StopIteration):
-                put().send(None)
-
-    async def _link_now(self, handle: Handle, target: Pointer) -> None:
-        try:
-            await (await self.outbox.flush()).request("link", self._link_fields(target, handle.id))
-        except GridError as error:
-            handle.fail(error)
-        if handle._gone is not None:
-            self.outbox.release(handle.id)  # it was given up before it was there
-
-    def _link_fields(self, target: Pointer, id: bytes) -> dict[str, Any]:
-        header = TensorHeader(NAME_OF[target.dtype], tuple(target.shape))
-        where = {"peer": target.location.id, "name": target.location.name, "object": target._handle.id}
-        return {"id": id, **where, **header.to_wire()}
+        sending.put_soon(self, handle, fields, data)
 
     # --- to other peers -----------------------------------------------------------------------------------
 
@@ -394,20 +278,7 @@ class RemotePeer:
         self, pointer: Pointer, target: RemotePeer, *, move: bool, publish: bool | None = None
     ) -> Pointer:
         """Move or copy an object from this peer to `target`, directly; the pointer there."""
-        handle = pointer._handle
-        id = handle.id if move else fresh_id()
-        publish = handle.is_published if publish is None else publish
-        if pointer.requires_grad and not pointer.is_leaf and torch.is_grad_enabled():
-            # What it was made by needs it still, to run backward: it stays, and the gradient comes back to it.
-            there = await self.transfer(pointer.detach(), target, move=False, publish=False)  # type: ignore[arg-type]
-            return crossed(pointer, there)
-        async with handle.in_use():
-            record = await self.hand_over(handle.id, target, id, move=move, publish=publish)
-        made = Handle(target, record["id"], owns=not record["published"], record=record, target=handle.target)
-        result = Pointer.of(made, pointer.dtype, pointer.shape, requires_grad=pointer.requires_grad and pointer.is_leaf)
-        if result.requires_grad and isinstance(pointer.grad, Pointer):
-            result.grad = await self.transfer(pointer.grad, target, move=move)
-        return result
+        return await transfer(self, pointer, target, move=move, publish=publish)
 
     async def hand_over(
         self, id: bytes, target: RemotePeer, new_id: bytes, *, move: bool, publish: bool
@@ -415,34 +286,6 @@ class RemotePeer:
         """See grid/handing.py; what was asked here before comes first."""
         await self.outbox.settle()
         return await hand_over(self, target, self.asker, id, new_id, move=move, publish=publish)
-
-
-_background: set[asyncio.Task[None]] = set()
-
-
-async def _into_memory(answer: Response | Download) -> bytearray | memoryview:
-    """The payload in memory that the tensor may keep: writable, aligned."""
-    if answer.stream is None:
-        return bytearray(answer.payload)
-    data = fresh(answer.stream.nbytes)
-    await answer.stream.into(data)
-    return data
-
-
-def _undo(link: Lasting, asked: asyncio.Future[Response], args: dict[str, Any]) -> None:
-    """A put that nobody waits for was answered."""
-    if not asked.cancelled() and asked.exception() is None:
-        link.post(*undoing(args)).add_done_callback(forget)
-
-
-def _like(target: Pointer, handle: Handle) -> Pointer:
-    """A pointer to a pointer: operations run on the object that it leads to, as that lies in its memory."""
-    offset = int(target.storage_offset())
-    return Pointer.of(handle, target.dtype, target.shape, target.stride(), offset=offset)
-
-
-def _record(answer: Response) -> dict[str, Any]:
-    return dict(answer.result["record"])
 
 
 def pointer_to(home: RemotePeer, record: dict[str, Any], target: Pointer | None = None) -> Pointer:

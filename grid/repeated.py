@@ -17,10 +17,12 @@ import torch
 
 from compute.bounds import Result
 from compute.estimate import Estimate
+from compute.operations import OPERATIONS
 from compute.table import Entry
 from compute.values import encode
 from grid.handle import Handle
 from grid.ids import fresh_id
+from grid.stretches import Look
 from protocol import limits
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ class Reading(NamedTuple):
 
     Attributes:
         key: what it looks like.
-        pointers: those among the arguments, in order.
+        pointers, ids: those among the arguments, in order.
+        floats: the floats among them, in order.
         args, kwargs: the arguments as they travel.
     """
 
@@ -45,9 +48,11 @@ class Reading(NamedTuple):
     pointers: list[Pointer]
     args: list[Any]
     kwargs: dict[str, Any]
+    ids: list[bytes]
+    floats: list[float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """What becomes of a call that looks like one that was dispatched.
 
@@ -86,8 +91,6 @@ class Repeated:
 
     def learn(self, reading: Reading, plan: Plan) -> None:
         """A call that looks like this was dispatched."""
-        if plan.entry.category == "factory":
-            return  # there a float shapes the result
         if len(self._plans) >= limits.MAX_PLANS:
             self._plans.clear()
         operation = [plan.entry.name, reading.args, reading.kwargs, [_SOME_ID] * len(plan.results)]
@@ -99,21 +102,26 @@ class Repeated:
         kind = self._kind
         key: list[Any] = [name]
         pointers: list[Pointer] = []
+        ids: list[bytes] = []
+        floats: list[float] = []
         wire: list[Any] = []
         for value in args:
             type_ = type(value)
             if type_ is kind:
                 key += (value.dtype, value.shape, value.stride())
                 pointers.append(value)
-                wire.append(value._handle.id)
+                id = value._handle.id
+                ids.append(id)
+                wire.append(id)
             elif type_ is float:
                 key.append(float)
+                floats.append(value)
                 wire.append(value)
             elif type_ in _PLAIN:
                 key += (type_, value)
                 wire.append(value)
             elif type_ is list or type_ is tuple:
-                items = self._read_list(value, key, pointers)
+                items = self._read_list(value, key, pointers, ids)
                 if items is None:
                     return None
                 wire.append(items)
@@ -122,11 +130,17 @@ class Repeated:
                 wire.append(encode(value, _no_tensor))
             else:
                 return None
-        named = _read_named(kwargs, key) if kwargs else {}
+        named = _read_named(kwargs, key, floats) if kwargs else {}
+        if floats and OPERATIONS.get(name) == "factory":
+            key += floats  # there a float shapes the result
         home = _home_of(pointers)
-        return None if home is None or named is None else Reading(tuple(key), home, pointers, wire, named)
+        if home is None or named is None:
+            return None
+        return Reading(tuple(key), home, pointers, wire, named, ids, floats)
 
-    def _read_list(self, values: Sequence[Any], key: list[Any], pointers: list[Pointer]) -> list[Any] | None:
+    def _read_list(
+        self, values: Sequence[Any], key: list[Any], pointers: list[Pointer], ids: list[bytes]
+    ) -> list[Any] | None:
         """The items as they travel, where all are pointers, all are integers, or all are truth values."""
         types = set(map(type, values))
         if types in _WHOLE:
@@ -138,17 +152,25 @@ class Repeated:
         for value in values:
             key += (value.dtype, value.shape, value.stride())
         pointers += values
-        return [value._handle.id for value in values]
+        items = [value._handle.id for value in values]
+        ids += items
+        return items
 
     def queue(
-        self, plan: Plan, home: RemotePeer, tensors: Sequence[Any], args: list[Any], kwargs: dict[str, Any]
+        self,
+        plan: Plan,
+        home: RemotePeer,
+        tensors: Sequence[Any],
+        args: list[Any],
+        kwargs: dict[str, Any],
+        look: Look | None = None,
     ) -> Any:
         """Queue a call, of which these are the tensors in order; its results."""
         entry = plan.entry
         if entry.is_inplace:
             changed = tensors[0]
             changed._handle.check_writable(entry.name)
-            home.outbox.post([entry.name, args, kwargs, []], (changed._handle,), plan.nbytes)
+            home.outbox.post([entry.name, args, kwargs, []], (changed._handle,), plan.nbytes, look)
             return changed
         made: list[Any] = []
         handles: list[Handle] = []
@@ -162,6 +184,8 @@ class Repeated:
                 viewed = tensors[result.of]
                 offset += int(viewed.storage_offset()) * viewed.itemsize // result.dtype.itemsize
             handle = Handle(home, fresh_id(), owns=True)
+            if result.of is not None:
+                handle.is_fixed = viewed._handle.is_fixed or viewed._handle.is_published
             handles.append(handle)
             made.append(self._kind.of(handle, result.dtype, shape, result.stride, offset=offset))
         outs = [handle.id for handle in handles]
@@ -170,7 +194,7 @@ class Repeated:
             for handle in written:
                 handle.check_writable(entry.name)
             handles += written
-        home.outbox.post([entry.name, args, kwargs, outs], handles, plan.nbytes)
+        home.outbox.post([entry.name, args, kwargs, outs], handles, plan.nbytes, look)
         if entry.gives_list:
             return made
         if entry.n_results == 1:
@@ -181,17 +205,21 @@ class Repeated:
 _SOME_ID: Final = bytes(16)
 
 
-def _read_named(kwargs: Mapping[str, Any], key: list[Any]) -> dict[str, Any] | None:
+def _read_named(kwargs: Mapping[str, Any], key: list[Any], floats: list[float]) -> dict[str, Any] | None:
     named: dict[str, Any] = {}
     for name, value in kwargs.items():
         type_ = type(value)
-        if type_ is float:
+        if name in PLACES:
+            if name == "device" and value is not None:
+                return None  # whether it is the peer's is looked at each time
+        elif type_ is float:
             key += (name, float)
+            floats.append(value)
             named[name] = value
         elif type_ in _NAMED:
             key += (name, type_, value)
             named[name] = encode(value, _no_tensor)
-        elif type_ in _PLAIN and value is not None and name not in PLACES:
+        elif type_ in _PLAIN and value is not None:
             key += (name, type_, value)
             named[name] = value
         else:

@@ -1,25 +1,28 @@
-"""A plan from its arguments to its result: find, capture, place, bring, run as one request."""
+"""A plan from its arguments to its result: find, capture, place, bring, run as one request.
+
+While it runs, what was found is looked at again. Where that is not so any more, or the run met something that is gone,
+the queries are asked once more; if they find other objects now, it runs once more, on those.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from compute.capture import LOADED, Captured, capture
-from compute.dtypes import DTYPE_OF
-from compute.program import Program
-from grid.handle import Handle
-from grid.ids import fresh_id
-from grid.modules import RemoteModel
-from grid.placement import Input, Placement, place
-from grid.plans import Plan, RemotePlan
+from grid.executing import Executor
+from grid.explaining import Explanation, explained
+from grid.jails import JailJob
+from grid.jobs import Call, Job, Part
+from grid.placement import Candidate, Choice, Input, candidates, place
+from grid.plans import Plan
 from grid.pointer import Pointer
-from protocol.errors import BadRequest, CannotCapture, NotFound
+from grid.several import settled
+from grid.world import Seen, World
+from protocol.errors import Ambiguous, BadRequest, Changed, GridError, LinkError, NotCollocated, NotFound
 
 if TYPE_CHECKING:
     from grid.client import Grid
@@ -27,13 +30,24 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8  # inputs on their way at the same time
 
+Divide = Callable[[World], Awaitable[Mapping[str, Part]]]
+
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """A program and, for each of its inputs, the tensor or pointer that it is given."""
+class Ran:
+    """What a job gave, the name of the peer that has it, and whether what was found had changed meanwhile, perhaps."""
 
-    program: Program
-    inputs: list[torch.Tensor]
+    job: Job | JailJob
+    outputs: Any
+    peer: str
+    is_doubtful: bool
+
+    async def result(self) -> Any:
+        """The function's own. What the function changes in its arguments is changed now, and not for a run that has to
+        be done again."""
+        if isinstance(self.job, JailJob) or self.job.finish is None:
+            return self.outputs
+        return await self.job.finish(self.outputs)
 
 
 class Runner:
@@ -44,73 +58,123 @@ class Runner:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._known: set[tuple[str, str]] = set()  # (peer id, program id)
+        self._executor = Executor()
 
     async def run(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """See Grid.run."""
-        if isinstance(plan, RemotePlan):
-            job = await self._stored(plan, args, kwargs)
-        else:
-            if not callable(plan):
-                raise BadRequest(f"run takes a plan, a function or a stored plan first, not {type(plan).__name__}")
-            made = plan if isinstance(plan, Plan) else Plan(plan)
-            job = await self._capture(made, await self._resolve(made.bind(args, kwargs)))
-        placement = place(_described(job), self._grid.id)
-        home = self._grid[placement.peer]
-        ids, brought = await self._bring(job, placement, home)
+        call = Call(plan, args, kwargs)
+
+        async def whole(world: World) -> Mapping[str, Part]:
+            return {"": Part(world)}
+
+        (ran,) = (await self.all_parts(call, await self.found(call), whole)).values()
+        if isinstance(ran, BaseException):
+            raise ran
+        return await ran.result()
+
+    async def explain(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Explanation:
+        """See Grid.explain."""
+        call = Call(plan, args, kwargs)
+        part = Part(await self.found(call))
+        job = await call.job(part)
+        if isinstance(job, JailJob):
+            raise BadRequest(f"{job.name} is a jail: what it does is known when it has run. explain() is for plans")
+        inputs, choice = described(job), self._choice(job, part)
+        return explained(job, part.world, inputs, candidates(inputs, self._grid.id, choice), self._grid.id)
+
+    async def build(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
+        """See Grid.build."""
+        call = Call(plan, args, kwargs)
+        return await call.build(Part(await self.found(call)))
+
+    async def found(self, call: Call) -> World:
+        """What the queries of a call find."""
+        world = World(self._grid.search)
+        await world.look(call.queries)
+        return world
+
+    # --- a world that changes -----------------------------------------------------------------------------
+
+    async def all_parts(self, call: Call, world: World, divide: Divide) -> dict[str, Any]:
+        """Run all parts into which `divide` divides what was found, at the same time. For each what it gave (a Ran),
+        or its exception. Those whose objects changed meanwhile run once more.
+
+        Raises:
+            NotFound, Ambiguous: a query does not find one object, or not any more; the message says what it found.
+        """
+        parts = await divide(world)
+        answers = await self._run_parts(call, parts, {})
+        if not any(map(_is_doubtful, answers.values())):
+            return answers
+        later = await world.again()
+        changes = world.changes(later)
+        if not changes:
+            return answers
+        lost = {name: answer for name, answer in answers.items() if isinstance(answer, LinkError)}
+        kept = {parts[name].seen: ran for name, ran in answers.items() if isinstance(ran, Ran)}
         try:
-            return await self._execute(job.program, home, ids, brought)
+            parts = await divide(later)
+        except (NotFound, Ambiguous, NotCollocated) as error:
+            raise _told(error, changes) from None
+        answers = await self._run_parts(call, parts, kept)
+        if any(map(_is_doubtful, answers.values())):
+            again = later.changes(await later.again())
+            answers = {name: _second(answer, changes, again) for name, answer in answers.items()}
+        return {**{name: error for name, error in lost.items() if name not in parts}, **answers}
+
+    async def _run_parts(self, call: Call, parts: Mapping[str, Part], kept: Mapping[Seen, Ran]) -> dict[str, Any]:
+        """Each part's result or exception; of one that ran on these very objects before, what that gave.
+
+        Raises:
+            NotCollocated: one of them may not run where it has to; then none did.
+        """
+        answers: dict[str, Any] = {name: kept.get(part.seen) for name, part in parts.items()}
+        left = {name: part for name, part in parts.items() if answers[name] is None}
+        answers.update(zip(left, await settled([call.job(part) for part in left.values()]), strict=True))
+        ready = {name: answers[name] for name in left if isinstance(answers[name], Job | JailJob)}
+        places = {name: self._place(job, left[name]) for name, job in ready.items()}
+        running = [self._run_part(left[name], job, places[name]) for name, job in ready.items()]
+        return {**answers, **dict(zip(ready, await settled(running), strict=True))}
+
+    def _place(self, job: Job | JailJob, part: Part) -> Candidate:
+        return place(described(job), self._grid.id, self._choice(job, part))
+
+    async def _run_part(self, part: Part, job: Job | JailJob, placement: Candidate) -> Ran:
+        home = self._grid[placement.peer]
+        if not part.world.hits:
+            return Ran(job, await self._run_there(job, placement, home), home.name, False)
+        looking = asyncio.create_task(part.is_doubtful())
+        try:
+            outputs = await self._run_there(job, placement, home)
+            return Ran(job, outputs, home.name, await looking)
+        finally:
+            looking.cancel()
+
+    def _choice(self, job: Job | JailJob, part: Part) -> Choice:
+        alive = {peer.id for peer in self._grid.peers() if peer.state == "alive"}
+        ready = alive if isinstance(job, JailJob) else self._executor.knowing(job.program) & alive
+        at, otherwise = (None if one is None else (one.id, one.name) for one in (part.peer, job.holder))
+        return Choice(ready, at, otherwise)
+
+    # --- bringing together --------------------------------------------------------------------------------
+
+    async def _run_there(self, job: Job | JailJob, placement: Candidate, home: RemotePeer) -> Any:
+        brought = await self._bring(job, placement, home)
+        ids = [_at(home, tensor, brought)._handle.id for tensor in job.inputs]
+        labels = frozenset().union(*(t._handle.labels for t in job.inputs if isinstance(t, Pointer)))
+        record = {"labels": sorted(labels), "owner": self._grid.id, "published": False} if labels else None
+        try:
+            if isinstance(job, JailJob):
+                return await job.run(home, ids, record)
+            return await self._executor.run(home, job.program, ids, name=job.name, record=record)
         except NotFound:
             for given in job.inputs:
                 if isinstance(given, Pointer):
                     await given._handle.recheck()
             raise
 
-    # --- finding ------------------------------------------------------------------------------------------
-
-    async def _resolve(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments with each query replaced by the one object that it finds."""
-        values = await asyncio.gather(*(self._resolve_one(value) for value in arguments.values()))
-        return dict(zip(arguments, values, strict=True))
-
-    async def _resolve_one(self, value: Any) -> Any:
-        if isinstance(value, str):
-            value = (await self._grid.search(value)).one()
-        if isinstance(value, RemoteModel):
-            return (await value.load()).module
-        if isinstance(value, Pointer):
-            value._handle.check()
-            return _end_of_chain(value)
-        return value
-
-    # --- capturing ----------------------------------------------------------------------------------------
-
-    async def _capture(self, plan: Plan, arguments: dict[str, Any]) -> _Job:
-        loads: dict[str, Any] = {}
-        while True:
-            try:
-                captured = capture(plan.function, arguments, loads)
-            except CannotCapture as error:
-                query = error.fields.get("load")
-                if query is None or query in loads:
-                    raise
-                loads[query] = await self._resolve_one(query)
-            else:
-                return _Job(captured.program, _inputs_of(captured, arguments, loads))
-
-    async def _stored(self, plan: RemotePlan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Job:
-        program = (await plan.load()).program
-        names = [given.name for given in program.inputs]
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        if len(args) > len(names) or set(arguments) != set(names):
-            raise BadRequest(f"the plan takes {', '.join(names)}; given were {', '.join(arguments) or 'none'}")
-        resolved = await self._resolve(arguments)
-        return _Job(program, [torch.as_tensor(resolved[name]) for name in names])
-
-    # --- bringing together --------------------------------------------------------------------------------
-
-    async def _bring(self, job: _Job, placement: Placement, home: RemotePeer) -> tuple[list[bytes], list[Pointer]]:
-        """The ids of all inputs at `home`, and what was brought there (temporaries, to be kept until the end)."""
+    async def _bring(self, job: Job | JailJob, placement: Candidate, home: RemotePeer) -> dict[object, Pointer]:
+        """What was brought to `home`: temporaries, to be kept until the end, each by its object."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def bring(tensor: torch.Tensor) -> Pointer:
@@ -119,106 +183,55 @@ class Runner:
                     return await tensor._copy_to(home)
                 return await home.send(tensor.detach())
 
-        brought = dict(
-            zip(
-                placement.brought,
-                await asyncio.gather(*(bring(job.inputs[index]) for index in placement.brought)),
-                strict=True,
-            )
-        )
-        pointers = [brought.get(index, tensor) for index, tensor in enumerate(job.inputs)]
-        return [pointer._handle.id for pointer in pointers if isinstance(pointer, Pointer)], list(brought.values())
-
-    # --- running ------------------------------------------------------------------------------------------
-
-    async def _execute(self, program: Program, home: RemotePeer, ids: list[bytes], brought: list[Pointer]) -> Any:
-        outs = [fresh_id() for _ in _references(program.outputs)]
-        args = {"program": program.id, "inputs": ids, "outs": outs}
-        code = b"" if (home.id, program.id) in self._known else program.to_bytes()
-        try:
-            answer = await home.request("execute", args, code)
-        except NotFound:
-            if code:
-                raise
-            answer = await home.request("execute", args, program.to_bytes())  # its worker is a new one
-        self._known.add((home.id, program.id))
-        brought.clear()
-        made = iter(
-            Pointer.of(Handle(home, out, owns=True), DTYPE_OF[header["dtype"]], header["shape"])
-            for out, header in zip(outs, answer["results"], strict=True)
-        )
-        return _rebuilt(program.outputs, made)
+        tensors = [job.inputs[index] for index in placement.brought]
+        made = await asyncio.gather(*map(bring, tensors))
+        return dict(zip(map(_key, tensors), made, strict=True))
 
 
-def _end_of_chain(pointer: Pointer) -> Pointer:
-    """Where the data of a chain are."""
-    while pointer._handle.target is not None:
-        pointer = pointer._handle.target
-    return pointer
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of an argument, by the path that capture gives their inputs."""
-    if isinstance(value, torch.Tensor):
-        yield path, value
-    elif isinstance(value, nn.Module):
-        for name, tensor in [
-            *value.named_parameters(remove_duplicate=False),
-            *value.named_buffers(remove_duplicate=False),
-        ]:
-            yield f"{path}.{name}", tensor
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple):
-        for at, item in enumerate(value):
-            yield from _leaves(item, f"{path}.{at}")
-
-
-def _inputs_of(captured: Captured, arguments: Mapping[str, Any], loads: Mapping[str, Any]) -> list[torch.Tensor]:
-    found = dict(_leaves(arguments, ""))
-    for query, value in loads.items():
-        found.update(_leaves(value, LOADED + query))
-    found.update(captured.constants)
-    return [found[path] for path in captured.inputs]
-
-
-def _described(job: _Job) -> list[Input]:
-    described = []
-    for given, tensor in zip(job.program.inputs, job.inputs, strict=True):
-        nbytes = tensor.numel() * tensor.element_size()
+def described(job: Job | JailJob) -> list[Input]:
+    """The inputs, as placement sees them."""
+    found = []
+    for what, tensor in zip(job.what, job.inputs, strict=True):
+        nbytes, key = tensor.numel() * tensor.element_size(), _key(tensor)
         if isinstance(tensor, Pointer):
             handle = tensor._handle
-            described.append(Input(given.name, handle.home.id, nbytes, handle.labels, handle.home.name))
+            found.append(Input(what, handle.home.id, nbytes, handle.labels, handle.home.name, key))
         else:
-            described.append(Input(given.name, None, nbytes))
-    return described
+            found.append(Input(what, None, nbytes, key=key))
+    return found
 
 
-def _references(template: Any) -> Iterator[Mapping[str, Any]]:
-    """The values that come out of a program, in order (PROGRAM.md, Outputs)."""
-    if isinstance(template, list):
-        for item in template:
-            yield from _references(item)
-    elif isinstance(template, Mapping):
-        if "node" in template or "constant" in template:
-            yield template
-        elif "tuple" in template:
-            yield from _references(template["tuple"])
-        elif "map" in template:
-            # In canonical bytes, which is what the peer has, the entries of a map are sorted.
-            yield from _references([item for _, item in sorted(template["map"].items())])
+def _key(tensor: torch.Tensor) -> object:
+    return (tensor._handle.home.id, tensor._handle.id) if isinstance(tensor, Pointer) else id(tensor)
 
 
-def _rebuilt(template: Any, made: Iterator[Pointer]) -> Any:
-    """The function's own result structure, with pointers in it."""
-    if isinstance(template, list):
-        return [_rebuilt(item, made) for item in template]
-    if isinstance(template, Mapping):
-        if "tuple" in template:
-            return tuple(_rebuilt(item, made) for item in template["tuple"])
-        if "map" in template:
-            rebuilt = {key: _rebuilt(item, made) for key, item in sorted(template["map"].items())}
-            return {key: rebuilt[key] for key in template["map"]}
-        return next(made)
-    return template
+def _at(home: RemotePeer, tensor: torch.Tensor, brought: Mapping[object, Pointer]) -> Pointer:
+    if isinstance(tensor, Pointer) and tensor._handle.home.id == home.id:
+        return tensor
+    return brought[_key(tensor)]
+
+
+# --- what changed -----------------------------------------------------------------------------------------
+
+
+def _is_doubtful(answer: Any) -> bool:
+    """Whether another look at what the queries find might tell why, or give another result."""
+    return answer.is_doubtful if isinstance(answer, Ran) else isinstance(answer, NotFound | LinkError | Changed)
+
+
+def _second(answer: Any, changes: Sequence[str], again: Sequence[str]) -> Any:
+    """What the second try gave; where it was in vain too, with what had changed."""
+    if again and _is_doubtful(answer):
+        return Changed(
+            f"what the plan's queries find changed twice while it was about to run: {'; '.join([*changes, *again])}. "
+            "Run it again when they stay as they are, or give pointers (hits.one()) instead of queries"
+        )
+    return _told(answer, changes) if isinstance(answer, GridError) else answer
+
+
+def _told(error: GridError, changes: Sequence[str]) -> GridError:
+    """The error of the second try, with what had become of the first."""
+    told = error.again()
+    told.message = f"{error.message}. The grid changed while the plan was about to run: {'; '.join(changes)}"
+    told.args = (told.message,)
+    return told

@@ -1,4 +1,5 @@
-"""Objects into files, in pieces as they come: `grid get -o`, `await pointer.save(path)`. Without torch, but for .pt."""
+"""Objects into files, in pieces as they come: `grid get -o`, `await pointer.save(path)`. Without torch, but for .pt,
+.pt2 and .onnx."""
 
 from __future__ import annotations
 
@@ -9,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from compute.spec import layout_of, unpack_spec
-from grid.files.formats import Layout
+from grid.files.formats import MODELS, Layout
 from grid.files.writing import check_room, check_target, is_whole, save
 from grid.ids import PART_BYTES
 from peer.elsewhere import TensorName
 from peer.resuming import Connect, Download, Others, Progress, Waiting
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import BadProgram, BadRequest
+from protocol.errors import BadFile, BadProgram, BadRequest
 from protocol.tensors import TensorHeader
 
 
@@ -39,10 +40,11 @@ async def save_object(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write an object's value to a file, in the format that its ending says; a model's state dict.
+    """Write an object's value to a file, in the format that its ending says; of a model its state dict, or, in .pt2
+    and .onnx, all of it.
 
-    No more than a few pieces of it are in memory, but for .pt, which torch writes from memory. The file appears
-    whole or not at all; cancelled, it leaves nothing.
+    No more than a few pieces of it are in memory, but for .pt, .pt2 and .onnx, which torch writes from memory. The
+    file appears whole or not at all; cancelled, it leaves nothing.
 
     Raises:
         BadFile: an ending that cannot be written, a file that is there (without `overwrite`), a value that the format
@@ -53,8 +55,13 @@ async def save_object(
     target = check_target(path, overwrite)
     if source.kind not in ("tensor", "model", "pointer"):
         raise BadRequest(f"fetch does not work on a {source.kind}")
+    is_model_file = target.suffix.lower() in MODELS
+    if is_model_file and source.kind != "model":
+        raise BadFile(f"{target} holds a model, and this is a {source.kind}: write .safetensors, .npy or .pt")
     download = await _begin(source, source.id, progress)
     try:
+        if is_model_file:
+            return await _save_model(target, download, overwrite)
         layout, pieces = await (_model if source.kind == "model" else _tensor)(source, download)
         if is_whole(target):
             return await _save_whole(target, source.kind, layout, pieces, overwrite)
@@ -109,6 +116,21 @@ async def _model(source: Source, download: Download) -> tuple[Layout, AsyncItera
                 yield piece
 
     return wanted, pieces()
+
+
+async def _save_model(target: Path, download: Download, overwrite: bool) -> Path:
+    """With its program, as another format has it: torch makes the file from memory."""
+    from compute.model import ModelSpec
+    from grid.files.models import built, write_model
+
+    rest = _Rest(download)
+    spec = ModelSpec.from_wire(unpack_spec(await rest.take(_size(download.result.get("spec_bytes")))))
+    check_room(target, spec.nbytes)
+    data, at = memoryview(bytearray(spec.nbytes)), 0
+    async for piece in rest.next(spec.nbytes):
+        data[at : at + len(piece)] = piece
+        at += len(piece)
+    return write_model(built(spec, data), target, overwrite)
 
 
 def _size(value: object) -> int:

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from grid.jails import Jail
 from grid.plans import Plan
 from grid.pointer import Pointer
 from protocol.errors import BadFile, GridError
 
 
-def load_plan(reference: str) -> Plan:
-    """The plan of "FILE.py:PLAN", or of "FILE.py" where there is one in it. The file is run, as an import would.
+def load_plan(reference: str) -> Plan | Jail:
+    """The plan or jail of "FILE.py:PLAN", or of "FILE.py" where there is one in it. It is run, as an import would.
 
     Raises:
         BadFile: no such file, no such plan in it, or the file itself fails; the message has its line.
@@ -25,9 +26,11 @@ def load_plan(reference: str) -> Plan:
     path = Path(text if colon and not reference.endswith(".py") else reference)
     wanted = name if path == Path(text) else ""
     if path.suffix != ".py" or not path.is_file():
-        raise BadFile(f"there is no Python file {path}; a plan is named as FILE.py:PLAN")
+        raise BadFile(
+            f"there is no Python file {path}; a plan is named as FILE.py:PLAN, or found by a query such as '#accuracy'"
+        )
     module = _run(path)
-    plans = {key: value for key, value in vars(module).items() if isinstance(value, Plan)}
+    plans = {key: value for key, value in vars(module).items() if isinstance(value, Plan | Jail)}
     if wanted in plans:
         return plans[wanted]
     if not wanted and len(plans) == 1:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 async def settled(calls: Sequence[Awaitable[Any]]) -> list[Any]:
     """All at once; for each what it gave, or its exception."""
+    if len(calls) == 1:  # without a task
+        try:
+            return [await calls[0]]
+        except Exception as error:
+            return [error]
     return await asyncio.gather(*calls, return_exceptions=True)
 
 

@@ -82,6 +82,11 @@ def clean(value: object) -> str:
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(value))
 
 
+def clean_lines(text: str) -> str:
+    """The same of several lines."""
+    return "\n".join(clean(line) for line in text.splitlines())
+
+
 def named(record: Mapping[str, Any]) -> str:
     """An object in a sentence."""
     shape = "" if record.get("shape") is None else f" {record['dtype']} {list(record['shape'])}"
@@ -330,9 +335,35 @@ def value_json(value: Any) -> Any:
 
 
 def print_value(value: Any) -> None:
-    """A result for people: a number as it is, a tensor as torch shows it."""
+    """A result for people: a number as it is, a tensor as torch shows it; of several each with its name."""
+    for line in _value_lines(value, ""):
+        print(line)
+
+
+def _value_lines(value: Any, name: str) -> list[str]:
     import torch
 
-    if isinstance(value, torch.Tensor) and value.dim() == 0:
-        value = value.item()
-    print(value)
+    if isinstance(value, Mapping) and value:
+        return [
+            line for key, item in value.items() for line in _value_lines(item, f"{name}.{key}" if name else str(key))
+        ]
+    if isinstance(value, list | tuple) and any(
+        isinstance(item, torch.Tensor | Mapping | list | tuple) for item in value
+    ):
+        return [
+            line for at, item in enumerate(value) for line in _value_lines(item, f"{name}.{at}" if name else str(at))
+        ]
+    text = _scalar(value) if isinstance(value, torch.Tensor) and value.dim() == 0 else str(value)
+    if not name:
+        return [text]
+    first, *others = text.splitlines() or [""]
+    return [f"{clean(name)}: {first}", *(" " * (len(clean(name)) + 2) + line for line in others)]
+
+
+def _scalar(value: Any) -> str:
+    """A number with as many digits as its dtype has: 0.118, and not what float32 makes of it."""
+    import torch
+
+    number = value.item()
+    digits = {torch.float32: 7, torch.float16: 4, torch.bfloat16: 3}.get(value.dtype)
+    return str(number) if digits is None or not math.isfinite(number) else repr(float(f"{number:.{digits}g}"))

@@ -35,6 +35,7 @@ Files in import order:
     buffers.py      shared memory for values (over worker/memory.py)
     store/          published objects: SQLite and safetensors files
     worker/         the processes that run operations
+    jail_rules.py   whose jails run here, and what one may take: decides
     watching.py     what they take of this machine: looked at, booked, bounded
     workers.py      starts, finds and ends them
     objects.py      all objects of a peer, found under one rule
@@ -43,9 +44,16 @@ Files in import order:
     operations.py   operations as they come: their form, what they name and change
     batches.py      operations on their way to workers, and what became of them
     taking.py       the value of a temporary, until somebody has it
+    stretch.py      operations that come again: what is the same each time
     at_once.py      the lean path: operations for which nothing has to be waited
     seeds.py        what random numbers begin with, in each worker: decides
-    execution.py    operations and programs to workers, in order
+    execution.py    operations to workers, in order
+    runs.py         what is running for whom: listed, ended: decides
+    programs.py     whole programs to workers
+    jails.py        source of a principal's, each run in a process of its own
+    agreement.py    what all who take part in a secure run agree on: decides
+    secure_lines.py lines between peers for secure runs
+    secure.py       secure runs: this peer's part in them
     arrivals.py     what is coming in, checked before it is read
     intake.py       one value on its way in: into memory, or into the store
     uploads.py      values on their way in that survive the line over which they come
@@ -60,6 +68,8 @@ Files in import order:
     elsewhere.py    who else has what its holder has damaged
     pulls.py        from peer to peer, at the target: pull
     upkeep.py       verify and compact, for the operator
+    program_requests.py  the requests about programs, and what runs
+    run_requests.py requests to run operations
     requests.py     what can be asked, one method each
     peer.py         wires the parts together
     process.py      a peer in this process, until it is told to stop

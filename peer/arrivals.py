@@ -8,6 +8,7 @@ from typing import Any
 
 from compute.program import Program
 from compute.spec import layout_of, program_of
+from peer import permissions
 from peer.objects import Target, check_id
 from peer.store.contents import Contents
 from protocol import limits
@@ -33,6 +34,7 @@ class Arrival:
     description: str
     name: str | None
     target: Target | None = None
+    reveal: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, args: Mapping[str, Any], owner: str, labels: frozenset[str]) -> Arrival:
@@ -58,6 +60,7 @@ class Arrival:
             check_description("description", args.get("description") or ""),
             name,
             _target(args.get("target")) if kind == "pointer" else None,
+            permissions.checked_reveal(args.get("reveal") or []),
         )
         if kind in ("model", "plan") and not made.publish:
             raise BadRequest(f"a {kind} is kept published: give it tags")
@@ -66,6 +69,7 @@ class Arrival:
     def record(self, created: float, nbytes: int) -> dict[str, Any]:
         header = self.header
         return {
+            **({"reveal": list(self.reveal)} if self.reveal else {}),
             "id": self.id,
             "kind": self.kind,
             "owner": self.owner,
@@ -89,6 +93,7 @@ class Arrival:
             and (record["description"], record["name"]) == (self.description, self.name)
             and set(record["tags"]) == set(self.tags)
             and frozenset(record["labels"]) == self.labels
+            and tuple(record.get("reveal", ())) == self.reveal
             and (header is None or (record["dtype"], tuple(record["shape"])) == (header.dtype, header.shape))
         )
 

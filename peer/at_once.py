@@ -13,9 +13,12 @@ from compute.writes import written_positions
 from peer.batches import Fault, Results, Snapshot
 from peer.objects import Objects, Temporary
 from peer.operations import Operation, check_operation, flat_references
+from peer.seeds import SEED
+from peer.stretch import Use
 from peer.worker.remote import Exported, Result, Span, Worker
 from peer.workers import WorkerPool
 from protocol.errors import GridError
+from protocol.tensors import TensorHeader
 
 NO_LABELS: Final[frozenset[str]] = frozenset()
 Then = Callable[[list[Fault | None], Snapshot | GridError | None], None]
@@ -46,6 +49,8 @@ def at_hand(
     temporary, holds = objects.temporary, worker.holds
     for operation in operations:
         name, args, kwargs, outs = check_operation(operation)
+        if name == SEED:
+            return None  # it concerns every worker, those too that are not there yet
         for id in flat_references(args, kwargs):
             if id in made:
                 continue
@@ -67,6 +72,27 @@ def at_hand(
         if not _is_there(objects, asker, worker, wanted) or not worker.has_made(wanted):
             return None
     return AtHand(worker, made, is_writing)
+
+
+def use_at_hand(objects: Objects, workers: WorkerPool, asker: str, use: Use, wanted: bytes | None) -> AtHand | None:
+    """`at_hand`, for a stretch: of its operations all is known but what they are given."""
+    worker = workers.find(asker, NO_LABELS)
+    if worker is None or not worker.is_ready:
+        return None
+    temporary, holds = objects.temporary, worker.holds
+    for id in use.ids:
+        held = temporary(id)
+        is_own = held is not None and held.worker is worker and held.owner == asker and not held.labels
+        if not (is_own and holds(id)) and not _is_there(objects, asker, worker, id):
+            return None
+    for slot in use.stretch.written:
+        held = temporary(use.ids[slot])
+        if held is not None and held.is_being_published:
+            return None
+    if wanted is not None and wanted not in use.outs:
+        if not _is_there(objects, asker, worker, wanted) or not worker.has_made(wanted):
+            return None
+    return AtHand(worker, use.outs, use.stretch.is_writing)
 
 
 def _is_there(objects: Objects, asker: str, worker: Worker, id: bytes) -> bool:
@@ -91,20 +117,20 @@ def _may_write(objects: Objects, positions: Sequence[int], args: list[Any]) -> b
 class Hearing:
     """Hears from the worker (as its `Asker`) what became of the operations of one request."""
 
-    __slots__ = ("_open", "_operations", "_results", "_then", "_worker", "made")
+    __slots__ = ("_asked", "_open", "_results", "_then", "_worker", "made")
 
     def __init__(
         self,
         results: Results,
         worker: Worker,
-        operations: Sequence[Operation],
+        asked: Sequence[Operation] | Use,
         then: Then,
         open_value: Callable[[Exported, Callable[[Snapshot | GridError], None]], None],
     ) -> None:
         self._open = open_value  # what is no memory, but part of a file
         self._results = results
         self._worker = worker
-        self._operations = operations
+        self._asked = asked
         self._then = then
         self.made: dict[bytes, Temporary] = {}  # what is registered for the outs, by id
 
@@ -117,13 +143,20 @@ class Hearing:
     def set_exception(self, error: GridError) -> None:
         self._then([], error)
 
-    def set_result(self, result: tuple[list[Result], Exported | GridError | None]) -> None:
+    def _same(self, headers: tuple[TensorHeader, ...]) -> list[Fault | None]:
+        """All gave what they gave before."""
+        for temporary, header in zip(self.made.values(), headers, strict=True):
+            temporary.header = header
+        return []
+
+    def _settled(self, done: list[Result]) -> list[Fault | None]:
+        settle, find, worker = self._results.settle, self.made.__getitem__, self._worker
+        operations = self._asked.operations if isinstance(self._asked, Use) else self._asked
+        return [settle(map(find, operation[3]), each, worker) for operation, each in zip(operations, done, strict=True)]
+
+    def set_result(self, result: tuple[list[Result] | tuple[TensorHeader, ...], Exported | GridError | None]) -> None:
         done, value = result
-        settle = self._results.settle
-        find, worker = self.made.__getitem__, self._worker
-        faults: list[Fault | None] = []
-        for operation, each in zip(self._operations, done, strict=True):
-            faults.append(settle(map(find, operation[3]), each, worker))
+        faults = self._same(done) if isinstance(done, tuple) else self._settled(done)
         if value is None or isinstance(value, GridError):
             self._then(faults, value)
         elif isinstance(value.data, Span):

@@ -26,6 +26,7 @@ from peer import machine
 from peer.worker import memory
 from protocol import limits
 from protocol.errors import BadTensor, GridError, InternalError, TooLarge
+from protocol.sizes import shown
 
 _SMALLEST: Final = 64 * limits.KIB
 
@@ -89,7 +90,7 @@ class _Memory:
 class Buffer:
     """`nbytes` of memory, filled from the front once, then fixed. Made by a BufferPool, with one reference."""
 
-    __slots__ = ("_holders", "_memory", "_pool", "_shared", "filled", "hashes", "nbytes")
+    __slots__ = ("_holders", "_memory", "_pool", "_shared", "filled", "hashes", "nbytes", "on_gone")
 
     def __init__(self, pool: BufferPool, store: _Memory, nbytes: int, *, is_sealed: bool) -> None:
         self._pool = pool
@@ -99,6 +100,7 @@ class Buffer:
         self.nbytes = nbytes
         self.filled = nbytes if is_sealed else 0
         self.hashes: list[int] | None = None  # of its blocks, where they came with it and were checked
+        self.on_gone: Callable[[], None] | None = None  # told once, when the last reference is given up
 
     @property
     def is_complete(self) -> bool:
@@ -167,6 +169,8 @@ class Buffer:
         if not self._holders:
             self._memory = None
             self._pool._take_back(self, held, is_reusable=not self._shared)
+            if self.on_gone is not None:
+                self.on_gone()
 
     def _held(self) -> _Memory:
         if self._memory is None:
@@ -177,6 +181,8 @@ class Buffer:
         # Somebody who held it was cancelled before it could say so: the memory goes with the last who knows of it.
         if self._memory is not None:
             self._memory.close()
+            if self.on_gone is not None:
+                self.on_gone()
 
     def __len__(self) -> int:
         return self.nbytes
@@ -219,7 +225,7 @@ class BufferPool:
         """
         if nbytes > limits.MAX_MEMORY_TENSOR:
             raise TooLarge(
-                f"{nbytes} bytes do not fit into memory; publish the value (give it tags), then it is kept on disk",
+                f"{shown(nbytes)} do not fit into memory; publish the value (give it tags), then it is kept on disk",
                 limit="MAX_MEMORY_TENSOR",
                 size=min(nbytes, limits.MAX_ID),
                 allowed=limits.MAX_MEMORY_TENSOR,

@@ -64,13 +64,17 @@ class Traffic:
         self._counts["payload_received"] += nbytes
 
     def value_sent(self, described: dict[str, Any], nbytes: int) -> None:
-        """A payload that rode beside its header: it counts if that describes an object's value; rows are none."""
-        if nbytes and ("dtype" in described or "spec_bytes" in described):
+        """A payload that rode beside its header: it counts if that describes objects' values; rows are none."""
+        if nbytes and _has_values(described):
             self._counts["payload_sent"] += nbytes
 
     def value_received(self, described: dict[str, Any], nbytes: int) -> None:
-        if nbytes and ("dtype" in described or "spec_bytes" in described):
+        if nbytes and _has_values(described):
             self._counts["payload_received"] += nbytes
+
+
+def _has_values(described: dict[str, Any]) -> bool:
+    return "dtype" in described or "spec_bytes" in described or "values" in described
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,5 +126,8 @@ class Answer:
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
-AtOnce = Callable[[Call, Callable[[Answer | GridError], None]], bool]
-"""Serves a call without a task of its own, if it can: True, and then it calls back once, from the loop."""
+GiveUp = Callable[[], None]
+"""Nobody wants the answer any more: what works on it may end. The answer is called back all the same."""
+AtOnce = Callable[[Call, Callable[[Answer | GridError], None]], bool | GiveUp]
+"""Serves a call without a task of its own, if it can: then it calls back once, from the loop. It gives True, or how to
+give up what may take long; else False."""

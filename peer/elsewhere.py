@@ -98,6 +98,11 @@ class TensorName:
     def update(self, data: Buffer) -> None:
         self._hash.update(data)
 
+    @property
+    def value(self) -> str:
+        """Of what came so far."""
+        return self._hash.hexdigest()
+
     def check(self, content: str) -> None:
         """Corrupt, unless that is the name."""
         if self._hash.hexdigest() != content:

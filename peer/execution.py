@@ -1,4 +1,4 @@
-"""Operations and programs: who may, on what, in which worker; then the worker does it.
+"""Operations: who may, on what, in which worker; then the worker does it. Of programs: programs.py.
 
 Requests of one principal are submitted to its workers in the order in which they came (its *lane*); the lane is
 free again as soon as they are submitted, and their results are awaited outside it.
@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from compute.dependent import may_tell_values
 from peer import permissions, secrecy
 from peer.asking import forget
-from peer.at_once import NO_LABELS, Hearing, Then, at_hand
+from peer.at_once import NO_LABELS, Hearing, Then, at_hand, use_at_hand
 from peer.batches import Batch, Fault, Results, Snapshot
 from peer.leases import LeaseKey
 from peer.objects import ID_BYTES, Held, Objects, Published, Temporary, show_id
@@ -28,7 +28,10 @@ from peer.operations import Operation, check_count, check_operation, references,
 from peer.seeds import SEED, Seeds, check_seed
 from peer.spans import Spans, StoredSpan, release
 from peer.store.store import Store
+from peer.stretch import Use
 from peer.taking import Taking
+from peer.worker.job import Job
+from peer.worker.part import Part
 from peer.worker.remote import BlockHashes, Worker
 from peer.workers import WorkerPool
 from protocol import limits
@@ -43,14 +46,13 @@ class Execution:
         self._objects = objects
         self._store = store
         self._workers = workers
-        self._results = Results(objects)
+        self.results = Results(objects)
         self._spans = Spans(store)
         self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # each as long as it is held
         # Workers in which something was changed in place, and how often. Weak: one may be noted that is gone already.
         self._wrote: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
         self._alive: set[Worker] = set()
         self._seeds = Seeds()
-        self._programs = secrecy.KnownPrograms()
 
     def lane(self, asker: str) -> asyncio.Lock:
         """Held while a request of this principal is put in order behind the earlier ones."""
@@ -58,6 +60,11 @@ class Execution:
         if lane is None:
             lane = self._lanes[asker] = asyncio.Lock()
         return lane
+
+    def is_at_work(self, asker: str) -> bool:
+        """Whether a request of this principal is being put in order now: another has to come behind it."""
+        lane = self._lanes.get(asker)
+        return lane is not None and lane.locked()
 
     # --- operations ---------------------------------------------------------------------------------------
 
@@ -84,14 +91,14 @@ class Execution:
                 try:
                     await self._place(asker, lease, batch, index)
                 except GridError as error:
-                    batch.faults[index] = self._results.not_placed(asker, lease, batch.operations[index], error)
+                    batch.faults[index] = self.results.not_placed(asker, lease, batch.operations[index], error)
             batch.submit()
             value = None if fetch is None else self.take(asker, await self._objects.find(asker, fetch))
             self.release_own(asker, release)
         try:
             for worker, indices, results in batch.submitted:
                 for index, result in zip(indices, await results, strict=True):
-                    batch.faults[index] = self._results.settle(batch.made[index], result, worker)
+                    batch.faults[index] = self.results.settle(batch.made[index], result, worker)
             return batch.faults, None if value is None else await value
         finally:
             if value is not None:
@@ -101,7 +108,7 @@ class Execution:
         self,
         asker: str,
         lease_of: Callable[[], LeaseKey],
-        operations: Sequence[Any],
+        operations: Sequence[Any] | Use,
         release: Any,
         fetch: bytes | None,
         then: Then,
@@ -113,10 +120,14 @@ class Execution:
         Raises:
             BadRequest: what came are not operations; then none of them ran.
         """
-        lane = self._lanes.get(asker)
-        if (lane is not None and lane.locked()) or len(operations) > limits.MAX_BATCH:
+        if self.is_at_work(asker):
             return False
-        found = at_hand(self._objects, self._workers, asker, operations, fetch)
+        if isinstance(operations, Use):
+            found = use_at_hand(self._objects, self._workers, asker, operations, fetch)
+        elif len(operations) <= limits.MAX_BATCH:
+            found = at_hand(self._objects, self._workers, asker, operations, fetch)
+        else:
+            return False
         if found is None or self._workers.is_overdrawn(asker):
             return False
         worker, made = found.worker, found.made
@@ -128,15 +139,18 @@ class Execution:
         except GridError:
             return False
         open_value = partial(self._spans.open_soon, worker, fetch or b"")
-        hearing = Hearing(self._results, worker, operations, then, open_value)
-        worker.run_for(hearing, operations, fetch, own, made)
+        hearing = Hearing(self.results, worker, operations, then, open_value)
+        if isinstance(operations, Use):
+            worker.run_again(hearing, operations, fetch, own)
+        else:
+            worker.run_for(hearing, operations, fetch, own, made)
         if found.is_writing:
-            self._note_writing(worker)
+            self.note_writing(worker)
         for id in own:
             self._objects.remove(id)
         if len(own) < len(release):
             self.release_own(asker, release)
-        registered = self._results.register(asker, lease_of(), made, NO_LABELS, worker)
+        registered = self.results.register(asker, lease_of(), made, NO_LABELS, worker)
         hearing.made = {temporary.id: temporary for temporary in registered}
         return True
 
@@ -159,19 +173,19 @@ class Execution:
         if name == SEED:
             self._seed(asker, batch, index, check_seed(args, kwargs, outs))
             return
-        inputs = await self._inputs(asker, references([args, kwargs]))
+        inputs = await self.inputs(asker, references([args, kwargs]))
         labels = permissions.derived(inputs.values())
         written = written_by(name, args, kwargs, inputs)
-        worker = self._worker(asker, labels)
+        worker = self.worker(asker, labels)
         # What the batch so far makes may be an input here: it has to be under way before it can be exported.
         batch.submit_unless_for(worker)
         if worker.key.labels and may_tell_values(name):
             await self._check_shape_is_public(name, args, inputs, batch)
         self._objects.check_new(asker, outs)
-        await self._bring_all(asker, inputs.values(), worker, batch)
+        await self.bring_all(asker, inputs.values(), worker, batch)
         for held in written:
             self._now_written(held, worker, labels, batch)
-        batch.made[index] = self._results.register(asker, lease, outs, labels, worker)
+        batch.made[index] = self.results.register(asker, lease, outs, labels, worker)
         batch.append(index, worker)
 
     def _seed(self, asker: str, batch: Batch, index: int, seed: int) -> None:
@@ -190,7 +204,7 @@ class Execution:
     def _now_written(self, held: Temporary, worker: Worker, labels: frozenset[str], batch: Batch) -> None:
         """An operation changes this temporary in place: from now on it is derived from the other inputs as well, and
         its home is where they are."""
-        self._note_writing(worker)
+        self.note_writing(worker)
         held.labels |= labels
         if held.worker is worker:
             return
@@ -217,60 +231,22 @@ class Execution:
             return held.tensor.header.dtype
         return (await self.header(held)).dtype
 
-    # --- programs -----------------------------------------------------------------------------------------
-
-    async def execute(
-        self,
-        asker: str,
-        lease: LeaseKey,
-        program: str,
-        code: bytes | None,
-        inputs: Sequence[bytes],
-        outs: Sequence[bytes],
-    ) -> list[dict[str, Any]]:
-        """Run a program on these inputs; the headers of its results. NotFound asks for the code."""
-        async with self.lane(asker):
-            known = await self._programs.known(program, code)
-            held = await self._inputs(asker, inputs)
-            labels = permissions.derived(held.values())
-            worker = self._worker(asker, labels)
-            if worker.key.labels:
-                known.check_shapes_are_public()
-            self._objects.check_new(asker, outs)
-            batch = Batch([])
-            await self._bring_all(asker, held.values(), worker, batch)
-            running = worker.run_program(bytes.fromhex(program), code, inputs, outs)
-            worker.drop(batch.lent)
-            if known.writes:
-                self._note_writing(worker)
-                for each in held.values():
-                    # It may be one that the program writes. Of a lent one only the copy is changed, which is gone.
-                    if isinstance(each, Temporary) and each.worker is worker:
-                        each.labels |= labels
-            made = self._results.register(asker, lease, outs, labels, worker)
-        try:
-            headers = await running
-        except GridError as error:
-            self.release([each.id for each in made if self._objects.temporary(each.id) is each])
-            raise secrecy.told(error, worker.key.labels) from None
-        for temporary, header in zip(made, headers, strict=True):
-            temporary.header = header
-        return [header.to_wire() for header in headers]
-
     # --- inputs -------------------------------------------------------------------------------------------
 
-    async def _inputs(self, asker: str, ids: Iterable[bytes]) -> dict[bytes, Held]:
+    async def inputs(self, asker: str, ids: Iterable[bytes]) -> dict[bytes, Held]:
+        """What the asker may compute on, by id. NotFound."""
         found: dict[bytes, Held] = {}
         for id in ids:
             if id not in found:
                 found[id] = self._objects.at_hand(asker, id) or await self._objects.find(asker, id)
         return found
 
-    async def _bring_all(self, asker: str, inputs: Iterable[Held], worker: Worker, batch: Batch) -> None:
+    async def bring_all(self, asker: str, inputs: Iterable[Held], worker: Worker, batch: Batch) -> None:
+        """Give a worker those that it does not have; what is only lent to it is noted in `batch.lent`."""
         for held in inputs:
             if isinstance(held, Published):
                 if not worker.holds(held.id):
-                    await self._bring_published(held, worker)
+                    await self.bring_published(held, worker)
             elif held.worker is not worker and held.id not in batch.lent:
                 await self._bring(asker, held, worker, batch)
         await worker.ready()
@@ -293,7 +269,8 @@ class Execution:
         else:
             batch.lent.add(held.id)
 
-    async def _bring_published(self, held: Published, worker: Worker) -> None:
+    async def bring_published(self, held: Published, worker: Worker | Job | Part) -> None:
+        """Give a process what is stored, by its file."""
         tensor, stored = held.tensor, held.stored
         async with self._store.reading(stored) as source:
             if isinstance(source, bytes):
@@ -330,7 +307,7 @@ class Execution:
         """Equal at two moments in its lane: nothing was written in place in between that could have changed it."""
         return None if held.worker is None else (held.worker, self._wrote.get(held.worker, 0))
 
-    def _note_writing(self, worker: Worker) -> None:
+    def note_writing(self, worker: Worker) -> None:
         self._wrote[worker] = self._wrote.get(worker, 0) + 1
 
     async def header(self, held: Temporary) -> TensorHeader:
@@ -377,7 +354,7 @@ class Execution:
 
     # --- workers ------------------------------------------------------------------------------------------
 
-    def _worker(self, asker: str, labels: frozenset[str]) -> Worker:
+    def worker(self, asker: str, labels: frozenset[str]) -> Worker:
         """The worker for data with these labels. The asker's own label keeps nothing from the asker."""
         labels = labels - {asker}
         self._workers.check_share(asker)

@@ -59,6 +59,11 @@ class Identity:
         return made
 
 
+def is_operator(asker: str, client_key: Path) -> bool:
+    """Whether this is the operator of the machine: whoever holds the client key of the folders that a peer runs in."""
+    return client_key.exists() and Identity.load(client_key).id == asker
+
+
 def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
     """Whether `signature` is that key's over `message` (a `protocol.identity.Verify`)."""
     try:

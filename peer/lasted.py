@@ -13,7 +13,7 @@ from protocol.errors import GridError, PeerLost
 if TYPE_CHECKING:  # it imports this file
     from peer.lasting import Lasting
 
-READS: Final = frozenset({"peers", "status", "search", "describe", "verify"})
+READS: Final = frozenset({"peers", "status", "search", "describe", "verify", "running"})
 """Requests that change nothing and do not depend on what was asked before: they need no number."""
 REPEATABLE: Final = READS | {
     "fetch",
@@ -26,6 +26,7 @@ REPEATABLE: Final = READS | {
     "pull",
     "collected",
     "introduce",
+    "cancel",
 }
 """Requests of which the second has the same effect as the first, whatever the other end has forgotten."""
 TRANSFERS: Final = frozenset({"pull"})

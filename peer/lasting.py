@@ -82,6 +82,11 @@ class Lasting:
         """The connection that it uses now."""
         return self._connection
 
+    @property
+    def asked(self) -> int:
+        """Grows with each request."""
+        return self._next
+
     def statistics(self) -> Statistics:
         """Of the connection that it uses now."""
         return self._connection.statistics() if self._connection is not None else Statistics()
@@ -96,9 +101,11 @@ class Lasting:
         then: Callable[[Response | GridError], None] | None = None,
         *,
         now: bool = False,
+        first: dict[str, Any] | None = None,
     ) -> Asked:
         """Ask without waiting; as Connection.post. While there is no connection, requests wait in their order. With
-        `now` it leaves at once where that can be, and not at the end of this turn of the loop."""
+        `now` it leaves at once where that can be, and not at the end of this turn of the loop. `first` are arguments
+        that mean the same over the connection that there is now, and over no other."""
         number = self._next
         asked = Lasted(self, number, op, args, payload, then)
         if self.is_closed:
@@ -110,7 +117,8 @@ class Lasting:
         connection = self._connection
         if connection is not None:
             asked.memory = self._memory
-            connection.ask(asked, op, args, payload, asked.once, next(iter(unanswered)), now)
+            short = args if first is None else first
+            connection.ask(asked, op, short, payload, asked.once, next(iter(unanswered)), now)
         elif len(unanswered) > limits.MAX_WAITING:
             asked.fail(
                 Unreachable(f"{self.name} cannot be reached, and {limits.MAX_WAITING} requests wait for it already")

@@ -41,7 +41,7 @@ def forgotten(op: str) -> PeerLost:
 class Entry:
     """One request that was begun. `answer` once it is known; until then `waiters` are those who came for it again."""
 
-    __slots__ = ("answer", "is_running", "nbytes", "once", "op", "task", "waiters")
+    __slots__ = ("answer", "end", "is_running", "nbytes", "once", "op", "task", "waiters")
 
     def __init__(self, once: int, op: str) -> None:
         self.once = once
@@ -50,6 +50,7 @@ class Entry:
         self.is_running = True
         self.nbytes = 0
         self.task: asyncio.Task[None] | None = None  # what works on it, where that is a task
+        self.end: Callable[[], None] | None = None  # ends what works on it, where that is none and may take long
         self.waiters: list[Callable[[Heard], None]] | None = None
 
 
@@ -156,6 +157,8 @@ class Ledger:
         self._remove(entry)
         if entry.task is not None:
             entry.task.cancel()
+        elif entry.end is not None:
+            entry.end()
         waiters, entry.waiters = entry.waiters, None
         for waiter in waiters or ():
             waiter(forgotten(entry.op))

@@ -3,7 +3,7 @@
 An end that is gone, or hangs, is given up at most PING_INTERVAL + PING_TIMEOUT after it was last heard. A line that is
 merely slow is not: a ping may wait for a long time behind what was sent before it. Anything that is heard counts as
 an answer (the pings of an end that only receives among them), and the time for it runs from when the other end's
-system last took anything, the ping being the last of it.
+system last took anything, the ping being the last of it: what is sent after the ping says nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from websockets.protocol import State
 
-from peer.transport import Socket, acknowledged
+from peer.transport import Socket, acknowledged, under_way
 from protocol import limits
 
 _LOOKS: Final = 20  # at a ping that is not answered yet, within PING_TIMEOUT
@@ -30,6 +30,7 @@ class Liveness:
         self._heard_at = loop.time()
         self._pinged_at = self._heard_at
         self._taken = 0  # bytes that the other end's system had when it was last looked at
+        self._ping_end = 0  # that it will have when it has the last ping
         self._moved_at = 0.0  # and when it was last seen to have more than before
         self._timer = loop.call_later(limits.PING_INTERVAL, self._look)
 
@@ -58,10 +59,14 @@ class Liveness:
             self._socket.protocol.send_ping(b"")
             self._socket.send_data()
         self._pinged_at = self._moved_at = now
+        waiting = under_way(self._socket)  # first: what is taken in between is then counted twice, not left out
         self._taken = acknowledged(self._socket)
+        self._ping_end = self._taken + waiting
 
     def _is_dead(self, now: float) -> bool:
         taken = acknowledged(self._socket)
         if taken != self._taken:
-            self._taken, self._moved_at = taken, now
+            if self._taken < self._ping_end:
+                self._moved_at = now
+            self._taken = taken
         return now - self._moved_at >= limits.PING_TIMEOUT

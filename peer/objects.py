@@ -56,6 +56,7 @@ class Temporary:
     target: Target | None = None
     failure: GridError | None = None
     is_published: bool = field(default=False, init=False)
+    reveal: tuple[str, ...] = field(default=(), init=False)  # only its owner finds it
     is_being_published: bool = field(default=False, init=False)  # see publications.py
 
     @property
@@ -100,6 +101,11 @@ class Published:
         return frozenset(self.stored.record["labels"])
 
     @property
+    def reveal(self) -> tuple[str, ...]:
+        """Who may learn what secure runs compute from it (permissions.py)."""
+        return tuple(self.stored.record.get("reveal", ()))
+
+    @property
     def kind(self) -> str:
         return "tensor" if self.part is not None else str(self.stored.record["kind"])
 
@@ -135,6 +141,7 @@ class Damaged:
     id: bytes
     owner: str
     labels: frozenset[str] = frozenset()
+    reveal: tuple[str, ...] = ()
     is_published: bool = field(default=True, init=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from typing import Final
 
 from websockets.exceptions import ConnectionClosed
 
@@ -21,6 +22,7 @@ from protocol.identity import Signer
 from protocol.session import Session
 
 LedgerOf = Callable[[Remote], Ledger | None]
+PARTY: Final = "party"  # the role of who dials a line of secure runs
 
 
 async def open_as_dialer(
@@ -33,7 +35,7 @@ async def open_as_dialer(
     """
     socket = await dial(url, timeout)
     session = Session(ours, signer, verify, os.urandom(32), dialer=True)
-    return await _open(socket, session, handler)
+    return Connection(socket, session, await _met(socket, session), handler)
 
 
 async def open_as_acceptor(
@@ -50,19 +52,38 @@ async def open_as_acceptor(
     `memory_of` says what is remembered of a lease, `ledger_of` has the requests of it that take effect once.
     """
     session = Session(ours, signer, verify, os.urandom(32), dialer=False, memory_of=memory_of)
-    return await _open(socket, session, handler, at_once, ledger_of)
+    remote = await _met(socket, session)
+    return Connection(socket, session, remote, handler, at_once, ledger_of(remote))
 
 
-async def _open(
+async def open_or_line(
     socket: Socket,
-    session: Session,
+    ours: Introduction,
+    signer: Signer,
     handler: Handler | None,
-    at_once: AtOnce | None = None,
-    ledger_of: LedgerOf = lambda _: None,
-) -> Connection:
+    at_once: AtOnce | None,
+    memory_of: MemoryOf,
+    ledger_of: LedgerOf,
+    line_of: Callable[[Socket, Remote], object],
+) -> Connection | None:
+    """The same; None where it is to be no session but a line of secure runs (secure_lines.py): `line_of` took it."""
+    session = Session(ours, signer, verify, os.urandom(32), dialer=False, memory_of=memory_of)
+    remote = await _met(socket, session)
+    if remote.role == PARTY:
+        line_of(socket, remote)
+        return None
+    return Connection(socket, session, remote, handler, at_once, ledger_of(remote))
+
+
+async def shaken_hands(socket: Socket, ours: Introduction, signer: Signer, nonce: bytes, *, dialer: bool) -> Remote:
+    """The other end, which has proved its key; the WebSocket is the caller's. Errors as those of `open_as_dialer`."""
+    return await _met(socket, Session(ours, signer, verify, nonce, dialer=dialer))
+
+
+async def _met(socket: Socket, session: Session) -> Remote:
     try:
         async with asyncio.timeout(limits.HANDSHAKE_TIMEOUT):
-            remote = await _shake_hands(socket, session)
+            return await _shake_hands(socket, session)
     except ConnectionClosed:
         error: LinkError = Unreachable("the other end closed the connection during the handshake")
     except LinkError as failed:
@@ -72,8 +93,6 @@ async def _open(
     except BaseException:
         socket.transport.abort()
         raise
-    else:
-        return Connection(socket, session, remote, handler, at_once, ledger_of(remote))
     try:
         await closing.within_patience(_send_all(socket, session))
         await closing.within_patience(closing.hang_up(socket, 4401))

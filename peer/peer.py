@@ -24,7 +24,8 @@ from peer.elsewhere import Elsewhere
 from peer.execution import Execution
 from peer.exports import Exports
 from peer.folders import Folders
-from peer.keys import Identity
+from peer.jails import Jails
+from peer.keys import Identity, is_operator
 from peer.leases import LeaseKey, Leases
 from peer.ledger import Ledger, Ledgers
 from peer.links import Links
@@ -33,9 +34,12 @@ from peer.moves import Moves
 from peer.neighbours import Neighbour, Neighbours
 from peer.notes import Notes
 from peer.objects import Objects
-from peer.opening import open_as_acceptor, open_as_dialer
+from peer.opening import open_as_dialer, open_or_line
+from peer.programs import Programs
 from peer.pulls import Pulls
 from peer.requests import Parts, Requests
+from peer.runs import Runs
+from peer.secure import SecureRuns
 from peer.store.store import Store
 from peer.transfers import Transfers
 from peer.upkeep import Upkeep
@@ -122,6 +126,8 @@ class Peer:
         )
         elsewhere = Elsewhere(self._links, self.id, self._members)
         self._pulls = Pulls(self._objects, transfers, store, self._notes, self._links, self._member, elsewhere)
+        runs = Runs(lambda asker: is_operator(asker, settings.folders.key_file("client")))
+        self._secure = SecureRuns(identity, settings.name, self._execution, self._workers, runs, self._member)
         self._requests = Requests(
             Parts(
                 self.id,
@@ -131,6 +137,10 @@ class Peer:
                 self._objects,
                 store,
                 self._execution,
+                Programs(self._objects, self._workers, self._execution, runs),
+                Jails(self._objects, self._workers, self._execution, runs, settings.workers.jails, settings.name),
+                runs,
+                self._secure,
                 transfers,
                 self._moves,
                 self._pulls,
@@ -211,7 +221,7 @@ class Peer:
             last.push_async_callback(self._workers.close)
             last.callback(self._address.close)
             last.push_async_callback(self._stop_serving)
-            for talker in (self._links, self._notes, self._pulls):
+            for talker in (self._links, self._notes, self._pulls, self._secure):
                 last.push_async_callback(talker.close)
             await asyncio.gather(*(session.close() for session in list(self._sessions)), return_exceptions=True)
             await closing.stop(*self._ledgers.tasks)
@@ -232,7 +242,7 @@ class Peer:
         self._unproved += 1
         try:
             requests = self._requests
-            session = await open_as_acceptor(
+            session = await open_or_line(
                 socket,
                 self._introduction,
                 self.identity,
@@ -240,12 +250,15 @@ class Peer:
                 requests.serve_at_once,
                 self._memory_of,
                 self._ledger_of,
+                self._secure.lines.arrived,
             )
         except LinkError as error:
             _log.info("a connection from %s came to nothing: %s", socket.remote_address, error.message)
             return
         finally:
             self._unproved -= 1
+        if session is None:
+            return await socket.wait_closed()
         if self._closed.is_set():  # meanwhile: `close` knows nothing of this one
             await session.close()
         else:

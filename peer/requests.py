@@ -5,18 +5,19 @@ Arguments are checked here; what they lead to is decided in the parts that do it
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from peer import permissions
 from peer.arrivals import Arrival
-from peer.calls import Answer, Call
+from peer.calls import Answer, Call, GiveUp
 from peer.elsewhere import check_content
 from peer.execution import Execution
 from peer.exports import Position, offset_of
+from peer.jails import Asked as JailAsked
+from peer.jails import Jails
 from peer.leases import LeaseKey
 from peer.links import Links
 from peer.membership import Member, Membership
@@ -24,14 +25,18 @@ from peer.moves import Moves
 from peer.neighbours import Neighbours
 from peer.objects import Held, Objects, Published, Temporary, check_id, show_id
 from peer.payloads import MemoryPayload
+from peer.program_requests import ProgramRequests
+from peer.programs import Programs
 from peer.pulls import Pulls
-from peer.spans import payload_of
+from peer.run_requests import RunRequests
+from peer.runs import Runs
+from peer.secure import SecureRuns
 from peer.store.store import Store
 from peer.transfers import Transfers
 from peer.upkeep import Upkeep
 from peer.workers import WorkerPool
 from protocol import limits
-from protocol.errors import BadProgram, BadRequest, GridError, LinkError
+from protocol.errors import BadRequest, GridError, LinkError
 from protocol.rows import pack_rows
 from search.records import check_description
 from search.tags import parse_tags
@@ -48,6 +53,10 @@ class Parts:
     objects: Objects
     store: Store
     execution: Execution
+    programs: Programs
+    jails: Jails
+    runs: Runs
+    secure: SecureRuns
     transfers: Transfers
     moves: Moves
     pulls: Pulls
@@ -65,6 +74,8 @@ class Requests:
     def __init__(self, parts: Parts, lease_of: Callable[[Call], LeaseKey]) -> None:
         self._parts = parts
         self._lease_of = lease_of
+        self._run_requests = RunRequests(parts.execution, parts.name, lease_of)
+        self._program_requests = ProgramRequests(parts.programs, parts.runs, parts.name, lease_of)
         self._neighbours_seen: set[str] = set()  # ids of peers that ran on this machine once
 
     async def serve(self, call: Call) -> Answer:
@@ -78,38 +89,16 @@ class Requests:
                 error.peer = self._parts.name
             raise
 
-    def serve_at_once(self, call: Call, answer: Callable[[Answer | GridError], None]) -> bool:
-        """Serve a call without a task: True if `answer` is called, now or later; else nothing was done.
+    def serve_at_once(self, call: Call, answer: Callable[[Answer | GridError], None]) -> bool | GiveUp:
+        """Serve a call without a task: `answer` is called, now or later (see AtOnce); False: nothing was done.
 
         Only for a call that came when no earlier one of its connection was being served by a task.
         """
-        if call.op != "run":
-            return False
-        args = call.args
-        operations, wanted, release = args.get("operations"), args.get("fetch"), args.get("release", ())
-        if type(operations) is not list or (wanted is not None and type(wanted) is not bytes):
-            return False
-
-        def then(faults: list[Any], value: Any) -> None:
-            if isinstance(value, GridError):
-                if value.peer is None:
-                    value.peer = self._parts.name
-                answer(value)
-                return
-            if value is None:
-                answer(Answer({"results": _shortened(faults)}))
-                return
-            header, data = value
-            failed = _shortened(faults) if any(faults) else []
-            result = {"results": failed, "dtype": header.dtype, "shape": header.shape}
-            answer(Answer(result, data if type(data) is bytes else payload_of(data)))
-
-        try:
-            return self._parts.execution.run_at_once(
-                call.connection.remote.id, lambda: self._lease_of(call), operations, release, wanted, then
-            )
-        except GridError:
-            return False  # `serve` says what is wrong
+        if call.op == "execute":
+            return self._program_requests.at_once(call, answer)
+        if call.op == "release":
+            return self._run_requests.release_at_once(call, answer)
+        return call.op == "run" and self._run_requests.at_once(call, answer)
 
     # --- the grid -----------------------------------------------------------------------------------------
 
@@ -306,44 +295,27 @@ class Requests:
     # --- computing ----------------------------------------------------------------------------------------
 
     async def run(self, call: Call) -> Answer:
-        operations = call.args.get("operations")
-        if not isinstance(operations, list):
-            raise BadRequest("operations is a list")
-        release = _ids(call.args.get("release", []))
-        wanted = call.args.get("fetch")
-        faults, value = await self._parts.execution.run(
-            call.connection.remote.id,
-            self._lease_of(call),
-            operations,
-            release,
-            None if wanted is None else check_id(wanted),
-        )
-        result: dict[str, Any] = {"results": _shortened(faults)}
-        if value is None:
-            return Answer(result)
-        header, data = value
-        return Answer({**result, **header.to_wire()}, data if isinstance(data, bytes) else payload_of(data))
+        return await self._run_requests.serve(call)
 
     async def execute(self, call: Call) -> Answer:
-        program = call.args.get("program")
-        if not isinstance(program, str) or len(program) != 64 or not set(program) <= _HEX:
-            raise BadRequest("program is the 64 hex digits of its SHA-256")
-        if call.nbytes > limits.MAX_PROGRAM:
-            raise BadRequest(f"a program of {call.nbytes} bytes; at most {limits.MAX_PROGRAM}")
-        code = None
-        if call.nbytes:
-            code = bytes(call.payload) if call.stream is None else b"".join([bytes(c) async for c in call.stream])
-            if hashlib.sha256(code).hexdigest() != program:
-                raise BadProgram("these bytes are not the program of that id")
-        headers = await self._parts.execution.execute(
-            call.connection.remote.id,
-            self._lease_of(call),
-            program,
-            code,
-            _ids(call.args.get("inputs")),
-            _ids(call.args.get("outs")),
-        )
-        return Answer({"results": headers})
+        return await self._program_requests.execute(call)
+
+    async def running(self, call: Call) -> Answer:
+        return await self._program_requests.running(call)
+
+    async def cancel(self, call: Call) -> Answer:
+        return await self._program_requests.cancel(call)
+
+    async def secure(self, call: Call) -> Answer:
+        return await self._parts.secure.serve(call)
+
+    async def jail(self, call: Call) -> Answer:
+        asked = JailAsked.of(call.args)
+        if call.nbytes > limits.JAIL_REQUEST:
+            raise BadRequest(f"a jail of {call.nbytes} bytes; at most {limits.JAIL_REQUEST}")
+        work = bytes(call.payload) if call.stream is None else b"".join([bytes(c) async for c in call.stream])
+        made = await self._parts.jails.run(call.connection.remote.id, self._lease_of(call), asked, work)
+        return Answer(made.to_wire(), made.printed)
 
     # --- from peer to peer --------------------------------------------------------------------------------
 
@@ -401,6 +373,10 @@ _TABLE: Final[dict[str, Callable[[Requests, Call], Awaitable[Answer]]]] = {
     "search": Requests.search,
     "run": Requests.run,
     "execute": Requests.execute,
+    "jail": Requests.jail,
+    "secure": Requests.secure,
+    "running": Requests.running,
+    "cancel": Requests.cancel,
     "offer": Requests.offer,
     "pull": Requests.pull,
     "collect": Requests.collect,
@@ -415,20 +391,6 @@ def _arrival(call: Call) -> Arrival:
     """What a put announces."""
     asker = call.connection.remote.id
     return Arrival.of(call.args, asker, frozenset({asker}) if call.args.get("private") else frozenset())
-
-
-def _shortened(faults: Sequence[dict[str, Any] | None]) -> Sequence[dict[str, Any] | None]:
-    """The faults of one request, small enough to share a header; none at all where nothing failed."""
-    if not any(faults):
-        return []
-    room = limits.MAX_HEADER // 2 // len(faults)
-    return [
-        fault and {**fault, "message": fault["message"][:room], "fields": _if_small(fault, room)} for fault in faults
-    ]
-
-
-def _if_small(fault: dict[str, Any], room: int) -> dict[str, Any]:
-    return fault["fields"] if len(repr(fault["fields"])) < room else {}
 
 
 def _ids(value: object) -> list[bytes]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from compute.dependent import DATA_DEPENDENT, may_tell_values
 from compute.operations import OPERATIONS
-from compute.program import Node, Program
+from compute.program import Body, Input, Node, Program
 from compute.writes import written_positions
 from protocol import limits
 from protocol.errors import Denied, GridError, NotFound, WorkerLost
@@ -63,6 +63,10 @@ class KnownPrograms:
     def __init__(self) -> None:
         self._known: OrderedDict[str, KnownProgram] = OrderedDict()
 
+    def at_hand(self, id: str) -> KnownProgram | None:
+        """What is remembered of it, if anything is."""
+        return self._known.get(id)
+
     async def known(self, id: str, code: bytes | None) -> KnownProgram:
         """NotFound, which asks for the code, where it has not come; BadProgram where it does not check."""
         found = self._known.get(id)
@@ -79,18 +83,21 @@ class KnownPrograms:
 
 
 def _telling(program: Program) -> Iterator[str]:
-    for node in program.nodes:
-        if may_tell_values(node.operation) and not _has_plain_indices(program, node):
-            yield node.operation
+    # A branch or loop tells nothing by shapes: whichever way it goes, it gives the same ones (compute/following.py).
+    blocks: list[Body | Program] = [*program.bodies, program]
+    for block in blocks:
+        for node in block.nodes:
+            if may_tell_values(node.operation) and not _has_plain_indices(block.inputs, node):
+                yield node.operation
 
 
-def _has_plain_indices(program: Program, node: Node) -> bool:
+def _has_plain_indices(inputs: Sequence[Input], node: Node) -> bool:
     """Whether all indices are inputs of a dtype that the program names, so that it is checked when they are bound."""
     if not is_indexing(node.operation) or len(node.args) < 2 or not isinstance(node.args[1], list):
         return False
-    return all(index is None or _is_plain(program, index) for index in node.args[1])
+    return all(index is None or _is_plain(inputs, index) for index in node.args[1])
 
 
-def _is_plain(program: Program, index: Any) -> bool:
+def _is_plain(inputs: Sequence[Input], index: Any) -> bool:
     number = index.get("node") if isinstance(index, Mapping) else None
-    return isinstance(number, int) and number < len(program.inputs) and program.inputs[number].dtype in PLAIN_INDICES
+    return isinstance(number, int) and number < len(inputs) and inputs[number].dtype in PLAIN_INDICES

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from peer.calls import Answer, AtOnce, Call, Handler, Traffic
+from peer.calls import Answer, AtOnce, Call, GiveUp, Handler, Traffic
 from peer.ledger import Entry, Heard, Ledger
 from peer.payloads import MemoryPayload, Payload, close_payload, read_all
 from peer.receiving import Receiving
@@ -54,6 +54,7 @@ class Serving:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._entries: dict[int, Entry] = {}  # of requests that take effect once
         self._answering: dict[int, tuple[Waiter, Entry | None]] = {}  # those that are served without a task
+        self._giving_up: dict[int, GiveUp] = {}  # of those that are in no ledger
         self._held: deque[tuple[int, Answer]] = deque()  # at most limits.MAX_REQUESTS
         self._peer_name = receiving.peer_name
         self._loop = asyncio.get_running_loop()
@@ -103,12 +104,16 @@ class Serving:
             self._ledger.give_up(entry)
         elif task is not None:
             task.cancel()
+        elif id in self._giving_up:
+            self._giving_up.pop(id)()
 
     def end(self) -> None:
         """No answer can be sent any more; the tasks are for the connection to stop."""
         held, self._held = self._held, deque()
         for _, answer in held:
             close_payload(answer.payload)
+        for id in list(self._giving_up):
+            self._giving_up.pop(id)()
         if self._ledger is not None:
             for id in self._entries.keys() & self._answering.keys():  # that wait for what others began
                 self._ledger.leave(self._entries.pop(id), self._answering.pop(id)[0])
@@ -120,7 +125,13 @@ class Serving:
         answering: Waiter = partial(self._answer_now, id, call, entry)
         self._answering[id] = answering, entry
         try:
-            if self._at_once(call, answering):
+            served = self._at_once(call, answering)
+            if served:
+                if served is not True and id in self._answering:
+                    if entry is None:
+                        self._giving_up[id] = served
+                    else:
+                        entry.end = served
                 return True
         except Exception:
             _log.exception("defect while serving %r for %s", call.op, self._peer_name)
@@ -132,6 +143,8 @@ class Serving:
     def _answer_now(self, id: int, call: Call, entry: Entry | None, answer: Answer | GridError) -> None:
         """What a call that was served without a task came to."""
         is_wanted = self._answering.pop(id, None) is not None and not self._sending.is_over
+        if self._giving_up:
+            self._giving_up.pop(id, None)
         if isinstance(answer, GridError):
             self._keep(entry, answer)
             if is_wanted:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from peer.calls import Answer
 from peer.folders import Folders
-from peer.keys import Identity
+from peer.keys import is_operator
 from peer.payloads import MemoryPayload
 from peer.store.store import Store
 from peer.store.upkeep import VerifyReport
@@ -57,8 +57,7 @@ class Upkeep:
         return Answer(asdict(await self._store.compact()))
 
     def _check_operator(self, asker: str) -> None:
-        key = self._folders.key_file("client")
-        if not key.exists() or Identity.load(key).id != asker:
+        if not is_operator(asker, self._folders.key_file("client")):
             raise Denied(
                 "only the operator of this peer's machine looks after its store: ask them to run 'grid verify' or "
                 "'grid compact' there, as the user who started the peer"

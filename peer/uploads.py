@@ -25,6 +25,7 @@ from peer.intake import Intake
 from peer.objects import show_id
 from protocol import limits
 from protocol.errors import BadRequest, Corrupt, GridError, PeerLost, TimedOut, TooLarge
+from protocol.sizes import shown
 
 _log = logging.getLogger("peergrid.uploads")
 
@@ -238,7 +239,8 @@ class Uploads:
             )
         if sum(coming) > limits.PARTIAL_BYTES:
             raise TooLarge(
-                f"transfers of yours that come in already take {sum(coming)} bytes of memory: wait until some are done",
+                f"transfers of yours that come in already take {shown(sum(coming))} of memory: wait until some are "
+                "done",
                 limit="PARTIAL_BYTES",
                 size=sum(coming),
                 allowed=limits.PARTIAL_BYTES,

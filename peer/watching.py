@@ -13,11 +13,15 @@ from collections.abc import Callable, Collection
 
 from peer import machine
 from peer.worker.budgets import Budgets
+from peer.worker.job import Job
+from peer.worker.part import Part
 from peer.worker.remote import Worker
 from peer.worker.watch import beat
 from protocol import limits
 
 _log = logging.getLogger("peergrid.workers")
+
+Process = Worker | Job | Part
 
 
 class Watching:
@@ -34,14 +38,14 @@ class Watching:
         self,
         budgets: Budgets,
         seconds: float,
-        workers: Callable[[], Collection[Worker]],
-        runs: Callable[[Worker], bool],
+        workers: Callable[[], Collection[Process]],
+        runs: Callable[[Process], bool],
     ) -> None:
         self._budgets = budgets
         self._beat = beat(seconds)
         self._workers = workers
         self._runs = runs
-        self._clocks: dict[Worker, float] = {}  # of the processors, when they were last looked at
+        self._clocks: dict[Process, float] = {}  # of the processors, when they were last looked at
         self._looked = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -55,12 +59,12 @@ class Watching:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    def began(self, worker: Worker) -> None:
+    def began(self, worker: Process) -> None:
         """Opens the books of one."""
         self._clocks[worker] = 0.0
         self._budgets.began(worker.key.principal, worker)
 
-    def ended(self, worker: Worker) -> None:
+    def ended(self, worker: Process) -> None:
         """Closes the books of one that is gone."""
         if not self._read_clock(worker) and worker.is_busy:
             # Nobody can ask its clock any more: to die is no way not to be counted.
@@ -89,7 +93,7 @@ class Watching:
     def _weigh(self) -> None:
         """Kills the largest worker of a principal whose workers together have far more memory than they may: each has
         the kernel's limit, but nobody tells the kernel whose they are."""
-        of: dict[str, list[tuple[int, Worker]]] = {}
+        of: dict[str, list[tuple[int, Process]]] = {}
         for worker in self._workers():
             own = machine.own_memory(worker.pid) if worker.pid is not None and self._runs(worker) else None
             if own is not None:
@@ -102,7 +106,7 @@ class Watching:
                 )
                 self._budgets.killed(principal)
 
-    def _read_clock(self, worker: Worker) -> bool:
+    def _read_clock(self, worker: Process) -> bool:
         """Books what a worker has taken of the processors since it was last looked at, by the system's account."""
         read = machine.cpu_seconds(worker.pid) if worker.pid is not None and self._runs(worker) else None
         if read is not None:
@@ -110,5 +114,5 @@ class Watching:
             self._clocks[worker] = read
         return read is not None
 
-    def _book(self, worker: Worker, seconds: float) -> None:
+    def _book(self, worker: Process, seconds: float) -> None:
         self._budgets.took(worker.key.principal, seconds, asyncio.get_running_loop().time())

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,16 +15,20 @@ from typing import Any
 
 from peer import machine
 from peer.buffers import BufferPool
+from peer.jail_rules import JailRules
 from peer.watching import Watching
 from peer.worker.answers import Exported, Result, Usage
 from peer.worker.budgets import Budgets, PrincipalStatistics
 from peer.worker.channel import tune
 from peer.worker.confinement import FLAG, described, missing
+from peer.worker.job import Job
+from peer.worker.outgoing import Outgoing
+from peer.worker.part import Part
 from peer.worker.remote import Worker, WorkerKey, WorkerStatistics
 from peer.worker.sandbox import Settings
 from peer.worker.zygote_process import ZygoteEvents, ZygoteProcess
 from protocol import limits
-from protocol.errors import BadRequest, InternalError, SetupError, TooLarge, WorkerLost
+from protocol.errors import BadRequest, GridError, InternalError, SetupError, TooLarge, WorkerLost
 
 __all__ = [
     "Exported",
@@ -61,6 +66,7 @@ class PoolSettings:
             they have a part of the machine's (limits.MEMORY_SHARE).
         cpu: cores that the workers of one principal may keep busy in the long run; None: as many as they can.
         burst: seconds of processors that they may take before that counts.
+        jails: whose jails run here.
     """
 
     worker: Settings = field(default_factory=_settings)
@@ -68,23 +74,42 @@ class PoolSettings:
     idle: float = limits.WORKER_IDLE
     cpu: float | None = None
     burst: float = limits.CPU_BURST
+    jails: JailRules = field(default_factory=JailRules)
 
     def __post_init__(self) -> None:
         if self.max_workers < 1 or self.idle <= 0:
             raise BadRequest("a pool needs at least one worker, and a positive idle time")
         if (self.cpu is not None and not 0 < self.cpu < float("inf")) or not 0 < self.burst < float("inf"):
-            raise BadRequest("a principal's share of the processors, and its burst, are positive numbers")
+            given = f"not {'none' if self.cpu is None else f'{self.cpu:g}'} and {self.burst:g}"
+            raise BadRequest(f"a principal's share of the processors, and its burst, are positive numbers, {given}")
+        if self.jails.has_any and not self.worker.is_sandboxed:
+            raise BadRequest(
+                f"jails run behind the sandbox's walls or not at all: {FLAG} and --jails exclude each other"
+            )
 
     def to_plain(self) -> dict[str, Any]:
         """As values that JSON holds; `from_plain` takes them back."""
-        return asdict(self)
+        return {**asdict(self), "jails": self.jails.to_plain()}
 
     @classmethod
     def from_plain(cls, value: Mapping[str, Any]) -> PoolSettings:
         fields = dict(value)
         if "worker" in fields:
             fields["worker"] = Settings(**fields["worker"])
+        if "jails" in fields:
+            fields["jails"] = JailRules.from_plain(fields["jails"])
         return cls(**fields)
+
+
+def _channel() -> tuple[socket.socket, socket.socket]:
+    """Two ends between a process and us. InternalError where there are no more."""
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise InternalError(f"no socket for another worker: {error.strerror}") from None
+    tune(ours)
+    tune(theirs)
+    return ours, theirs
 
 
 def _report(error: WorkerLost) -> None:
@@ -112,14 +137,17 @@ class WorkerPool:
         self.settings = settings or PoolSettings()
         worker = self.settings.worker
         memory = worker.memory or max(limits.MIN_MEMORY, machine.memory() // limits.MEMORY_SHARE)
-        self._worker_settings = dataclasses.replace(worker, memory=memory)
+        self._worker_settings = dataclasses.replace(worker, memory=memory, has_jails=self.settings.jails.has_any)
         self._budgets = Budgets(memory, self.settings.cpu, self.settings.burst)
-        self._watching = Watching(self._budgets, worker.seconds, lambda: self._workers.values(), self._is_running)
+        self._watching = Watching(self._budgets, worker.seconds, self._processes, self._is_running)
         self.buffers = buffers or BufferPool()
         self._workers: dict[WorkerKey, Worker] = {}
-        self._by_seq: dict[int, Worker] = {}
-        self._by_pid: dict[int, Worker] = {}
+        self._jobs: set[Job | Part] = set()
+        self._spares: list[Job] = []  # processes for jails, that nobody has used
+        self._by_seq: dict[int, Worker | Job | Part] = {}
+        self._by_pid: dict[int, Worker | Job | Part] = {}
         self._zygote: ZygoteProcess | None = None
+        self._has_no_device = False
         self._ready: asyncio.Future[None] | None = None
         self._confined: asyncio.Future[dict[str, str] | None] | None = None
         self._refused: dict[str, str] | None = None  # walls that workers do without; None: they have none
@@ -180,6 +208,9 @@ class WorkerPool:
         zygote, self._zygote = self._zygote, None
         for worker in list(self._workers.values()):
             worker.kill()
+        for job in [*self._jobs, *self._spares]:
+            job.lose("was ended with its peer")
+            self._job_over(job, -signal.SIGKILL)
         self._fail_ready("was ended with its peer")
         if zygote is not None:
             await zygote.close()
@@ -193,6 +224,81 @@ class WorkerPool:
         key = WorkerKey(principal, labels)
         worker = self._workers.get(key)
         return self._spawn(key) if worker is None else worker
+
+    def jail(self, principal: str, labels: frozenset[str], name: str) -> Job:
+        """A process for one jail of this principal's, on data under these labels; `name` is what people call it. Never
+        waits. It is killed when the peer closes."""
+        if self._is_closed:
+            raise InternalError("the peer is closing; no more jails run here")
+        job = self._spares.pop() if self._spares else self._new_job()
+        job.assign(WorkerKey(principal, labels), name)
+        self._jobs.add(job)
+        self._watching.began(job)
+        asyncio.get_running_loop().call_soon(self._keep_spares)
+        return job
+
+    def _new_job(self) -> Job:
+        zygote, (ours, theirs) = self._running_zygote(), _channel()
+        job = Job(ours, self._jail_settings, self._job_gone)
+        self._seq += 1
+        self._by_seq[self._seq] = job
+        with theirs:
+            try:
+                zygote.spawn_jail(self._seq, self._jail_settings, theirs)
+            except OSError as error:
+                self._worker_refused(self._seq, f"no descriptor is left ({error.strerror})")
+        return job
+
+    def part(self, principal: str, labels: frozenset[str], name: str) -> Part:
+        """A process for this peer's part in one secure run of this principal's. Never waits; killed when closed."""
+        if self._is_closed:
+            raise InternalError("the peer is closing; no more secure runs begin here")
+        zygote, (ours, theirs) = self._running_zygote(), _channel()
+        settings = dataclasses.replace(self._worker_settings, device="cpu")
+        part = Part(ours, settings, self._job_gone, WorkerKey(principal, labels), name, self.buffers)
+        self._jobs.add(part)
+        self._watching.began(part)
+        self._seq += 1
+        self._by_seq[self._seq] = part
+        with theirs:
+            try:
+                zygote.spawn_party(self._seq, settings, theirs)
+            except OSError as error:
+                self._worker_refused(self._seq, f"no descriptor is left ({error.strerror})")
+        return part
+
+    def _keep_spares(self) -> None:
+        """Has processes at hand that have done nothing yet, where jails run at all."""
+        if self._is_closed or self._zygote is None or not self.settings.jails.has_any:
+            return
+        with contextlib.suppress(GridError):
+            while len(self._spares) < limits.JAIL_SPARES:
+                self._spares.append(self._new_job())
+
+    @property
+    def _jail_settings(self) -> Settings:
+        rules = self.settings.jails
+        memory = rules.memory or self._worker_settings.memory
+        return dataclasses.replace(self._worker_settings, memory=memory, seconds=rules.seconds, device="cpu")
+
+    def _processes(self) -> list[Worker | Job | Part]:
+        return [*self._workers.values(), *self._jobs]
+
+    def _job_gone(self, job: Job | Part) -> None:
+        """It is to be dead, and forgotten when it is."""
+        if self._zygote is None:
+            self._job_over(job, -signal.SIGKILL)
+        elif job.pid is not None and self._is_running(job):
+            self._zygote.kill(job.pid)
+
+    def _job_over(self, job: Job | Part, status: int) -> None:
+        if job in self._jobs:
+            self._watching.ended(job)
+            self._jobs.discard(job)
+        elif isinstance(job, Job) and job in self._spares:
+            self._spares.remove(job)
+            job.close()
+        job.exited(status)
 
     def find(self, principal: str, labels: frozenset[str] = frozenset()) -> Worker | None:
         """The worker, if it is there."""
@@ -225,14 +331,10 @@ class WorkerPool:
             raise InternalError("the peer is closing; no more operations run here")
         self._make_room()
         zygote = self._running_zygote()
-        try:
-            ours, theirs = socket.socketpair()
-        except OSError as error:
-            raise InternalError(f"no socket for another worker: {error.strerror}") from None
-        tune(ours)
-        tune(theirs)
+        ours, theirs = _channel()
         seconds = self.settings.worker.seconds
-        worker = Worker(key, ours, self.buffers, self._worker_gone, self._worker_holds, seconds)
+        outgoing = Outgoing(self.buffers, self._budgets, key.principal)
+        worker = Worker(key, ours, outgoing, self._worker_gone, self._worker_holds, seconds)
         worker.on_lost(_report)
         self._watching.began(worker)
         self._seq += 1
@@ -287,6 +389,7 @@ class WorkerPool:
             _log.info("workers do without a wall: %s (%s)", wall, reason)
 
     def _zygote_has_no_device(self, reason: str) -> None:
+        self._has_no_device = True
         if self._ready is not None and not self._ready.done():
             device = self.settings.worker.device
             self._ready.set_exception(
@@ -299,13 +402,19 @@ class WorkerPool:
             machine.give_way(self._zygote.pid)  # not while it imports, which somebody may wait for
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
+        self._keep_spares()
 
     def _zygote_lost(self, how: str) -> None:
-        _log.warning("the zygote process %s; its workers are gone, the next request starts another", how)
+        # One that found no device has said so, and its peer does not start.
+        level = logging.DEBUG if self._has_no_device else logging.WARNING
+        _log.log(level, "the zygote process %s; its workers are gone, the next request starts another", how)
         self._zygote = None
         self._fail_ready(how)
         for worker in list(self._workers.values()):
             worker.lose(f"ended with its zygote, which {how},")
+        for job in [*self._jobs, *self._spares]:
+            job.lose(f"ended with its zygote, which {how}")
+            self._job_over(job, -signal.SIGKILL)
         self._by_seq.clear()
         self._by_pid.clear()
 
@@ -320,15 +429,23 @@ class WorkerPool:
         worker.pid = pid
         self._by_pid[pid] = worker
         machine.give_way(pid)  # it may have been forked before its zygote was told to
-        if worker.is_lost:  # before it was there
+        if isinstance(worker, Job | Part):
+            if worker.is_lost or worker.is_over:
+                self._job_gone(worker)
+        elif worker.is_lost:  # before it was there
             self._worker_gone(worker)
 
     def _worker_refused(self, seq: int, reason: str) -> None:
-        self._by_seq.pop(seq).lose(f"could not start: {reason}")
+        worker = self._by_seq.pop(seq)
+        worker.lose(f"could not start: {reason}")
+        if isinstance(worker, Job | Part):
+            self._job_over(worker, -signal.SIGKILL)
 
     def _worker_exited(self, pid: int, status: int) -> None:
         worker = self._by_pid.pop(pid, None)
-        if worker is not None:
+        if isinstance(worker, Job | Part):
+            self._job_over(worker, status)
+        elif worker is not None:
             worker.exited(status)
 
     def _worker_holds(self, worker: Worker, nbytes: int) -> None:
@@ -351,7 +468,7 @@ class WorkerPool:
         if self._zygote is not None and worker.pid is not None and self._is_running(worker):
             self._zygote.kill(worker.pid)
 
-    def _is_running(self, worker: Worker) -> bool:
+    def _is_running(self, worker: Worker | Job | Part) -> bool:
         """From the zygote's word that it is there to that that it has exited."""
         return worker.pid in self._by_pid
 

@@ -15,16 +15,20 @@
     │   ├── BadTensor               a tensor header that lies, or a dtype that cannot travel
     │   ├── BadProgram              a program that does not check
     │   ├── CannotCapture           a function that cannot become a program
+    │   ├── BadJail                 a function that cannot be shipped as source
+    │   ├── JailFailed              what was shipped raised, or was ended
     │   ├── OperationNotAllowed     an operation outside the table
     │   ├── OperationFailed         the operation itself raised at the peer
     │   ├── ReadOnly                a published object would be written in place
     │   ├── TooLarge                beyond a named limit
     │   ├── AlreadyExists           an object of that id is there
+    │   ├── Cancelled               somebody who may ended it before it was done
     │   ├── Changed                 the object is not any more what it was when this began
     │   └── BadFile                 a file that is not what its ending says
     ├── Denied                  the owner's rules refuse it
     ├── PeerError               the peer could not do its part
     │   ├── WorkerLost              the worker that held the value died
+    │   ├── PartyFailed             a party of a secure run died, stalled or lied
     │   ├── StorageError            the disk refused
     │   │   ├── StorageFull
     │   │   └── Corrupt             bytes are not those that were stored
@@ -61,8 +65,10 @@ class GridError(Exception):
         operation: the request or ATen operation that failed, where known.
         peer: the name (or short id) of the peer where it failed, where known.
         fields: further facts, msgpack-able, which cross the wire with the error.
+        results: where several peers were asked and some failed, what the others gave, by name; it does not cross.
     """
 
+    results: Mapping[str, Any] | None = None
     code: ClassVar[str] = "error"
     by_code: ClassVar[dict[str, type[GridError]]] = {}
 
@@ -204,6 +210,19 @@ class CannotCapture(RequestError, ValueError):
     code = "cannot_capture"
 
 
+class BadJail(RequestError, ValueError):
+    """A function that cannot be shipped as source. `fields`: line (of the user's file), where there is one."""
+
+    code = "bad_jail"
+
+
+class JailFailed(RequestError, RuntimeError):
+    """A jail's code raised, or its process was ended. `fields`: type (name of the exception), traceback (the user's own
+    lines), printed (what it had printed by then), signal (that ended it); of data private to others none of them."""
+
+    code = "jail_failed"
+
+
 class OperationNotAllowed(RequestError):
     code = "operation_not_allowed"
 
@@ -232,6 +251,12 @@ class Changed(RequestError):
     code = "changed"
 
 
+class Cancelled(RequestError):
+    """What was under way was ended on request. What it had changed in place by then stays changed."""
+
+    code = "cancelled"
+
+
 class BadFile(RequestError, ValueError):
     code = "bad_file"
 
@@ -250,6 +275,12 @@ class PeerError(GridError):
 
 class WorkerLost(PeerError):
     code = "worker_lost"
+
+
+class PartyFailed(PeerError):
+    """A party, the dealer or a holder of a secure run failed or broke the rules; `peer` names it. Nothing was revealed."""
+
+    code = "party_failed"
 
 
 class StorageError(PeerError):

@@ -41,8 +41,8 @@ EXPECTED: Final[dict[State, type[Message]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Who is at the other end: proved id, claimed name, role ("client" or "peer"), lease, stream window; and
-    the name of what the acceptor remembers of the lease (see Welcome)."""
+    """Who is at the other end: proved id, claimed name, role ("client", "peer", or "party": a peer that begins a line of
+    secure runs, see SPEC.md, 12), lease, stream window; and the name of what the acceptor remembers of the lease (see Welcome)."""
 
     id: str
     name: str

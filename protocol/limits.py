@@ -63,8 +63,18 @@ MAX_MERGED_HITS: Final = 100_000  # results of one search over all peers: about 
 MAX_NODES: Final = 10_000
 MAX_PROGRAM: Final = 8 * MIB  # canonical bytes of one program
 MAX_PROGRAM_CONTAINERS: Final = 250_000  # lists and maps in one program: 60 MB of Python objects at worst
+MAX_PROGRAM_TEXT: Final = 4 * MAX_PROGRAM  # characters; text is three times as long as the bytes, or less
+MAX_BODIES: Final = 1_024  # sub-programs in one program
+MAX_BODY_DEPTH: Final = 16  # bodies that run in one another: running them recurses
+MAX_ITERATIONS: Final = 1_000_000  # of one loop; `limit` of a while that names none
+MAX_STEPS: Final = 100_000_000_000  # operations in one run, loops counted out: at a microsecond each more than a day
 MAX_CONSTANT: Final = 4 * KIB  # bytes of one tensor written into a message or a program; larger ones are inputs
 MAX_ESTIMATES: Final = 16_384  # result shapes remembered by a process, one for each call with other shapes
+MAX_STRETCHES: Final = 128  # stretches of operations that a peer keeps for one connection: 8,000 operations or so
+MAX_STRETCH: Final = 16 * KIB  # bytes of one; twice what 64 operations of a training step take
+MAX_FOLLOWED: Final = 50_000  # operations looked at to say what a program will cost: a second or two
+MAX_LOOKS: Final = 64  # sets of input shapes for which a process remembers how one body of a program runs
+LOOK: Final = 0.1  # seconds between two looks of a running program at the clock, and at who watches it
 MAX_PLANS: Final = 4_096  # calls that a process remembers how to make; all are forgotten when there are more
 
 # --- waiting ----------------------------------------------------------------------------------------------
@@ -126,6 +136,7 @@ WORKER_FAULT: Final = 16 * KIB  # of those, one fault: it is kept as long as the
 WORKER_FDS: Final = 4  # descriptors beside one message
 WORKER_BACKLOG: Final = 64  # descriptors received whose message has not come yet
 WORKER_QUEUE: Final = 4 * MIB  # unsent bytes for one worker, above which `ready()` waits
+WORKER_STRETCHES: Final = 256  # stretches of operations that a worker keeps: those of two connections
 WORKER_PROGRAMS: Final = 64  # parsed programs that a worker keeps
 WORKER_IDLE: Final = 60.0  # a worker that holds nothing and is asked nothing is ended after this
 WORKER_RESIDENT: Final = 32 * MIB  # bytes of stored files that a worker has read and not let go of
@@ -136,6 +147,11 @@ WORKER_THREADS: Final = 8  # that are ending while others begin: a team of threa
 OPERATION_SECONDS: Final = 600.0  # of the clock for one operation or program; --worker-seconds
 ANSWERS_WAIT: Final = 0.005  # answers of a worker that is asked more leave together, but wait no longer than this
 PROGRESS: Final = 1.0  # a worker that is at one request for longer says how far it is, between operations
+PROGRAM_PROGRESS: Final = 0.25  # and so often within a program: for people who watch a loop
+STOP_WAIT: Final = 1.0  # for a program that is to end, between two of its operations; then its worker is killed
+MAX_REPORT: Final = 2 * WORKER_REPLY  # of what each node of a program took, and its small results
+SMALL_RESULT: Final = 4 * KIB  # a program's result up to this size rides along with the answer: a loss, a few labels
+SMALL_RESULTS: Final = 16 * KIB  # all of them: what nobody wants costs less than the request that it saves
 BEATS: Final = 20  # looks at a worker's clock in the time that one operation may take: it is late by two at most
 BEAT: Final = 1.0  # and at most so long between two of them
 MEMORY_SHARE: Final = 2  # one part in so many of the machine's memory for one principal's workers; --worker-memory
@@ -155,8 +171,45 @@ BUFFER_COUNT: Final = 128  # of them: each has a descriptor
 BUFFER_SHARE: Final = 8  # and at most one part in so many of the memory that the peer may have
 BUFFER_IDLE: Final = 30.0  # and given back to the system after this
 
+# --- jails ------------------------------------------------------------------------------------------------
+JAIL_SOURCE: Final = 64 * KIB  # characters of one function: to be read by people, and parsed in milliseconds
+JAIL_REQUEST: Final = 1024 * KIB  # bytes of source, plain arguments and constants together
+JAIL_DEPTH: Final = 32  # lists, tuples and dicts inside one another, in arguments and results
+JAIL_INPUTS: Final = 256  # tensors that go in: each is a descriptor on its way
+JAIL_RESULTS: Final = 256  # tensors that come out: their headers share one answer
+JAIL_STRUCTURE: Final = 24 * KIB  # bytes of what is around them, numbers and text included
+JAIL_HEADER: Final = 128 * KIB  # what a jail's process says of its results: both of these, and an error
+JAIL_OUTPUT: Final = 1024 * MIB  # bytes of all results of one jail; the kernel ends one that writes more
+JAIL_PRINTED: Final = 64 * KIB  # bytes of what it prints that are kept; the rest is dropped and counted
+JAIL_PRINTS: Final = 10_000  # calls of print; the next is an error
+JAIL_TRACEBACK: Final = 8 * KIB  # characters of the lines that an error shows
+JAIL_SECONDS: Final = 60.0  # of the clock for one jail; --jail-seconds
+JAILS_AT_ONCE: Final = 4  # of one principal; the next waits its turn
+JAILS_WAITING: Final = 64  # of one principal, that wait; the next is refused
+JAILS: Final = 16  # of all principals
+JAIL_DESCRIPTORS: Final = 8  # open files of one while it runs: /dev/null three times, its two outputs, a pipe's end
+JAIL_SPARES: Final = 1  # processes that are ready for a jail: to make one takes as long as many jails run
+
+# --- secure runs ------------------------------------------------------------------------------------------
+SECURE_PARTIES: Final = 8  # of one run: each sends to each
+SECURE_INPUTS: Final = 16_384  # secret tensors of one run: those of the largest model
+SECURE_AGREEMENT: Final = 4 * MIB  # bytes of what all taking part agree on: so many inputs
+SECURE_REQUEST: Final = 256 * MIB  # bytes of one: program, public values, and shares of what the asker has
+SECURE_MESSAGE: Final = 2 << 30  # bytes of one round from one party to another: a quarter of a billion words
+SECURE_AHEAD: Final = 64 * MIB  # corrections that the dealer sends before they are used
+SECURE_PIECE: Final = 256 * KIB  # bytes of a message in one frame: others wait no longer than for one
+SECURE_BACKLOG: Final = 2 * SECURE_MESSAGE  # unread bytes for one process: two rounds, as nobody is further ahead
+SECURE_PATIENCE: Final = 60.0  # seconds that one waits for another: longer than any step of a program takes
+SECURE_AT_ONCE: Final = 8  # runs of one principal at one peer
+SECURE_RUNS: Final = 32  # of all principals
+MAX_REVEAL: Final = 64  # principals that may learn what secure runs compute from one object
+SECURE_EARLY: Final = 1_024  # greetings of runs that this peer was not told of yet
+
 # --- files that a user reads into the grid -----------------------------------------------------------------
 MAX_EXPANSION: Final = 100  # times its size that a compressed file may grow: 1 MB of deflate can become 1 GB
 SMALL_EXPANSION: Final = 256 * MIB  # what any file may grow to: an honest file of zeros compresses 1000-fold
+READER_SECONDS: Final = 300.0  # of the clock for one file that a confined process reads, its start included
+READER_CPU: Final = 120  # seconds of processors for one: 8 GiB are looked through in ten
+READER_MEMORY: Final = 2 << 30  # bytes of its own, beside the file and what it gives: it makes views, and few copies
 MAX_LINE: Final = 2 * MIB  # characters in one line of a table: 100,000 columns; its cells take 50 times as much memory
 MAX_FILE_HEADER: Final = 16 * MIB  # of a safetensors file: eight times what the most tensors of one object need

@@ -45,6 +45,7 @@ COLUMNS: Final = (
     "nbytes",
     "private",
     "labels",
+    "reveal",
     "created",
     "tags",
 )

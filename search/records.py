@@ -4,6 +4,7 @@ A record is a plain dict, as it travels:
 
     id            bytes, 16           owner         id of the principal that published it
     kind          one of KINDS        labels        ids of those whose leave is needed to take the value
+    reveal        ids, or "*": who may learn what secure runs compute from it; only where there are any
     name          str or None         private       bool
     description   str                 published     bool
     tags          list of str, without '#'          created       float, Unix seconds
@@ -48,6 +49,8 @@ def check_record(value: object) -> Record:
         missing = next(name for name in _CHECKS if name in _REQUIRED and name not in value)
         raise BadRequest(f"the record has no {missing}")
     record: Record = {name: check(name, value.get(name)) for name, check in _CHECKS.items()}
+    if not record["reveal"]:
+        del record["reveal"]
     _check_tensor(record)
     return record
 
@@ -167,6 +170,14 @@ def _labels(name: str, value: object) -> list[str]:
     return [_principal(name, label) for label in value]
 
 
+def _reveal(name: str, value: object) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple) or len(value) > limits.MAX_REVEAL:
+        raise BadRequest(f"{name}: a list of at most {limits.MAX_REVEAL} ids, or *")
+    return [each if each == "*" else _principal(name, each) for each in value]
+
+
 def _moment(name: str, value: object) -> float:
     # Not-a-number fails the comparison too; the bound keeps sums and dates far from overflow.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _FAR:
@@ -186,7 +197,8 @@ _CHECKS: Final[Mapping[str, Callable[[str, object], Any]]] = {
     "nbytes": _nbytes,
     "private": _flag,
     "labels": _labels,
+    "reveal": _reveal,
     "created": _moment,
     "published": _flag,
 }
-_REQUIRED: Final = _CHECKS.keys() - {"name"}
+_REQUIRED: Final = _CHECKS.keys() - {"name", "reveal"}

@@ -57,6 +57,7 @@ CREATE TABLE objects (
     nbytes INTEGER NOT NULL,
     private INTEGER NOT NULL,
     labels TEXT NOT NULL,          -- JSON list of ids
+    reveal TEXT NOT NULL DEFAULT '[]', -- JSON list of ids, or of "*": who may learn what secure runs compute from it
     created REAL NOT NULL,
     tags TEXT NOT NULL             -- JSON list without blanks: untag and delete need no index from objects to tags
 )"""

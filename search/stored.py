@@ -11,7 +11,7 @@ from search.records import Record, check_record, rows_of
 from search.text import is_text, searched_text
 
 WRITTEN: Final = (
-    "uid, kind, name, owner, description, words, dtype, shape, nrows, nbytes, private, labels, created, tags"
+    "uid, kind, name, owner, description, words, dtype, shape, nrows, nbytes, private, labels, reveal, created, tags"
 )
 
 
@@ -55,6 +55,7 @@ def _row(record: Record) -> tuple[Any, ...]:
         record["nbytes"],
         int(record["private"]),
         texts(record["labels"]),
+        texts(record.get("reveal") or []),
         record["created"],
         texts(record["tags"]),
     )
@@ -97,9 +98,11 @@ def texts(values: Sequence[str]) -> str:
 
 def record_of(row: Sequence[Any], peer_name: str, peer_id: str) -> Record:
     """The record in a row of compile.SELECT. Corrupt if it is damaged."""
-    uid, kind, name, owner, description, dtype, shape, nbytes, private, labels, created, tags = row
-    _check_texts(uid, kind, name, owner, description, dtype, shape, labels, tags)
+    uid, kind, name, owner, description, dtype, shape, nbytes, private, labels, reveal, created, tags = row
+    _check_texts(uid, kind, name, owner, description, dtype, shape, labels, reveal, tags)
+    revealed = {"reveal": _list(uid, reveal)} if reveal != "[]" else {}
     return {
+        **revealed,
         "id": uid,
         "kind": kind,
         "name": name,

@@ -112,8 +112,12 @@ def test_no_source_calls_eval_or_exec() -> None:
     for file in sources():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
-                found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
-    assert found == []
+                found.append(str(file.relative_to(ROOT)))
+    # But one: what a jail is shipped for, behind the walls. Nobody but its own process may come there.
+    assert found == ["compute/jail/running.py"]
+    own = ("compute.jail", "peer.worker.jail", "grid.jails")
+    others = [each for each in IMPORTS if "jail.running" in str(each) and each.root in ("compute", "peer", "grid")]
+    assert all(str(each).startswith(tuple(name.replace(".", "/") for name in own)) for each in others)
 
 
 def test_there_is_no_drawer_for_everything() -> None:

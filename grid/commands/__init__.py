@@ -8,4 +8,5 @@ upkeep.py     verify, compact
 files.py      put, get
 objects.py    search, show, move, copy, tag, rm
 computing.py  run
+running.py    ps, kill
 """

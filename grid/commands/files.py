@@ -29,12 +29,13 @@ async def put(
     tags: Sequence[str],
     description: str,
     private: bool,
+    reveal: Sequence[str],
     name: str | None,
     as_json: bool,
 ) -> None:
     from grid.putting import Putting
 
-    putting = Putting(g, g.find_member(to), " ".join(tags), description, private, name)
+    putting = Putting(g, g.find_member(to), " ".join(tags), description, private, name, reveal)
     records: list[dict[str, Any]] = []
     try:
         with leaving(partial(_stopped, putting), partial(_ended_at_once, putting)):

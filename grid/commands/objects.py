@@ -10,6 +10,7 @@ from grid import bars, show
 from grid.commands.stopping import leaving
 from grid.found import Found
 from grid.hits import is_whole_id
+from grid.stored_programs import program_of
 from protocol.errors import BadRequest, QueryError
 
 if TYPE_CHECKING:
@@ -32,7 +33,14 @@ async def search(g: Mesh, query: str, watch: bool, timeout: float, as_json: bool
 
 
 async def show_object(g: Mesh, ref: str, as_json: bool) -> None:
-    _show_record(await g.find_record(ref), as_json)
+    record = await g.find_record(ref)
+    program = str(await program_of(g, record)) if record["kind"] in ("plan", "model") else None
+    if as_json:
+        show.json_out(show.plain(record) | ({"program": program} if program is not None else {}))
+        return
+    show.print_fields(show.record_fields(record))
+    if program is not None:
+        print(f"\n{show.clean_lines(program)}")
 
 
 async def transfer(g: Mesh, ref: str, peer: str, what: Literal["move", "copy"], as_json: bool) -> None:

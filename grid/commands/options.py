@@ -88,6 +88,26 @@ _WORKER_OPTIONS: Final[dict[str, tuple[Any, Any, Any]]] = {
         None,
         typer.Option(metavar="S", help="Seconds of a core that it may take before --worker-cpu counts. Default: 60."),
     ),
+    "jails": (
+        bool,
+        False,
+        typer.Option("--jails", help="Run jails (Python source, confined by the kernel) for everybody. Default: none."),
+    ),
+    "jails_for": (
+        list[str] | None,
+        None,
+        typer.Option("--jails-for", metavar="ID", help="Run jails of this principal; repeat it for more."),
+    ),
+    "jail_seconds": (
+        float | None,
+        None,
+        typer.Option(metavar="S", help="How long one jail may run. Default: 60."),
+    ),
+    "jail_memory": (
+        str | None,
+        None,
+        typer.Option(metavar="SIZE", help="Memory of one jail, as 4GB. Default: as for --worker-memory."),
+    ),
     "device": (
         str,
         "cpu",
@@ -110,6 +130,10 @@ def pool_settings(
     worker_seconds: float | None,
     worker_cpu: float | None,
     worker_burst: float | None,
+    jails: bool,
+    jails_for: list[str] | None,
+    jail_seconds: float | None,
+    jail_memory: str | None,
     device: str,
     unsafe_no_sandbox: bool,
 ) -> PoolSettings:
@@ -118,6 +142,7 @@ def pool_settings(
     Raises:
         BadParameter: a value that cannot be.
     """
+    from peer.jail_rules import JailRules
     from peer.workers import PoolSettings
     from protocol.errors import BadRequest
     from search.fields import FIELDS
@@ -143,4 +168,8 @@ def pool_settings(
         "--worker-cpu, --worker-burst",
         lambda: dataclasses.replace(plain, worker=worker, cpu=worker_cpu, burst=burst),
     )
+    most = None if jail_memory is None else checked("--jail-memory", lambda: FIELDS["size"].read(jail_memory))
+    seconds = plain.jails.seconds if jail_seconds is None else jail_seconds
+    rules = checked("--jails-for, --jail-...", lambda: JailRules(jails, tuple(jails_for or ()), seconds, most))
+    settings = checked("--jails", lambda: dataclasses.replace(settings, jails=rules))
     return settings

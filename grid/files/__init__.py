@@ -1,15 +1,18 @@
 """Files of tensors: read by what their ending says, checked that they are it, written whole or not at all; in pieces
-both ways, so that a file may be larger than memory, and without torch, but for .pt. Files in import order:
+both ways, so that a file may be larger than memory, and without torch. Formats that can do more than hold numbers
+(.pt .pt2 .onnx) are opened in confinement. Files in import order:
 
     sources.py   bytes that lie in a file, as payloads that can be sent
     entries.py   what a reader finds in a file; foreign errors in the grid's words
     arrays.py    .npy .npz IDX
     tables.py    .csv .parquet
-    tensors.py   .safetensors .pt
+    tensors.py   .safetensors
+    confined.py  .pt .pt2 .onnx
     reading.py   FILE, FILE:NAME, folders
     formats.py   one writer for each format: headers and bytes in, a file out
     writing.py   the file that appears whole or not at all
     values.py    tensors in memory, from and to files
+    models.py    models from files, and into them
 
     entries(Asked(path))     every tensor in a file, its bytes still there
     read("digits.npz")       every array in it           read("digits.npz:labels")    one of them

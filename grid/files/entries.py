@@ -15,13 +15,29 @@ from protocol.tensors import TensorHeader
 
 
 @dataclass(frozen=True, slots=True)
+class ModelHeader:
+    """Of a model: its bytes in all, the first `spec_bytes` of which are its spec (SPEC.md, 12)."""
+
+    spec_bytes: int
+    nbytes: int
+
+    def to_wire(self) -> dict[str, int]:
+        return {"spec_bytes": self.spec_bytes}
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor in a file: `name` is its key there, or empty where the file holds one. `open` gives its bytes, whose
-    reader closes them; nothing of them is in memory before."""
+    """One tensor in a file, or a model: `name` is its key there, or empty where the file holds one. `open` gives its
+    bytes, whose reader closes them; nothing of them is in memory before."""
 
     name: str
-    header: TensorHeader
+    header: TensorHeader | ModelHeader
     open: Callable[[], Payload]
+
+    @property
+    def kind(self) -> str:
+        """Of the object that it becomes at a peer."""
+        return "model" if isinstance(self.header, ModelHeader) else "tensor"
 
 
 Entries = Iterator[Entry | None]

@@ -1,5 +1,5 @@
 """One writer for each file format: the headers first, then the bytes of the tensors in pieces, in order, as the wire
-has them. Only what a piece holds is in memory; torch is needed by .pt alone (values.py)."""
+has them. Only what a piece holds is in memory; torch is needed by .pt (values.py), .pt2 and .onnx (models.py) alone."""
 
 from __future__ import annotations
 
@@ -41,10 +41,13 @@ class Format:
         """No more will be; the file is to be thrown away."""
 
 
-ENDINGS: Final = (".npy", ".npz", ".csv", ".safetensors", ".pt", ".pth")
+MODELS: Final = (".pt2", ".onnx")
+"""Those that hold a model with its program."""
+
+ENDINGS: Final = (".npy", ".npz", ".csv", ".safetensors", ".pt", ".pth", *MODELS)
 """Those that `grid get -o` writes."""
 
-WHOLE: Final = (".pt", ".pth")
+WHOLE: Final = (".pt", ".pth", *MODELS)
 """Those of which the value is held in memory before."""
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from grid.files.arrays import idx_entries, npy_entries, npz_entries
+from grid.files.confined import onnx_entries, pt2_entries, pt_entries
 from grid.files.entries import Entries, Entry, Reader, as_bad_file
 from grid.files.tables import csv_entries, parquet_entries
-from grid.files.tensors import pt_entries, safetensors_entries
+from grid.files.tensors import safetensors_entries
 from protocol.errors import BadFile
 
 READERS: Final = (
@@ -22,6 +23,8 @@ READERS: Final = (
     Reader((".parquet",), "a Parquet table", re.compile(r"\.parquet$"), parquet_entries),
     Reader((".safetensors",), "a safetensors file", re.compile(r"\.safetensors$"), safetensors_entries),
     Reader((".pt", ".pth"), "a file of torch.save", re.compile(r"\.pth?$"), pt_entries),
+    Reader((".pt2",), "an archive of torch.export.save", re.compile(r"\.pt2$"), pt2_entries),
+    Reader((".onnx",), "an ONNX model", re.compile(r"\.onnx$"), onnx_entries),
     Reader(
         (".idx", "-idx3-ubyte", "-idx3-ubyte.gz"),
         "an IDX file",
@@ -30,8 +33,6 @@ READERS: Final = (
     ),
 )
 _REFUSED: Final = {
-    ".onnx": "ONNX is not read yet; in Python, 'await peer.send(model, ...)' sends a torch module",
-    ".pt2": "loading a .pt2 file can run its maker's code; in Python, 'await peer.send(model, ...)' sends a module",
     ".pkl": "unpickling runs code of whoever made the file; save the tensors as .npy or .safetensors",
     ".pickle": "unpickling runs code of whoever made the file; save the tensors as .npy or .safetensors",
 }

@@ -19,13 +19,19 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     confinement *     all these walls, in order; which are refused here, and whether the others are enough
     sandbox *         what a worker gives up before it reads anything from its principal
     zygote_process *  the peer's end of the zygote
+    reader *          the other end of `reading`: strangers' files, read by a process that can do nothing else
     answers *         what a worker's answers mean, checked
     holdings *        what the peer knows a worker to have
+    stopping *        how what is under way learns that it is to end
     pending *         a request that is under way, and how it ends
     watch *           whether a worker was at one thing for too long
     budgets *         what principals may take, and have taken
     ending *          how a worker came to its end
+    outgoing *        values that left a worker and are on their way: counted, and bounded
+    taught *          a stretch of operations that it was told, and what its answers about that mean
     remote *          the peer's end of one worker: requests, answers, loss
+    job *             the peer's end of one jail: what it is given, its end, what it left
+    part *            the peer's end of a process of a secure run: what it is given and says, its end
     faults            whatever went wrong, as one of our errors
     mapped            files of the peer's as memory of tensors
     objects           tensors and failures by id
@@ -34,7 +40,13 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     device            where tensors and operations are: the CPU, or one CUDA device
     repeated          operations that ran before: what was found out about them
     execution         one operation, from its wire form to its results' ids
+    steps             one operation of a stretch that comes again: checked once
+    stretches         such stretches, and the uses of them
+    programs          whole programs
     export            values on their way out, into memory files
     runtime           the worker's loop
+    jail              the process of one jail
+    party             the process of one peer's part in a secure run
+    reading           `python -m peer.worker.reading`: forks one reader for each stranger's file
     zygote            `python -m peer.worker.zygote`: forks and reaps
 """

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
 
-from peer.buffers import Buffer, BufferPool
+from peer.buffers import Buffer
 from protocol import limits
 from protocol.errors import GridError, WorkerLost
 from protocol.tensors import TensorHeader
@@ -19,6 +19,20 @@ from protocol.tensors import TensorHeader
 _SHOWN: Final = 80  # characters of a code
 
 Result = list[TensorHeader] | GridError  # of one operation: a header for each tensor it gave, or what went wrong
+
+
+class Refusal(Exception):
+    """Why there is no answer, for who asked: the worker's own error, or one of its bounds. The worker may go on."""
+
+    def __init__(self, error: GridError) -> None:
+        super().__init__()
+        self.error = error
+
+
+class Adopts(Protocol):
+    """Makes buffers of the memory files that workers give away: a BufferPool, or who counts for one (outgoing.py)."""
+
+    def adopt(self, fd: int, nbytes: int) -> Buffer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,30 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """What a program gave: a header for each result, and the value, for those that are small and were wanted; and the
+    worker's report, for its asker to read, if that was wanted."""
+
+    headers: list[TensorHeader]
+    values: tuple[bytes | None, ...]
+    report: bytes | None = None
+
+
+class Far(NamedTuple):
+    """How far a program is: at which of its nodes, and how many iterations of the loops around that are done.
+
+    Attributes:
+        node, nodes: operations of the program that are done, and all of them; a loop is one.
+        done, of: iterations, where it is in a loop; `of` is 0 where nobody knows how many there will be.
+    """
+
+    node: int
+    nodes: int
+    done: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What a worker holds and has done, by its own account."""
 
@@ -92,12 +130,15 @@ def results(fields: list[Any], count: int) -> list[Result]:
     return found
 
 
-def value(given: Given, fields: list[Any], descriptors: list[int], buffers: BufferPool) -> Exported | GridError:
+def value(given: Given, fields: list[Any], descriptors: list[int], buffers: Adopts) -> Exported | GridError:
     """The value that was wanted with the results, or why it is not to be had."""
     wanted = fields[1]
     if type(wanted) is dict:
         return fault(wanted)
-    return exported(given, wanted, descriptors, buffers)
+    try:
+        return exported(given, wanted, descriptors, buffers)
+    except Refusal as refusal:
+        return refusal.error
 
 
 def fault(given: Mapping[str, Any]) -> GridError:
@@ -110,12 +151,23 @@ def fault(given: Mapping[str, Any]) -> GridError:
     return GridError.from_fault({"code": error.code[:_SHOWN], "message": error.message[: limits.MAX_FAULT_TEXT]})
 
 
-def made(fields: list[Any], count: int) -> list[TensorHeader]:
+def made(fields: list[Any], count: int) -> Made:
     """What a program gave."""
-    found = headers(fields[0])
-    if len(found) != count:
+    found, small = headers(fields[0]), fields[1]
+    if len(found) != count or (small is not None and len(small) != count):
         raise ValueError(f"{len(found)} results of a program that gives {count}")
-    return found
+    report = None if fields[2] is None else bytes(fields[2])
+    if small is None:
+        return Made(found, (None,) * count, report)
+    for header, value in zip(found, small, strict=True):
+        if value is not None:
+            header.check_payload(len(value))
+    return Made(found, tuple(None if value is None else bytes(value) for value in small), report)
+
+
+def is_far(value: list[Any]) -> bool:
+    """Whether that says how far a program is (Far)."""
+    return len(value) == len(Far._fields) and all(type(each) is int and 0 <= each <= limits.MAX_ID for each in value)
 
 
 def headers(given: Iterable[Any]) -> list[TensorHeader]:
@@ -130,8 +182,8 @@ def usage(fields: list[Any]) -> Usage:
     return Usage(int(objects), int(bytes_held), int(operations), float(seconds))
 
 
-def exported(given: Given, fields: list[Any], descriptors: list[int], buffers: BufferPool) -> Exported:
-    """Descriptors that are used leave the list."""
+def exported(given: Given, fields: list[Any], descriptors: list[int], buffers: Adopts) -> Exported:
+    """Descriptors that are used leave the list. Refusal where there is no room for it."""
     dtype, shape, data = fields
     header = TensorHeader(dtype, tuple(shape))
     if descriptors:

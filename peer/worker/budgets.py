@@ -15,6 +15,7 @@ from typing import Any
 
 from protocol import limits
 from protocol.errors import TooLarge
+from protocol.sizes import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class _Account:
     held: dict[object, int] = field(default_factory=dict)  # by worker
     cpu: float = 0.0
     kills: int = 0
+    out: int = 0  # bytes of values that its workers gave out, and that are on their way still
     debt: float = 0.0  # seconds taken out of the bucket, as of `since`
     since: float = 0.0
 
@@ -91,6 +93,28 @@ class Budgets:
         others = sum(nbytes for other, nbytes in account.held.items() if other is not worker)
         return max(0, self._memory - others)
 
+    def goes_out(self, principal: str, nbytes: int) -> None:
+        """A value that is on its way, in memory of the peer's, until `came_out`. TooLarge where those of one principal
+        would take more than it may have: they are nobody's any more who is told what is left."""
+        account = self._accounts.get(principal)
+        if account is None:
+            return
+        if self._memory is not None and account.out and account.out + nbytes > self._memory:
+            raise TooLarge(
+                f"values of yours that are on their way take {shown(account.out)} of this peer's memory: with this "
+                f"one, of {shown(nbytes)}, it would be more than the {shown(self._memory)} that you may have. Get one "
+                "after the other, or have the peer's owner raise --worker-memory",
+                limit="worker_memory",
+                size=account.out + nbytes,
+                allowed=self._memory,
+            )
+        account.out += nbytes
+
+    def came_out(self, principal: str, nbytes: int) -> None:
+        account = self._accounts.get(principal)
+        if account is not None:
+            account.out = max(0, account.out - nbytes)
+
     def is_far_over(self, nbytes: int) -> bool:
         """Whether a principal's workers, weighed by the system, have so much that they did not keep to the rules."""
         return self._memory is not None and nbytes > self._memory + self._memory // limits.MEMORY_SLACK
@@ -120,14 +144,19 @@ class Budgets:
         wait = self.wait(principal, now)
         if wait:
             raise TooLarge(
-                f"your operations took more of this peer's processors than your share of {self._cpu:g} of a core, and "
-                f"are more than {self._burst:g} s ahead of it: ask again in {wait} s, or have the peer's owner raise "
+                f"your operations took more of this peer's processors than your share of {self._share}, and are more "
+                f"than {self._burst:g} s ahead of it: ask again in {wait} s, or have the peer's owner raise "
                 "--worker-cpu or --worker-burst",
                 limit="worker_cpu",
                 size=math.ceil(self._debt(self._accounts[principal], now)),
                 allowed=math.ceil(self._burst),
                 wait=wait,
             )
+
+    @property
+    def _share(self) -> str:
+        cores = self._cpu or 0.0
+        return f"{cores:g} of a core" if cores < 1 else "one core" if cores == 1 else f"{cores:g} cores"
 
     def _debt(self, account: _Account, now: float) -> float:
         return max(0.0, account.debt - (now - account.since) * (self._cpu or 0.0))
@@ -158,5 +187,5 @@ class Budgets:
         return [
             name
             for name, account in self._accounts.items()
-            if not account.held and (account.debt >= self._burst) == in_debt
+            if not account.held and not account.out and (account.debt >= self._burst) == in_debt
         ]

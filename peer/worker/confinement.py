@@ -90,6 +90,21 @@ class Confinement:
         has_threads, more = threads > 1 or is_gpu, gpu.CALLS if is_gpu else ()
         self._raised(FILTER, lambda: seccomp.confine(process, has_threads=has_threads, more=more))
 
+    def prepare(self, threads: int) -> None:
+        """In the zygote: what can be made ready of the filters."""
+        is_gpu = self.device == "cuda"
+        seccomp.prepare(has_threads=threads > 1 or is_gpu, more=gpu.CALLS if is_gpu else ())
+        if is_gpu:
+            seccomp.prepare(has_threads=threads > 1)  # jails have no GPU
+
+    def close_files(self) -> None:
+        """Of a jail, before it is given anything: no file but those that come by its channel."""
+        self._raised(LANDLOCK, landlock.restrict)
+
+    def mute(self, process: int, threads: int) -> None:
+        """Of a jail that has its job: the filter. From here on it writes to two files, and talks to nobody."""
+        self._raised(FILTER, lambda: seccomp.confine(process, has_threads=threads > 1, is_jail=True))
+
     def _new_files(self) -> None:
         bound = [(path, False) for path in gpu.libraries()] + [(path, True) for path in gpu.devices()]
         namespaces.new_files(bound if self.device == "cuda" else ())

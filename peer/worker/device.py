@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 
 from compute.interpreter import call, checked, execute
+from compute.nested import with_tensors
 from compute.table import Entry
 
 Execute = Callable[[Entry, Sequence[Any], Mapping[str, Any]], Any]
@@ -58,7 +59,8 @@ class Device:
 
     def execute(self, entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Checks and runs one operation, as compute.interpreter.execute does, on this device."""
-        args, kwargs = _mapped(args, self._moved), {key: _mapped(value, self._moved) for key, value in kwargs.items()}
+        args = with_tensors(args, self._moved)
+        kwargs = {key: with_tensors(value, self._moved) for key, value in kwargs.items()}
         if not self._runs_here(entry):
             return self._on_cpu(entry, args, kwargs)
         bound, named, results = checked(entry, args, kwargs)
@@ -84,7 +86,7 @@ class Device:
         def copied(tensor: torch.Tensor) -> torch.Tensor:
             return copies.setdefault(id(tensor), (tensor, tensor.cpu()))[1]
 
-        there, named = _mapped(args, copied), {key: _mapped(value, copied) for key, value in kwargs.items()}
+        there, named = with_tensors(args, copied), {key: with_tensors(value, copied) for key, value in kwargs.items()}
         value = execute(entry, there, named)
         written = {
             id(each) for at in entry.written(there, named) for each in _tensors(entry.argument(at, there, named))
@@ -94,7 +96,7 @@ class Device:
             if id(copy) in written:
                 original.copy_(copy)
                 originals[id(copy)] = original
-        return _mapped(value, lambda tensor: originals.get(id(tensor), tensor.to(self.device)))
+        return with_tensors(value, lambda tensor: originals.get(id(tensor), tensor.to(self.device)))
 
 
 def _has_cuda_kernel(name: str) -> bool:
@@ -104,11 +106,3 @@ def _has_cuda_kernel(name: str) -> bool:
 def _tensors(value: Any) -> list[torch.Tensor]:
     items = value if isinstance(value, list | tuple) else [value]
     return [item for item in items if isinstance(item, torch.Tensor)]
-
-
-def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return change(value)
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(item, change) for item in value)
-    return value

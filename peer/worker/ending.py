@@ -13,6 +13,7 @@ from protocol import limits
 from protocol.errors import WorkerLost
 
 KILLED: Final = "was ended by its peer"
+STOPPED: Final = "was killed, because what was to end there did not end by itself within a second,"
 
 
 class Ending:

@@ -10,6 +10,7 @@ import torch
 
 from compute import interpreter, table, values
 from compute.dtypes import NAME_OF
+from compute.estimate import Estimate
 from peer.seeds import SEED
 from peer.worker import repeated
 from peer.worker.faults import as_error
@@ -20,7 +21,8 @@ from peer.worker.picking import check_rows, picked
 from peer.worker.randomness import GENERATOR, drawn_by, seed
 from protocol.errors import BadRequest, GridError
 
-_CHECK: Final = "aten._linalg_check_errors.default"
+CHECK: Final = "aten._linalg_check_errors.default"
+"""Looks whether the last factorisation was good."""
 
 
 def execute(objects: Objects, operation: Any) -> list[torch.Tensor] | GridError:
@@ -43,30 +45,40 @@ def execute(objects: Objects, operation: Any) -> list[torch.Tensor] | GridError:
                 tensors = _call(objects, entry, args, kwargs)
         else:
             tensors = _call(objects, entry, args, kwargs)
-        _keep(objects, tensors, outs, entry)
+        keep(objects, tensors, outs, entry)
         return tensors
     except Exception as problem:
-        error = as_error(problem, name_of(operation))
-        ids = list(result_ids(operation))
-        for out in ids:
-            objects.fail(out, error)
-        # What is in no table may have been meant to be in place: then the result's id is an argument's.
-        changed = [arg for arg in args if arg in ids] if entry is None else _to_be_written(entry, args, kwargs)
-        if name_of(operation) == _CHECK and objects.factored[-1:] == tuple(args[:1]):
-            changed = [
-                *changed,
-                *objects.factored,
-            ]  # of a singular matrix there is no inverse, whatever stands in its place
-        for object_id in changed:
-            objects.spoil(object_id, error)
-        return error
+        return refused(objects, operation, entry, args, kwargs, problem)
+
+
+def refused(
+    objects: Objects,
+    operation: Any,
+    entry: table.Entry | None,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    problem: Exception,
+) -> GridError:
+    """Notes what went wrong for those whom it concerns; `args` and `kwargs` have ids in them."""
+    error = as_error(problem, name_of(operation))
+    ids = list(result_ids(operation))
+    for out in ids:
+        objects.fail(out, error)
+    # What is in no table may have been meant to be in place: then the result's id is an argument's.
+    changed = [arg for arg in args if arg in ids] if entry is None else _to_be_written(entry, args, kwargs)
+    if name_of(operation) == CHECK and objects.factored[-1:] == tuple(args[:1]):
+        # of a singular matrix there is no inverse, whatever stands in its place
+        changed = [*changed, *objects.factored]
+    for object_id in changed:
+        objects.spoil(object_id, error)
+    return error
 
 
 def _call(objects: Objects, entry: table.Entry, args: list[Any], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     reading = repeated.read(entry, args, kwargs, objects.tensors) if objects.is_on_cpu else None
     plan = None if reading is None else repeated.find(reading)
-    if reading is not None and plan is not None and not _guarded(objects, reading.args, reading.kwargs):
-        _check_writable(objects, entry, reading.args, reading.kwargs)
+    if reading is not None and plan is not None and not guarded_among(objects, reading.args, reading.kwargs):
+        check_writable(objects, entry, reading.args, reading.kwargs)
         value = repeated.execute(plan, entry, reading)
     else:
         resolve = objects.get
@@ -81,14 +93,15 @@ def _call(objects: Objects, entry: table.Entry, args: list[Any], kwargs: dict[st
 def run(objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Runs an operation as it runs anywhere, but what is read-only is not written, and of a stored file nothing is
     used that has not been checked."""
-    _check_writable(objects, entry, args, kwargs)
-    guarded = _guarded(objects, args, kwargs)
+    check_writable(objects, entry, args, kwargs)
+    guarded = guarded_among(objects, args, kwargs)
     if not guarded or entry.category == "size" or entry.name in _READ_NOTHING:
         return objects.execute(entry, args, kwargs)
     return _checked(objects, guarded, entry, args, kwargs)
 
 
-def _check_writable(objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_writable(objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """ReadOnly where it would write what is published."""
     if entry.writes:
         for position in entry.written(args, kwargs):
             for tensor in _listed(entry.argument(position, args, kwargs)):
@@ -96,13 +109,37 @@ def _check_writable(objects: Objects, entry: table.Entry, args: Sequence[Any], k
                     objects.check_writable(tensor)
 
 
-def _guarded(objects: Objects, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Guarded]:
+def guarded_among(objects: Objects, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Guarded]:
+    """Those of the arguments that lie on memory which is to be checked before it is read."""
     return objects.guarded([*args, *kwargs.values()]) if objects.guards else []
 
 
 def executor(objects: Objects) -> interpreter.Execute:
     """How the operations of a program run on these objects."""
-    return partial(run, objects)
+    return _Executor(objects) if objects.is_on_cpu else partial(run, objects)
+
+
+class _Executor:
+    """`run`; and of operations that look like one which was checked, only what hangs on these tensors is looked at."""
+
+    __slots__ = ("_objects",)
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    def __call__(self, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return run(self._objects, entry, args, kwargs)
+
+    def again(
+        self, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any], estimate: Estimate, guard: Any
+    ) -> Any:
+        """See compute.interpreter.again."""
+        objects = self._objects
+        if objects.guards and guarded_among(objects, args, kwargs):
+            return run(objects, entry, args, kwargs)
+        if entry.writes:
+            check_writable(objects, entry, args, kwargs)
+        return interpreter.again(entry, args, kwargs, estimate, guard)
 
 
 def _checked(
@@ -162,7 +199,8 @@ def check_describable(tensor: torch.Tensor) -> None:
         values.header_of(tensor)
 
 
-def _keep(objects: Objects, tensors: list[torch.Tensor], outs: list[Any], entry: table.Entry) -> None:
+def keep(objects: Objects, tensors: list[torch.Tensor], outs: list[Any], entry: table.Entry) -> None:
+    """Under the ids that the operation names; BadRequest where these are too many or too few."""
     if len(outs) != len(tensors) and (outs or not entry.writes):
         raise BadRequest(f"{entry.name} gives {len(tensors)} tensors, but {len(outs)} result ids came with it")
     for tensor in tensors:

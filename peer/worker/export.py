@@ -9,10 +9,12 @@ from typing import Final
 import torch
 
 from compute import values
+from compute.cost import ALLOWED
 from peer.worker import memory
 from peer.worker.mapped import Guarded
 from protocol import limits
 from protocol.errors import TooLarge
+from protocol.sizes import shown
 
 _PIECE: Final = 8 * limits.MIB  # of memory that one piece may reach over
 
@@ -22,7 +24,8 @@ def check_size(nbytes: int) -> None:
     # Its elements may be far fewer than its shape says (expand), but all of them would be written out.
     if nbytes > limits.MAX_MEMORY_TENSOR:
         raise TooLarge(
-            f"a value of {nbytes} bytes does not leave a worker; take it in pieces",
+            f"a value of {shown(nbytes)} does not leave a worker, at most {shown(limits.MAX_MEMORY_TENSOR)} do: take "
+            "it in pieces (x[:1000].get())",
             limit="MAX_MEMORY_TENSOR",
             size=min(nbytes, limits.MAX_ID),
             allowed=limits.MAX_MEMORY_TENSOR,
@@ -33,22 +36,28 @@ def filed(tensor: torch.Tensor, guarded: Sequence[Guarded] = ()) -> int:
     """A sealed memory file with these elements, row-major; the caller closes the descriptor.
 
     `guarded` is the tensor itself where it lies on a stored file (and has been checked): what was read of that is
-    let go on the way.
+    let go on the way. TooLarge where this process has no room for it.
     """
+    ALLOWED.check_copy(tensor.numel() * tensor.element_size())
     fd = memory.new_file("grid-export")
     try:
-        written = 0
-        for piece in _pieces(tensor):
-            content = values.tensor_bytes(piece).cast("B")
-            memory.write_all(fd, content, written)
-            written += content.nbytes
-            for each in guarded:
-                each.guard.read(_reach(piece))
+        write(fd, 0, tensor, guarded)
         memory.seal(fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def write(fd: int, offset: int, tensor: torch.Tensor, guarded: Sequence[Guarded] = ()) -> int:
+    """The same elements into an open file, from `offset` on; where they end."""
+    for piece in _pieces(tensor):
+        content = values.tensor_bytes(piece).cast("B")
+        memory.write_all(fd, content, offset)
+        offset += content.nbytes
+        for each in guarded:
+            each.guard.read(_reach(piece))
+    return offset
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -73,6 +73,21 @@ def seal(fd: int) -> None:
         fcntl.fcntl(fd, _F_ADD_SEALS, _FIXED | _SEAL_WRITE)
 
 
+def fix_size(fd: int, nbytes: int) -> None:
+    """It has so many bytes from now on, zeros at first, whoever writes to it."""
+    os.ftruncate(fd, nbytes)
+    if HAS_SEALS:
+        fcntl.fcntl(fd, _F_ADD_SEALS, _FIXED)
+
+
+def is_sealed(fd: int) -> bool:
+    """Whether nobody can change its content any more. False for what is no memory file."""
+    try:
+        return fcntl.fcntl(fd, _F_GET_SEALS) & (_SEAL_SHRINK | _SEAL_WRITE) == _SEAL_SHRINK | _SEAL_WRITE
+    except OSError:
+        return False
+
+
 def check_sealed(fd: int, nbytes: int) -> None:
     """InternalError unless `fd`, which came from a worker, is a sealed memory file of exactly `nbytes`, all there.
 

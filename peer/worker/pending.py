@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from peer.worker import answers
+from peer.worker.answers import Far, Refusal
 from peer.worker.operation import name_of
 from protocol.errors import GridError
 
@@ -32,6 +33,7 @@ class Pending:
         kind: what it asks, in a word.
         operations: those that it is about, if it is.
         done: how many of them are done, by the worker's account.
+        far: how far a program is, by that account, where it said so.
     """
 
     asker: Asker
@@ -39,6 +41,7 @@ class Pending:
     parse: Parse
     operations: Sequence[Any] = ()
     done: int = 0
+    far: Far | None = None
 
     @property
     def what(self) -> str:
@@ -52,13 +55,27 @@ class Pending:
     def fail(self, error: GridError) -> None:
         fail(self.asker, error)
 
+    def give_up(self) -> Asker:
+        """Nobody hears of it any more; who would have."""
+        asker, self.asker = self.asker, _NOBODY
+        return asker
 
-class Refusal(Exception):
-    """The worker's own error, as against an answer that is one."""
 
-    def __init__(self, error: GridError) -> None:
-        super().__init__()
-        self.error = error
+class _Nobody:
+    def done(self) -> bool:
+        return True
+
+    def exception(self) -> None:
+        return None
+
+    def set_result(self, result: Any, /) -> None:
+        return None
+
+    def set_exception(self, exception: Any, /) -> None:
+        return None
+
+
+_NOBODY: Final = _Nobody()
 
 
 def refuse(fields: list[Any], _: list[int]) -> NoReturn:

@@ -7,28 +7,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from peer.buffers import Buffer, BufferPool
+from peer.buffers import Buffer
 from peer.worker import answers
-from peer.worker.answers import Exported, Result, Span, Usage
+from peer.worker.answers import Adopts, Exported, Far, Made, Refusal, Result, Span, Usage
 from peer.worker.channel import LoopChannel, close_all
-from peer.worker.ending import KILLED, Ending, lost
+from peer.worker.ending import KILLED, STOPPED, Ending, lost
 from peer.worker.guards import BlockHashes
 from peer.worker.holdings import Holdings
 from peer.worker.operation import result_ids
-from peer.worker.pending import Asker, Pending, Refusal, fail, refuse
+from peer.worker.pending import Asker, Pending, fail, refuse
+from peer.worker.stopping import Stopping, StopSign
+from peer.worker.taught import Taught
 from peer.worker.watch import Watch
 from protocol import limits
-from protocol.errors import Corrupt, GridError, InternalError, NotFound, ProtocolError, TooLarge, WorkerLost
+from protocol.errors import Cancelled, Corrupt, GridError, InternalError, NotFound, ProtocolError, TooLarge, WorkerLost
 from protocol.tensors import TensorHeader
 
-__all__ = ["BlockHashes", "Exported", "Result", "Span", "Usage", "Worker", "WorkerKey", "WorkerStatistics"]
+if TYPE_CHECKING:  # it knows objects, and they this file
+    from peer.stretch import Stretch, Use
+
+__all__ = [
+    "BlockHashes",
+    "Exported",
+    "Far",
+    "Made",
+    "Result",
+    "Span",
+    "Usage",
+    "Worker",
+    "WorkerKey",
+    "WorkerStatistics",
+]
 
 T = TypeVar("T")
+_STRETCHES: Final = limits.WORKER_STRETCHES
 
 
 class WorkerKey(NamedTuple):
@@ -60,7 +78,7 @@ class Worker:
         self,
         key: WorkerKey,
         channel: socket.socket,
-        buffers: BufferPool,
+        buffers: Adopts,
         gone: Callable[[Worker], None],
         holds: Callable[[Worker, int], None] = lambda worker, nbytes: None,
         seconds: float = limits.OPERATION_SECONDS,
@@ -78,7 +96,10 @@ class Worker:
         self._allowed: int | None = None
         self._held = Holdings()
         self.holds = self._held.holds
+        self._taught: dict[Stretch, Taught] = {}  # the stretches that it has, in the order in which it was told
+        self._lessons = 0
         self._pending: dict[int, Pending] = {}
+        self._stopping: Stopping | None = None
         self._seq = 0
         self._operations = 0
         self._channel = LoopChannel(
@@ -167,33 +188,100 @@ class Worker:
         if known:
             self._held.forget(known)
 
+    def run_again(self, asker: Asker, use: Use, wanted: bytes | None, dropped: Sequence[bytes]) -> None:
+        """`run_for`, for a stretch. In place of the results `asker` gets a tuple, with a header for each object that
+        is made, where all of them came out as they did before."""
+        stretch = use.stretch
+        taught = self._taught.get(stretch) or self._teach(stretch)
+
+        def parse(
+            fields: list[Any], descriptors: list[int]
+        ) -> tuple[list[Result] | tuple[TensorHeader, ...], Exported | GridError | None]:
+            results = taught.results(fields, self._results)
+            if wanted is None:
+                return results, None
+            return results, answers.value(self._held.made, fields, descriptors, self._buffers)
+
+        known = list(filter(self.holds, dropped))
+        pending = Pending(asker, "operations", parse, stretch.operations)
+        self._put(pending, "again", taught.number, use.given, use.made, use.floats, wanted, known)
+        self._held.promised(use.outs)
+        self._operations += len(stretch.operations)
+        if known:
+            self._held.forget(known)
+
+    def _teach(self, stretch: Stretch) -> Taught:
+        """Tells it what the operations of this stretch are; what it was told longest ago goes for it."""
+        self._lessons += 1
+        taught = self._taught[stretch] = Taught(stretch, self._lessons)
+        forgotten = self._taught.pop(next(iter(self._taught))).number if len(self._taught) > _STRETCHES else None
+        self._tell(["stretch", taught.number, stretch.numbered(), forgotten])
+        return taught
+
     def run_program(
-        self, program_id: bytes, program: bytes | None, inputs: Sequence[bytes], outs: Sequence[bytes]
-    ) -> asyncio.Future[list[TensorHeader]]:
-        """Runs a whole program on `inputs` (object ids); its results become `outs`, in order.
+        self,
+        asker: Asker,
+        program_id: bytes,
+        program: bytes | None,
+        inputs: Sequence[bytes],
+        outs: Sequence[bytes],
+        *,
+        is_shown: bool = False,
+        is_reported: bool = False,
+        dropped: Sequence[bytes] = (),
+    ) -> int:
+        """Runs a whole program on `inputs` (object ids); its results become `outs`, in order. `asker` is told what
+        they are (Made), or what went wrong. The number of the request, for `stop` and `far`.
 
         Args:
             program_id: the content hash of the program.
             program: its canonical bytes; None is enough while `knows(program_id)`.
+            is_shown: small results are wanted themselves, too.
+            is_reported: so is what each node took.
+            dropped: ids to `drop` before it runs.
         """
         if self.knows(program_id):
             program = None
         elif program is None:
             raise NotFound("the worker does not know this program; send the program itself")
-        future = self._ask(
-            "program",
-            lambda fields, _: answers.made(fields, len(outs)),
-            "program",
-            program_id,
-            program,
-            list(inputs),
-            list(outs),
-        )
+        if self._stopping is None:
+            self._stopping = self._signed()
+        pending = Pending(asker, "program", lambda fields, _: answers.made(fields, len(outs)))
+        known = self._held.forget(dropped) if dropped else ()
+        number = self._put(pending, "program", program_id, program, inputs, outs, is_shown, is_reported, known)
         forgotten = self._held.ran(program_id)
         if forgotten is not None:
             self._tell(["forget", forgotten])
         self._held.promised(outs)
-        return future
+        return number
+
+    def _signed(self) -> Stopping:
+        """Gives it the memory in which it will be told what is to end."""
+        sign = StopSign()
+        try:
+            self._tell(["sign"], [sign.fd])
+        finally:
+            os.close(sign.fd)
+        return Stopping(sign, self._first, lambda: self.pid is not None, lambda: self.lose(STOPPED))
+
+    def stop(self, number: int) -> None:
+        """Ends the program of this number: at its next step, or the process is killed where that takes longer than
+        limits.STOP_WAIT. One whose turn has not come has failed at once, and will not run. One that is over: nothing.
+        """
+        if self._stopping is None or number not in self._pending:
+            return
+        self._stopping.stop(number)
+        if number != self._first():
+            asker = self._pending[number].give_up()
+            fail(asker, Cancelled("the run was ended before it began"))
+
+    def far(self, number: int) -> Far | None:
+        """How far the program of this number is, where it said so. None of one that has not begun, or is over."""
+        pending = self._pending.get(number)
+        return None if pending is None else pending.far
+
+    def _first(self) -> int | None:
+        return None if self.is_lost else next(iter(self._pending), None)
 
     def knows(self, program_id: bytes) -> bool:
         """Whether it has this program already, so that the id is enough."""
@@ -309,6 +397,7 @@ class Worker:
         for request in pending:
             request.fail(lost(how, status, self.pid, pending))
         self._held.clear()
+        self._taught.clear()
 
     def exited(self, status: int) -> None:
         """The zygote's word that the process is dead. What it said before that is still read. For the pool."""
@@ -335,29 +424,33 @@ class Worker:
         self._put(Pending(future, what, parse), kind, *fields)
         return future
 
-    def _put(self, pending: Pending, kind: str, *fields: Any) -> None:
+    def _put(self, pending: Pending, kind: str, *fields: Any) -> int:
+        """Asks; the number of the request. It is over already where the process is gone."""
         if self.lost.done():
             fail(pending.asker, self.lost.result().again())
-            return
+            return 0
         self._seq = seq = self._seq + 1
         # One that has nothing to do gets it now; what is asked while it works goes together.
         self._channel.send([kind, seq, *fields], now=not self._pending)
         self._pending[seq] = pending
+        return seq
 
     def _heard(self, message: Any, descriptors: list[int]) -> None:
         match message:
             case ["done", int(seq), *fields] if seq in self._pending:
-                self._answer(self._pending.pop(seq), fields, descriptors)
+                self._answer(seq, fields, descriptors)
             case ["fault", int(seq), dict(fault)] if seq in self._pending:
-                request = self._pending.pop(seq)
-                request.parse = refuse
-                self._answer(request, [fault], descriptors)
+                self._pending[seq].parse = refuse
+                self._answer(seq, [fault], descriptors)
             case ["held", int(nbytes)]:
                 close_all(descriptors)
                 self._holds(self, nbytes)
             case ["progress", int(seq), int(done)] if self._has_come_to(seq, done):
                 close_all(descriptors)
                 self._pending[seq].done = done
+            case ["progress", int(seq), list(far)] if seq == self._first() and answers.is_far(far):
+                close_all(descriptors)
+                self._pending[seq].far = Far(*far)
             case ["defect", str(text)] if self._ending.defect is None:
                 close_all(descriptors)
                 self._ending.note("of which nothing is shown: it has private data" if self.key.labels else text)
@@ -369,10 +462,12 @@ class Worker:
 
     def _has_come_to(self, seq: int, done: int) -> bool:
         """Whether that may be so: it goes forward, and through what is first in line."""
-        first = next(iter(self._pending), None)
-        return seq == first and self._pending[seq].done < done < len(self._pending[seq].operations)
+        return seq == self._first() and self._pending[seq].done < done < len(self._pending[seq].operations)
 
-    def _answer(self, request: Pending, fields: list[Any], descriptors: list[int]) -> None:
+    def _answer(self, seq: int, fields: list[Any], descriptors: list[int]) -> None:
+        request = self._pending.pop(seq)
+        if self._stopping is not None:
+            self._stopping.answered(seq)
         try:
             value = request.parse(fields, descriptors)
         except Refusal as refusal:

@@ -4,14 +4,19 @@
     ["provide", id, dtype, shape, offset, read_only, bytes|nil,       -
         hashes|nil, number|nil] + fd
     ["run", seq, operations, wanted id|nil, ids to drop]              ["done", seq, results, value|fault|nil] (+ fd)
-    ["program", seq, program id, bytes|nil, inputs, outs]             ["done", seq, headers]
+    ["stretch", number, operations, number to forget|nil]             -
+    ["again", seq, number, given, made, floats, wanted id|nil,        ["done", seq, results|nil, value|fault|nil] (+ fd)
+        ids to drop]
+    ["program", seq, program id, bytes|nil, inputs, outs,             ["done", seq, headers, values|nil, report|nil]
+        is_shown, is_reported, ids to drop first]
     ["forget", program id]                                            -
+    ["sign"] + fd                                                     -
     ["export", seq, id, in_memory]                                    ["done", seq, dtype, shape, data] (+ fd)
     ["drop", ids]                                                     -
     ["usage", seq]                                                    ["done", seq, objects, bytes, operations, seconds]
     ["allow", bytes]                                                  -
                                                                       ["held", bytes]
-                                                                      ["progress", seq, operations done]
+                                                                      ["progress", seq, operations done|how far]
 
 `results` has for each operation a list of [dtype, shape], one for each tensor it gave, or a fault. A `value` is what an
 export gives, [dtype, shape, data]. The data are bytes; or nil with a descriptor of a memory file; or nil without one:
@@ -19,7 +24,10 @@ the value is what the peer provided under this id; or [number, offset]: it is th
 provided under that number (not where it is wanted `in_memory`). `hashes` are those of the file's blocks (BlockHashes):
 what is read of the file is checked against them. A request that fails as a whole is answered by ["fault", seq, fault].
 `allow` says how many bytes the worker may hold from now on; it tells what it holds when that has changed by much, and
-how far it is when a request takes long. A defect of the loop itself is told by ["defect", text] before the end.
+how far it is when a request takes long: of a program node, nodes, iterations done, iterations in all. Of one that
+`is_shown` small results come along, nil for the others; of one that `is_reported`, what each node took. In the memory
+of `sign` stands the number of the request that is to end (stopping.py). A defect of the loop itself is told by
+["defect", text] before the end.
 
 The principal chose names, arguments, ids and programs; whatever is wrong with them comes back as a fault. The peer
 made the messages around them, so that a malformed message is a defect.
@@ -36,21 +44,21 @@ from typing import Any
 
 import torch
 
-from compute import interpreter, values
+from compute import values
 from compute.cost import ALLOWED
 from compute.dtypes import NAME_OF
-from compute.forecast import check_program
-from compute.program import Program
 from peer.worker import export
 from peer.worker.channel import BlockingChannel, close_all
 from peer.worker.device import Device
-from peer.worker.execution import check_describable, execute, executor, tensors_in
+from peer.worker.execution import execute
 from peer.worker.faults import as_defect, as_error
 from peer.worker.guards import BlockHashes
 from peer.worker.objects import Objects
+from peer.worker.programs import Programs, Wanted
 from peer.worker.sandbox import Settings
+from peer.worker.stretches import Stretch, Use, told
 from protocol import limits
-from protocol.errors import BadRequest, GridError, NotFound, TooLarge
+from protocol.errors import GridError, TooLarge
 from protocol.tensors import TensorHeader
 
 Send = Callable[[Any, Sequence[int]], None]
@@ -66,15 +74,18 @@ class Runtime:
         self._told = 0  # bytes held, as the peer knows it
         self._unwanted: Sequence[bytes] = ()  # to be dropped: nobody is to wait for that
         self._objects = Objects(device)
-        self._execute = executor(self._objects)
-        self._programs: dict[bytes, Program | GridError] = {}
+        self._programs = Programs(self._objects)
+        self._stretches: dict[int, Stretch] = {}  # as many as the peer says: it counts them
         self._operations = 0
         self._seconds = 0.0
         self._handlers: dict[str, Callable[..., None]] = {
             "provide": self._provide,
             "run": self._run,
+            "stretch": self._stretch,
+            "again": self._again,
             "program": self._program,
             "forget": self._forget,
+            "sign": self._sign,
             "export": self._export,
             "drop": self._drop,
             "usage": self._usage,
@@ -138,7 +149,7 @@ class Runtime:
     def _run(
         self, _: list[int], seq: int, operations: list[Any], wanted: bytes | None = None, dropped: Sequence[bytes] = ()
     ) -> None:
-        started = told = time.perf_counter()
+        started = said = time.perf_counter()
         if dropped and 2 * ALLOWED.held > ALLOWED.memory:
             self._drop_unused(dropped, operations, wanted)
         results: list[Any] = []
@@ -147,12 +158,49 @@ class Runtime:
             if isinstance(result, GridError):
                 results.append(result.to_fault())
             else:
-                results.append([_header(tensor) for tensor in result])
-            if time.perf_counter() - told > limits.PROGRESS and len(results) < len(operations):
-                told = time.perf_counter()
+                results.append(told(result))
+            if time.perf_counter() - said > limits.PROGRESS and len(results) < len(operations):
+                said = time.perf_counter()
                 self._send(["progress", seq, len(results)], ())
                 self._flush()
-        self._operations += len(operations)
+        self._ran(seq, len(operations), started, results, wanted, dropped)
+
+    def _stretch(self, _: list[int], number: int, operations: list[Any], forgotten: int | None = None) -> None:
+        self._stretches[number] = Stretch(operations)
+        if forgotten is not None:
+            self._stretches.pop(forgotten, None)
+
+    def _again(
+        self,
+        _: list[int],
+        seq: int,
+        number: int,
+        given: bytes,
+        made: bytes,
+        floats: Sequence[float],
+        wanted: bytes | None = None,
+        dropped: Sequence[bytes] = (),
+    ) -> None:
+        started = time.perf_counter()
+        stretch = self._stretches[number]
+        use = Use(self._objects, stretch, given, made, floats)
+        if dropped and 2 * ALLOWED.held > ALLOWED.memory:
+            self._drop_unused(dropped, use.ids, wanted)
+        count = len(stretch.operations)
+        results = use.run(lambda done: self._progress(seq, done) if done < count else None)
+        self._ran(seq, count, started, results, wanted, dropped)
+
+    def _ran(
+        self,
+        seq: int,
+        count: int,
+        started: float,
+        results: list[Any] | None,
+        wanted: bytes | None,
+        dropped: Sequence[bytes],
+    ) -> None:
+        """So many operations have come to this."""
+        self._operations += count
         self._seconds += time.perf_counter() - started
         if wanted is None:
             self._done(seq, results, None)
@@ -165,7 +213,7 @@ class Runtime:
         used = {wanted, *_ids_in(operations)}
         self._objects.drop([object_id for object_id in ids if object_id not in used])
 
-    def _run_for(self, seq: int, results: list[Any], wanted: bytes) -> None:
+    def _run_for(self, seq: int, results: list[Any] | None, wanted: bytes) -> None:
         """The results, and a value with them."""
         try:
             value, fd = self._value(wanted)
@@ -174,46 +222,31 @@ class Runtime:
         else:
             self._done_with(fd, seq, results, value)
 
-    def _program(
-        self, _: list[int], seq: int, program_id: bytes, data: bytes | None, inputs: list[bytes], outs: list[bytes]
-    ) -> None:
+    def _program(self, _: list[int], seq: int, *fields: Any) -> None:
         started = time.perf_counter()
+        *about, dropped = fields
+        if dropped:
+            self._objects.drop(dropped)
+        wanted = Wanted(seq, *about)
         try:
-            program = self._known(program_id, data)
-            given = [self._objects.get(object_id) for object_id in inputs]
-            check_program(program, given)
-            # In the plainest layout: who asked knows of the results what `_header` says.
-            tensors = [tensor.contiguous() for tensor in tensors_in(interpreter.run(program, given, self._execute))]
-            if len(tensors) != len(outs):
-                raise BadRequest(f"the program gives {len(tensors)} tensors, but {len(outs)} result ids came with it")
-            for out, tensor in zip(outs, tensors, strict=True):
-                check_describable(tensor)
-                self._objects.put(out, tensor)
+            tensors, report = self._programs.run(wanted, lambda at: self._progress(seq, at))
         except Exception as problem:
-            error = as_error(problem, "program")
-            for out in outs:
-                self._objects.fail(out, error)
-            self._fault(seq, error)
+            self._fault(seq, as_error(problem, "program"))
         else:
-            self._done(seq, [_header(tensor) for tensor in tensors])
+            small = self._programs.small(tensors) if wanted.is_shown else None
+            self._done(seq, [_header(tensor) for tensor in tensors], small, report)
         self._operations += 1
         self._seconds += time.perf_counter() - started
 
-    def _known(self, program_id: bytes, data: bytes | None) -> Program:
-        if data is not None:
-            try:
-                self._programs[program_id] = Program.from_bytes(data)
-            except Exception as problem:
-                self._programs[program_id] = as_error(problem, "program")
-        program = self._programs.get(program_id)
-        if program is None:
-            raise NotFound(f"no program {program_id.hex()} is here; send the program itself")
-        if isinstance(program, GridError):
-            raise program
-        return program
+    def _progress(self, seq: int, at: int | list[int]) -> None:
+        self._send(["progress", seq, at], ())
+        self._flush()
+
+    def _sign(self, descriptors: list[int]) -> None:
+        self._programs.watch_sign(descriptors[0])
 
     def _forget(self, _: list[int], program_id: bytes) -> None:
-        self._programs.pop(program_id, None)
+        self._programs.forget(program_id)
 
     def _export(self, _: list[int], seq: int, object_id: bytes, in_memory: bool = False) -> None:
         try:

@@ -10,10 +10,12 @@ more, so that the zygote has imported and warmed all that operations need.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import math
 import os
 import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ from peer.worker import kernel
 from peer.worker.confinement import Confinement, missing
 from protocol import limits
 from protocol.errors import BadRequest, SetupError
+from protocol.sizes import shown
 
 DEVICES: Final = ("cpu", "cuda")
 
@@ -35,6 +38,7 @@ class Settings:
         seconds: of the clock that one operation, or one program, may take; then the worker is killed.
         device: where its tensors and operations are: "cpu" or "cuda".
         is_sandboxed: the kernel confines it; False only where the owner of the peer said so aloud.
+        has_jails: of a zygote: jails are forked from it too, so that it gets ready for what they run.
     """
 
     threads: int = 1
@@ -42,12 +46,14 @@ class Settings:
     seconds: float = limits.OPERATION_SECONDS
     device: str = "cpu"
     is_sandboxed: bool = True
+    has_jails: bool = False
 
     def __post_init__(self) -> None:
         if type(self.threads) is not int or not 1 <= self.threads <= 1_024:
             raise BadRequest(f"a worker runs 1 to 1024 threads, not {self.threads!r}")
         if self.memory is not None and (type(self.memory) is not int or self.memory < limits.MIN_MEMORY):
-            raise BadRequest(f"a worker has {limits.MIN_MEMORY} bytes of memory or more, not {self.memory!r}")
+            given = shown(self.memory) if type(self.memory) is int else repr(self.memory)
+            raise BadRequest(f"a worker has {shown(limits.MIN_MEMORY)} of memory or more, not {given}")
         if type(self.seconds) not in (int, float) or not 0 < self.seconds < float("inf"):
             raise BadRequest(f"an operation has a positive number of seconds, not {self.seconds!r}")
         if self.device not in DEVICES:
@@ -114,6 +120,50 @@ def enter(ground: Ground, settings: Settings, channel: int, parent: int) -> int:
         ground.walls.close(os.getpid(), settings.threads)
         _check(ground.walls)
     return channel
+
+
+def enter_jail(ground: Ground, settings: Settings, channel: int, parent: int) -> int:
+    """The first half of a jail's walls, before it is given its job by `channel`; returns that descriptor.
+
+    Raises:
+        SetupError, OSError: it is not confined as it should be, and must end.
+    """
+    if ground.walls is None:
+        raise SetupError("jails run behind the sandbox's walls or not at all")
+    reset_signals()
+    os.umask(0o077)
+    channel = _close_all_but(channel, ground.null)
+    _limit(settings, ground.data)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_OUTPUT, _OUTPUT))
+    seconds = math.ceil(settings.seconds * settings.threads) + 1  # of the processors
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    ground.walls.become_nobody(settings.threads)
+    die_with(parent)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    ground.walls.close_files()
+    return channel
+
+
+def close_jail(ground: Ground, settings: Settings, outputs: Sequence[int]) -> tuple[int, ...]:
+    """The second half, when it has its job: nothing stays open but `outputs`, whose numbers are returned.
+
+    Raises:
+        SetupError, OSError: it is not confined as it should be, and must end.
+    """
+    assert ground.walls is not None
+    places = tuple(range(3, 3 + len(outputs)))
+    held = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in outputs]
+    for fd, place in zip(held, places, strict=True):
+        os.dup2(fd, place, inheritable=False)
+    os.closerange(3 + len(outputs), os.sysconf("SC_OPEN_MAX"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits.JAIL_DESCRIPTORS, limits.JAIL_DESCRIPTORS))
+    ground.walls.mute(os.getpid(), settings.threads)
+    _check(ground.walls)
+    return places
+
+
+_ABOVE: Final = 16  # the numbers that they get
+_OUTPUT: Final = limits.JAIL_OUTPUT + limits.JAIL_HEADER  # of one file
 
 
 def reset_signals() -> None:

@@ -104,19 +104,20 @@ class Rule:
     otherwise: int = _ERRNO | errno.EPERM
 
 
-def rules(*, has_threads: bool, more: Iterable[str] = ()) -> list[Rule]:
+def rules(*, has_threads: bool, more: Iterable[str] = (), is_jail: bool = False) -> list[Rule]:
     """What a worker may ask, in the order in which it is looked up, but for what depends on which worker it is.
 
     Args:
         has_threads: it may make threads. Never processes.
         more: further calls, allowed with any arguments.
+        is_jail: it has two files to write to, and no channel: nothing is sent or received, and no file is made.
     """
-    answers = [*_talking(), *(Rule(name) for name in (*ALLOWED, *more))]
+    answers = [*(_mute() if is_jail else _talking()), *(Rule(name) for name in (*ALLOWED, *more))]
     answers += [
         # Nothing is shared, nor hidden from the limit of memory. What is mapped may be run: torch writes machine code
         # for products of int64 matrices and dies where it cannot, and mprotect would let anybody have it all the same.
         Rule("mmap", conditions=(If(3, (_MAP_PRIVATE,), _MAP_TYPE | _MAP_UNCOUNTED),)),
-        Rule("memfd_create", conditions=(If(1, (0,), ~_MFD_FLAGS & 0xFFFF_FFFF),)),
+        *([] if is_jail else [Rule("memfd_create", conditions=(If(1, (0,), ~_MFD_FLAGS & 0xFFFF_FFFF),))]),
         Rule("fcntl", conditions=(If(1, (_ADD_SEALS, _GET_SEALS, _DUPFD_CLOEXEC, 1, 2, 3)),)),
         # Its C library asks for the file that is open by an empty path; there are no paths that it could ask about.
         Rule("newfstatat"),
@@ -134,8 +135,17 @@ def _talking() -> list[Rule]:
     return [
         *(Rule(name, conditions=(If(argument, (0,), flags),)) for name, argument in messages.items()),
         Rule("getsockopt", conditions=(If(1, (_SOL_SOCKET,)), If(2, _ABOUT_SOCKETS))),
-        Rule("futex", conditions=(If(1, _FUTEX, ~_FUTEX_FLAGS & 0xFFFF_FFFF),)),
+        _WAITING,
     ]
+
+
+_WAITING: Final = Rule("futex", conditions=(If(1, _FUTEX, ~_FUTEX_FLAGS & 0xFFFF_FFFF),))
+_MUTED: Final = "sendmsg recvmsg sendto recvfrom getsockopt getsockname memfd_create ftruncate fallocate".split()
+
+
+def _mute() -> list[Rule]:
+    """Instead, for who has nobody to talk to. The first rule of a call is the one that holds."""
+    return [_WAITING, *(Rule(name, then=_ERRNO | errno.EPERM) for name in _MUTED)]
 
 
 def _cloning(has_threads: bool) -> Rule:
@@ -170,17 +180,23 @@ def install(program: bytes) -> None:
     kernel.call(NUMBERS[kernel.MACHINE]["seccomp"], _SET_MODE_FILTER, 0, described)
 
 
-def confine(process: int, *, has_threads: bool, more: Sequence[str] = ()) -> None:
+def confine(process: int, *, has_threads: bool, more: Sequence[str] = (), is_jail: bool = False) -> None:
     """A worker's filter, for the calling process; `process` is its id, as it sees it."""
     opening = _opening()
     # abort() signals the thread that calls it.
     its_own = _instructions([Rule("tgkill", conditions=(If(0, (process,)),), otherwise=_KILL)])
-    install(opening + its_own + _common(has_threads, tuple(more)))
+    install(opening + its_own + _common(has_threads, tuple(more), is_jail))
+
+
+def prepare(*, has_threads: bool, more: Sequence[str] = ()) -> None:
+    """In the zygote: the filters of workers and jails, put together once for all that are forked."""
+    for is_jail in (False, True):
+        _common(has_threads, () if is_jail else tuple(more), is_jail)
 
 
 @functools.cache  # a zygote's workers differ in nothing but their ids
-def _common(has_threads: bool, more: tuple[str, ...]) -> bytes:
-    return _instructions(rules(has_threads=has_threads, more=more)) + _give(_KILL)
+def _common(has_threads: bool, more: tuple[str, ...], is_jail: bool) -> bytes:
+    return _instructions(rules(has_threads=has_threads, more=more, is_jail=is_jail)) + _give(_KILL)
 
 
 def _body(rule: Rule) -> list[bytes]:

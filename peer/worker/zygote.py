@@ -5,14 +5,16 @@ is in its memory. It runs nothing for anybody. On its control channel (FD):
 
     peer to zygote                          zygote to peer
     ["spawn", seq, settings] + 1 fd         ["confined", refused]         the walls that could not be raised, and why
-    ["kill", pid]                           ["unavailable", reason]       torch cannot compute on it; then it ends
-                                            ["ready"]                     torch is there
+    ["jail", seq, settings] + 1 fd          ["unavailable", reason]       torch cannot compute on it; then it ends
+    ["party", seq, settings] + 1 fd         ["ready"]                     torch is there
+    ["kill", pid]
                                             ["spawned", seq, pid] + 1 fd
                                             ["refused", seq, reason]
                                             ["exited", pid, status]       status as in subprocess: -9 is SIGKILL
 
-The descriptor of "spawn" is the worker's end of its channel to the peer. Only the zygote kills workers: it is their
-parent, so that a pid cannot have become somebody else's. At the end of the control channel it kills them all and exits.
+The descriptor of "spawn" is the worker's end of its channel to the peer; "jail" is the same for a process of one job
+(jail.py), "party" for one of a secure run (party.py). Only the zygote kills them: it is their parent, so that a pid
+cannot have become somebody else's. At the end of the control channel it kills them all and exits.
 
 Where the system lets it, the zygote is the first process of a namespace: then pids are those in there, "spawned" comes
 with a pidfd by which the peer finds its own, and what was started as the zygote only waits for it, and ends as it does.
@@ -30,11 +32,15 @@ import signal
 import socket
 import sys
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
 
 from peer.worker import confinement, sandbox
 from peer.worker.channel import BlockingChannel, close_all
+from peer.worker.confinement import FILTER
 from protocol import limits
+
+Become = Callable[[sandbox.Ground, dict[str, Any], int, int], NoReturn]
 
 
 class Zygote:
@@ -80,20 +86,20 @@ class Zygote:
 
     def _handle(self, message: Any, descriptors: list[int]) -> None:
         match message:
-            case ["spawn", int(seq), dict(settings)] if len(descriptors) == 1:
-                self._spawn(seq, settings, descriptors[0])
+            case ["spawn" | "jail" | "party" as kind, int(seq), dict(settings)] if len(descriptors) == 1:
+                self._spawn(_BECOME[kind], seq, settings, descriptors[0])
             case ["kill", int(pid)] if pid in self._workers:
                 os.kill(pid, signal.SIGKILL)
         close_all(descriptors)
 
-    def _spawn(self, seq: int, settings: dict[str, Any], channel: int) -> None:
+    def _spawn(self, become: Become, seq: int, settings: dict[str, Any], channel: int) -> None:
         try:
             pid = os.fork()
         except OSError as error:
             self._control.send(["refused", seq, f"no process could be made: {error.strerror}"])
             return
         if pid == 0:
-            _become_worker(self._ground, settings, channel, self._pid)
+            become(self._ground, settings, channel, self._pid)
         self._workers.add(pid)
         handles = [os.pidfd_open(pid)] if hasattr(os, "pidfd_open") else []
         try:
@@ -123,6 +129,37 @@ def _become_worker(ground: sandbox.Ground, settings: dict[str, Any], descriptor:
         traceback.print_exc()
     finally:
         os._exit(70)
+
+
+def _become_jail(ground: sandbox.Ground, settings: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
+    """The same, for one that lives for one job."""
+    try:
+        from peer.worker import jail
+
+        allowed = sandbox.Settings.from_wire(settings)
+        descriptor = sandbox.enter_jail(ground, allowed, descriptor, parent)
+        jail.serve(socket.socket(fileno=descriptor), ground, allowed)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(70)
+
+
+def _become_party(ground: sandbox.Ground, settings: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
+    """The same, for one that lives for one secure run."""
+    try:
+        from peer.worker import party
+
+        allowed = sandbox.Settings.from_wire(settings)
+        descriptor = sandbox.enter(ground, allowed, descriptor, parent)
+        party.serve(socket.socket(fileno=descriptor), allowed)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(70)
+
+
+_BECOME: Final[dict[str, Become]] = {"spawn": _become_worker, "jail": _become_jail, "party": _become_party}
 
 
 class Parent:
@@ -192,6 +229,15 @@ def main(arguments: list[str]) -> None:
             control.send(["unavailable", reason])
             os._exit(1)
         runtime.warm()
+        if settings.has_jails:
+            from peer.worker import jail
+
+            jail.warm()
+        from peer.worker import party
+
+        party.warm()
+        if walls is not None and FILTER not in walls.refused:
+            walls.prepare(settings.threads)
         ground = sandbox.Ground.laid(walls)
         parent.watch()
         # What is here now stays shared with the workers: collections must not touch it.

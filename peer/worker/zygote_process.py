@@ -66,6 +66,14 @@ class ZygoteProcess:
         """One more worker, on the other end of `channel` (which stays the caller's to close)."""
         self._channel.send(["spawn", seq, settings.to_wire()], [channel.fileno()])
 
+    def spawn_jail(self, seq: int, settings: Settings, channel: socket.socket) -> None:
+        """A process for one jail, likewise; told as one that was spawned, refused or has exited."""
+        self._channel.send(["jail", seq, settings.to_wire()], [channel.fileno()])
+
+    def spawn_party(self, seq: int, settings: Settings, channel: socket.socket) -> None:
+        """A process for one part in a secure run, likewise."""
+        self._channel.send(["party", seq, settings.to_wire()], [channel.fileno()])
+
     def kill(self, pid: int) -> None:
         """Kills a worker, unless it has ended already."""
         if pid in self._inside:

@@ -6,12 +6,14 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
-from peer.worker import zygote_process
+from peer.worker import memory, zygote_process
 from peer.worker.channel import BlockingChannel
 from peer.worker.sandbox import Settings
 from protocol import limits
@@ -58,11 +60,11 @@ class Den:
         self.refused: dict[str, str] | None = confined[0][1]
         assert self.told.wait("ready") is not None, "the zygote ended"
 
-    def spawn(self, settings: Settings | None = None) -> Worker:
+    def spawn(self, settings: Settings | None = None, kind: str = "spawn") -> Worker:
         self._seq += 1
         ours, theirs = socket.socketpair()
         with theirs:
-            spawn = ["spawn", self._seq, (settings or self.settings).to_wire()]
+            spawn = [kind, self._seq, (settings or self.settings).to_wire()]
             self.told.channel.send(spawn, [theirs.fileno()])
         spawned = self.told.wait("spawned", self._seq)
         assert spawned is not None, "the zygote ended"
@@ -80,10 +82,48 @@ class Den:
         finally:
             worker.close()
 
+    def jail(
+        self,
+        source: str,
+        given: Sequence[tuple[list[Any], list[int]]] = (),
+        settings: Settings | None = None,
+        **facts: Any,
+    ) -> str:
+        """The same of a script in a jail, which is given those messages with descriptors before."""
+        told, made, (reads, writes) = memory.new_file("told"), memory.new_file("made"), os.pipe()
+        try:
+            worker = self.spawn(settings, kind="jail")
+            for message, descriptors in given:
+                worker.told.channel.send(message, descriptors)
+            names = [message[1] for message, _ in given]
+            work = {"source": source, "name": "script", "line": 1, "args": {}, "kwargs": {}, "values": facts}
+            packed = msgpack.packb({**work, "modules": {}, "loads": {}})
+            worker.told.channel.send(["job", packed, names, False], [told, made, writes])
+            os.close(writes)
+            assert select.select([reads], [], [], PATIENCE)[0] and not os.read(reads, 1), "it spoke by its pipe"
+            ended = worker.ended()
+            worker.close()
+            return ended if ended != "exit 0" else _left(made)
+        finally:
+            for fd in (told, made, reads):
+                os.close(fd)
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
         self.told.channel.close()
+
+
+def _left(made: int) -> str:
+    """What a jail's script came to, by its own account."""
+    length = int.from_bytes(os.pread(made, 4, 0), "little")
+    try:
+        told = msgpack.unpackb(os.pread(made, length, 4))
+    except ValueError:
+        return "nonsense"
+    if "fault" in told:
+        return f"raised {told['fault']['code']}"
+    return " ".join(item for item in msgpack.unpackb(told["structure"])["list"])
 
 
 class Worker:

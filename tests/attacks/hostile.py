@@ -2,7 +2,8 @@
 
 They are confined as all are: only what a worker does when it is behind its walls is another thing. A message ["script",
 source, facts] is run as Python, with `facts` and what is imported here as its names; the answer is ["ran", what it left
-in `got`] or ["raised", what]. Every other message is the runtime's.
+in `got`] or ["raised", what]. Every other message is the runtime's. A jail named "script" is run so too, past all that
+Python would keep from it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from compute.jail import running
 from peer.worker import runtime, zygote
 from peer.worker.channel import BlockingChannel
 from peer.worker.sandbox import Settings
@@ -99,6 +102,16 @@ def serve(sock: socket.socket, settings: Settings) -> None:
         channel.flush()
 
 
+_run_jail = running.run
+
+
+def run_jail(work: running.Work, tensors: Sequence[torch.Tensor], **how: Any) -> tuple[Any, list[torch.Tensor]]:
+    if work.name != "script":
+        return _run_jail(work, tensors, **how)
+    return {"list": run(work.source, {**work.values, "inputs": tensors})}, []
+
+
 if __name__ == "__main__":
     runtime.serve = serve
+    running.run = run_jail
     zygote.main(sys.argv[1:])

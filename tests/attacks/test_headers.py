@@ -137,6 +137,6 @@ def program_with(constant: dict[str, Any]) -> bytes:
     """The canonical bytes of a program that copies its constant; nothing of ours checks it."""
     nodes = [["aten.clone.default", [{"constant": 0}], {}]]
     constants = [dict(sorted(constant.items()))]
-    fields = {"constants": constants, "inputs": [], "nodes": nodes, "outputs": {"node": 0}, "version": 1}
+    fields = {"bodies": [], "constants": constants, "inputs": [], "nodes": nodes, "outputs": {"node": 0}, "version": 1}
     packed: bytes = msgpack.packb(fields)
     return packed

@@ -23,7 +23,7 @@ from peer.folders import Folders
 from peer.keys import Identity
 from peer.neighbours import Neighbours
 from peer.opening import open_as_dialer
-from protocol.errors import GridError, OperationNotAllowed, WorkerLost
+from protocol.errors import GridError, OperationNotAllowed, TooLarge, WorkerLost
 from protocol.handshake import Introduction
 from tests.attacks.adversary import Adversary
 from tests.attacks.calls import Call, load
@@ -66,7 +66,16 @@ class Line:
         self._rest = data[1 - 2 * len(PATTERN) :]
 
     async def run(self, operations: list[list[Any]], release: list[bytes]) -> None:
-        await self.connection.request("run", {"operations": operations, "release": release}, timeout=100)
+        """What is too much for one request goes in several; an operation that is so by itself is left out."""
+        try:
+            await self.connection.request("run", {"operations": operations, "release": release}, timeout=100)
+        except TooLarge as error:
+            if error.fields["limit"] not in ("MAX_ARRAY", "MAX_HEADER", "MAX_BATCH"):
+                raise
+            middle = len(operations) // 2
+            if middle:
+                await self.run(operations[:middle], release)
+                await self.run(operations[middle:], [])
 
     async def value(self, id: bytes) -> bytes | None:
         """None where it was not made."""
@@ -123,16 +132,17 @@ class Writer:
         self.ids: list[bytes] = []
 
     def operation(self, entry: Entry, call: Call, is_viewed: bool) -> list[bytes] | None:
-        """Adds it; the ids of its results, or None where it cannot be sent or is too much to ask for."""
+        """Adds it; the ids of those of its results that are to be asked for, or None where it cannot be sent."""
         args, kwargs = call
-        outs = [os.urandom(16) for _ in range(_results(entry, args, kwargs))]
+        count, is_wanted = _results(entry, args, kwargs)
+        outs = [os.urandom(16) for _ in range(count)]
         try:
             written = values.encode_call(args, kwargs, self._view if is_viewed else values.inline_tensor)
         except GridError:
             return None
         self.before.append([entry.name, *written, outs])
         self.ids += outs
-        return outs
+        return outs if is_wanted else []
 
     def _view(self, tensor: torch.Tensor) -> Any:
         """A view of a base that looks like this tensor, made at the peer: canaries lie right before or behind it."""
@@ -149,13 +159,15 @@ class Writer:
         return shaped
 
 
-def _results(entry: Entry, args: list[Any], kwargs: dict[str, Any]) -> int:
-    """How many there will be; 0 where they are too large to be asked for."""
+def _results(entry: Entry, args: list[Any], kwargs: dict[str, Any]) -> tuple[int, bool]:
+    """How many there will be, and whether they are small enough to be asked for."""
     try:
         found = estimate.check_size(entry, *entry.bind(args, kwargs), allowed=MOST)
+    except TooLarge:
+        return entry.n_results, False
     except GridError:
-        return 1
-    return sum(result is not None for result in found.results) if found.is_exact else entry.n_results
+        return 1, True
+    return sum(result is not None for result in found.results) if found.is_exact else entry.n_results, True
 
 
 def hostile_calls(seed: int) -> Iterator[tuple[Entry, Call]]:

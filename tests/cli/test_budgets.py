@@ -39,9 +39,9 @@ def test_without_options_everything_is_as_it_is_meant_to_be(grid: Grid, monkeypa
     ("option", "said"),
     [
         ("--worker-memory=lots", "is not a size"),
-        ("--worker-memory=1KB", "bytes of memory or more"),
+        ("--worker-memory=1KB", "64 MiB of memory or more, not 1000 bytes"),
         ("--worker-seconds=0", "positive number of seconds"),
-        ("--worker-cpu=-1", "positive numbers"),
+        ("--worker-cpu=-1", "positive numbers, not -1 and 60"),
         ("--worker-burst=0", "positive numbers"),
     ],
 )

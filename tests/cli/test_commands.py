@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 
 import cli
-from grid.commands.computing import assignment
+from grid.commands.computing import parsed
+from grid.commands.computing import value as read
 from grid.commands.errors import EXIT_CODES, exit_code
 from grid.commands.options import peer_names
+from grid.given import as_query
 from peer.membership import Member
 from protocol import errors
 from protocol.errors import BadRequest, GridError, NotFound
 
 MANUAL = Path(cli.__file__).with_name("docs") / "cli.md"
-COMMANDS = "start up down peers status verify compact put search show get move copy tag rm run demo".split()
+COMMANDS = "start up down peers status verify compact put search show get move copy tag rm run ps kill demo".split()
 Grid = Callable[..., Any]
 
 
@@ -125,7 +127,7 @@ def test_there_is_nothing_to_look_after_where_no_peer_ever_ran(grid: Grid) -> No
 
 def test_what_looks_and_what_stores_files_does_without_torch() -> None:
     modules = "grid.mesh grid.putting grid.saving grid.found grid.commands.files grid.commands.objects"
-    modules += " grid.commands.upkeep"
+    modules += " grid.commands.upkeep grid.commands.running"
     code = f"import sys, {', '.join(modules.split())}; print('torch' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
     assert printed.stdout == "False\n"
@@ -213,11 +215,36 @@ async def test_a_tag_change_needs_a_sign(changes: list[str] | None) -> None:
         await cli.tag(OneObject(), "#a", changes)
 
 
-@pytest.mark.parametrize("argument", ["images", "=x", "a b=#c"])
-def test_an_argument_of_a_plan_is_a_name_and_a_query(argument: str) -> None:
-    with pytest.raises(BadRequest, match="NAME=QUERY"):
-        assignment(argument)
+def test_arguments_of_a_plan_are_by_name_or_by_position() -> None:
+    assert parsed(["#a #b", "y=3.5", "images=#a (rows>=10 | -#b)", "rows>=10"]) == (
+        ["#a #b", "rows>=10"],
+        {"y": 3.5, "images": "#a (rows>=10 | -#b)"},
+    )
+    with pytest.raises(BadRequest, match="x is given twice"):
+        parsed(["x=1", "x=2"])
 
 
-def test_a_query_may_hold_what_it_likes() -> None:
-    assert assignment("images=#a (rows>=10 | -#b)") == ("images", "#a (rows>=10 | -#b)")
+VALUES = {
+    "3.5": 3.5,
+    "-2": -2,
+    "true": True,
+    "None": None,
+    '["#a", 2]': ["#a", 2],
+    "mean": "mean",
+    "#digits": "#digits",
+    "ij,jk->ik": "ij,jk->ik",
+    "deadbeef": "id:deadbeef",
+    "123456789012": "id:123456789012",
+    "12345678": 12345678,
+    "fade": "fade",
+}
+
+
+@pytest.mark.parametrize("text", VALUES)
+def test_a_value_is_json_an_id_a_query_or_a_text(text: str) -> None:
+    found = read(text)
+    assert found == VALUES[text] and type(found) is type(VALUES[text])
+
+
+def test_a_quoted_text_is_no_query() -> None:
+    assert as_query(read('"#a"')) is None and as_query(read("#a")) == "#a"

@@ -538,6 +538,56 @@ def test_a_plan_runs_where_its_data_are(grid: Grid, tmp_path: Path) -> None:
     assert np.load("r.npy") == 0.5
     assert grid("run", f"{tmp_path}/plans.py", "a=#a").code == 2
     assert grid("run", f"{tmp_path}/plans.py", "a=#a", "b=#none").code == 3
+    told = grid(*arguments, "--explain", "--json").json
+    assert [(each["what"], each["peer"]) for each in told["found"]] == [("a", "alice"), ("b", "bob")]
+    assert told["peer"] in ("alice", "bob")  # as much would move either way
+    assert (told["nbytes"], told["problem"]) == (32, None)
+    assert f"runs at {told['peer']}" in grid(*arguments, "--explain").out
+
+
+SEVERAL = """
+import grid
+
+@grid.plan
+def summed(x, factor, kind):
+    return {"sum": getattr(x, kind)() * factor, "rows": x.shape[0]}
+"""
+
+SEND = """
+import asyncio, grid, torch
+
+@grid.plan
+def doubled(x):
+    "Twice as much."
+    return x * 2
+
+async def main():
+    async with grid.connect() as g:
+        await doubled.build(torch.zeros(2, dtype=torch.int64)).send(g["alice"], tags="#doubled")
+
+asyncio.run(main())
+"""
+
+
+def test_a_plan_runs_at_each_of_several_peers_and_a_stored_one_by_its_tag(grid: Grid, tmp_path: Path) -> None:
+    grid("up", "alice", "bob")
+    for peer, values in (("alice", [1, 2, 3, 4]), ("bob", [10, 20])):
+        np.save(tmp_path / "x.npy", np.array(values))
+        grid("put", str(tmp_path / "x.npy"), "--to", peer, "--tag", "#x")
+    (tmp_path / "several.py").write_text(SEVERAL)
+    arguments = ("run", f"{tmp_path}/several.py", "#x", "factor=0.5", "kind=sum")
+    assert grid(*arguments).code == 3
+    ended = grid(*arguments, "--map")
+    assert sorted(ended.out.splitlines()) == ["alice.rows: 4", "alice.sum: 5.0", "bob.rows: 2", "bob.sum: 15.0"]
+    assert grid(*arguments, "--reduce", "sum").out == "sum: 20.0\nrows: 6\n"
+    code = subprocess.run([sys.executable, "-c", SEND], timeout=SECONDS, check=False, cwd=ROOT).returncode
+    assert code == 0
+    assert grid("run", "#doubled", "x=#x peer:bob").out == "tensor([20, 40])\n"
+    shown = grid("show", "#doubled").out
+    assert "Twice as much." in shown and "aten.mul.Tensor(%0, 2)" in shown
+    assert "aten.mul.Tensor(%0, 2)" in grid("show", "#doubled", "--json").json["program"]
+    ended = grid("run", "#doubled", "y=#x peer:bob")
+    assert (ended.code, ended.err) == (2, "error: the plan takes x; given were y\n")
 
 
 def test_the_demo_is_right_and_prints_its_figures(home: Path) -> None:

@@ -253,8 +253,8 @@ def test_what_is_held_counts() -> None:
         check_size(entry, *entry.bind([[100]], {}))
     assert caught.value.fields["limit"] == "worker_memory"
     assert caught.value.fields["held"] == 700
-    assert "700 are held" in caught.value.message
-    assert "100 too many" in caught.value.message
+    assert "700 bytes are held" in caught.value.message
+    assert "100 bytes too much" in caught.value.message
     lookup_view = lookup("aten.neg_.default")
     check_size(lookup_view, *lookup_view.bind([meta(10**6)], {}))  # it needs no memory
 

@@ -60,6 +60,16 @@ HOSTILE: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
         [rand(3, 1), rand(1), rand(1), rand(0), rand(1), True, 0.0, 1e-5],
         {},
     ),
+    "batch norm of an evaluation without statistics": (
+        "aten.native_batch_norm.default",
+        [rand(1, 40, 8), None, None, None, None, False, 0.0, 1e-5],
+        {},
+    ),
+    "batch norm of an evaluation that has no place for statistics": (
+        "aten._native_batch_norm_legit.no_stats",
+        [rand(1, 40, 8), None, None, False, 0.0, 1e-5],
+        {},
+    ),
     "batch norm backward with a short mean": (
         "aten.native_batch_norm_backward.default",
         [rand(4, 3, 2), rand(4, 3, 2), rand(3), rand(3), rand(3), rand(1), rand(3), True, 1e-5, [True] * 3],

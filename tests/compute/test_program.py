@@ -59,12 +59,14 @@ def test_programs_that_differ_have_other_ids() -> None:
 
 def test_the_text_is_readable() -> None:
     assert str(small()).splitlines()[1:] == [
-        "  %0 = x: float32 [?, 4]",
-        "  %1 = model.weight: any",
+        '@0 = float32 [2] "AAAAAAAAAAA="',
+        "program",
+        "  %0 = input x: float32 [?, 4]",
+        "  %1 = input model.weight",
         "  %2 = aten.sym_size.int(%0, 0)",
         "  %3 = int.mul(%2, 2)",
         "  %4 = aten.split.Tensor(%0, 2, 1)",
-        "  %5 = aten.add.Tensor(%4[1], constant 0, alpha=0.5)",
+        "  %5 = aten.add.Tensor(%4[1], @0, alpha=0.5)",
         "  return {loss: %5, rest: ([%1], None, 3, %3)}",
     ]
 
@@ -111,7 +113,7 @@ def programs(draw: Any) -> Program:
     return Program(inputs, tuple(nodes), draw(outputs))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(programs())
 def test_any_program_survives_the_round_trip(program: Program) -> None:
     there = Program.from_bytes(program.to_bytes())
@@ -120,7 +122,7 @@ def test_any_program_survives_the_round_trip(program: Program) -> None:
     assert str(there) == str(program)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(programs(), st.randoms(use_true_random=False))
 def test_a_changed_byte_is_another_program_or_none(program: Program, chance: random.Random) -> None:
     data = bytearray(program.to_bytes())
@@ -133,7 +135,7 @@ def test_a_changed_byte_is_another_program_or_none(program: Program, chance: ran
     assert there.id != program.id
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_in_our_words(data: bytes) -> None:
     with pytest.raises(GridError):
@@ -146,7 +148,8 @@ def test_any_bytes_are_refused_in_our_words(data: bytes) -> None:
 def wire(**changes: Any) -> dict[str, Any]:
     good = {
         "version": 1,
-        "inputs": [{"name": "x", "dtype": None, "shape": None}],
+        "bodies": [],
+        "inputs": [{"name": "x", "dtype": None, "shape": None, "content": None}],
         "constants": [],
         "nodes": [[ADD, [{"node": 0}, 1], {}]],
         "outputs": {"node": 1},
@@ -165,7 +168,7 @@ def one(*args: Any, **kwargs: Any) -> list[Any]:
 
 
 def x(**changes: Any) -> list[Any]:
-    return [{"name": "x", "dtype": None, "shape": None, **changes}]
+    return [{"name": "x", "dtype": None, "shape": None, "content": None, **changes}]
 
 
 def nested(levels: int) -> Any:

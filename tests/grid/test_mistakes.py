@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import grid
 from peer.folders import Folders
@@ -271,3 +273,49 @@ async def test_a_notebook_connects_with_an_await_and_closes_later(peers: Folders
         if inspect.iscoroutine(made):
             await made
     assert torch.equal(names["value"], torch.full((3,), 2.0))
+
+
+async def test_where_torch_itself_looks_at_a_value_the_sentence_says_what_needs_no_look(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        alice = g["alice"]
+        x, p = await alice.send(torch.tensor([0, 2, 1])), await alice.send(torch.tensor([0.2, 0.3, 0.5]))
+        sound, window = await alice.send(torch.randn(800)), await alice.send(torch.hann_window(80))
+        spectrum = torch.stft(sound, 80, window=window, return_complex=True)
+        for ask, hint in [
+            (lambda: F.one_hot(x), "torch's own code .*num_classes"),
+            (lambda: torch.istft(spectrum, 80, window=window), "torch.istft"),
+            (lambda: torch.distributions.Categorical(p), "validate_args=False"),
+            (lambda: torch.distributions.Normal(p, p), "validate_args=False"),
+            (lambda: nn.init.trunc_normal_(p.clone()), "initialise before the tensor goes there"),
+            (lambda: p.sum().item(), r"^.item\(\) needs the value, which is at alice: use"),
+        ]:
+            with pytest.raises(grid.NeedsAwait, match=hint) as caught:
+                ask()
+            assert "asyncio.to_thread" in caught.value.message
+        with pytest.raises(grid.NotCollocated, match=r"torch.istft makes such a window itself"):
+            torch.istft(spectrum, 80)
+
+        def all_of_it() -> list[torch.Tensor]:
+            """The same in a thread, where it waits."""
+            drawn = torch.distributions.Categorical(p).sample((9,))  # type: ignore[no-untyped-call]
+            grown = nn.init.trunc_normal_(p.clone(), a=-0.5, b=0.5)
+            return [F.one_hot(x), torch.istft(spectrum, 80, window=window), drawn, grown]
+
+        one_hot, back, drawn, grown = [await each.get() for each in await asyncio.to_thread(all_of_it)]  # type: ignore[attr-defined]
+        assert torch.equal(one_hot, torch.eye(3, dtype=torch.int64)[[0, 2, 1]])
+        assert torch.allclose(back, await sound.get(), atol=1e-5)
+        assert set(drawn.tolist()) <= {0, 1, 2}
+        assert float(grown.abs().max()) <= 0.5
+        assert (await F.one_hot(x, 4).get()).shape == (3, 4)
+        unchecked = torch.distributions.Categorical(p, validate_args=False)  # type: ignore[no-untyped-call]
+        assert (await unchecked.sample((5,)).get()).shape == (5,)
+
+
+async def test_pruning_whole_rows_of_what_is_at_a_peer_works_as_it_does_here(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        layer = nn.Linear(6, 5)
+        local = copy.deepcopy(layer)
+        prune.ln_structured(local, "weight", 0.4, n=2, dim=0)  # type: ignore[no-untyped-call]
+        layer.weight = nn.Parameter(await g["alice"].send(layer.weight.detach()))
+        prune.ln_structured(layer, "weight", 0.4, n=2, dim=0)  # type: ignore[no-untyped-call]
+        assert torch.equal(await layer.weight_mask.fetch(), local.weight_mask)  # type: ignore[operator, arg-type]

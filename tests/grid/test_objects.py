@@ -76,12 +76,23 @@ async def test_a_tag_publishes_a_temporary_and_tags_can_change(peers: Folders) -
 async def test_published_objects_are_read_only(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.zeros(3), tags=_tag())
-        row = x[0]
-        with pytest.raises(grid.ReadOnly, match="clone"):
-            await row.add_(1).get()
-        for write in (lambda: x.add_(1), lambda: torch.add(x, 1, out=x)):
+
+        def assign() -> None:
+            x[0] = 1
+
+        with torch.no_grad():
+            row = x[1:]
+        for write in (
+            lambda: x.add_(1),
+            lambda: torch.add(x, 1, out=x),
+            assign,
+            lambda: x[0].add_(1),
+            lambda: x.view(3, 1).T[:, 1:].detach().zero_(),
+            lambda: row.mul_(2),
+        ):
             with pytest.raises(grid.ReadOnly, match="clone"):  # at once: x stays as good as it was
                 write()
+        assert torch.equal(await (x[0] + row).get(), torch.zeros(2))
         copy = x.clone().add_(1)
         assert torch.equal(await copy.get(), torch.ones(3))
         assert torch.equal(await x.fetch(), torch.zeros(3))

@@ -23,12 +23,15 @@ class Link:
     era = 0
     is_open = True
     is_closed = False
+    connection = None
 
     def __init__(self) -> None:
         self.posted: list[tuple[str, dict[str, Any]]] = []
         self.at_once = 0
 
-    def post(self, op: str, args: dict[str, Any], then: Any = None, now: bool = False) -> asyncio.Future[Any]:
+    def post(
+        self, op: str, args: dict[str, Any], then: Any = None, now: bool = False, first: Any = None
+    ) -> asyncio.Future[Any]:
         self.posted.append((op, args))
         return asyncio.get_running_loop().create_future()
 

@@ -20,6 +20,7 @@ import torch
 
 import grid
 from grid.client import Grid
+from grid.fetching import open_download
 from grid.remote import RemotePeer
 from peer.folders import Folders
 from peer.peer import Peer, Settings
@@ -121,7 +122,7 @@ async def test_a_fetch_of_a_published_object_goes_on_when_its_peer_was_killed_an
         async with grid.connect(folders=folders) as g:
             await g["alice"].send(value, tags=["#large"])
             pointer = (await g.search("#large")).one()
-            header, download = await g["alice"].open_download(pointer._handle)
+            header, download = await open_download(g["alice"], pointer._handle)
             assert (header.dtype, header.shape) == ("uint8", tuple(value.shape))
             got = bytearray(await anext(download))
             await process.kill()
@@ -159,7 +160,7 @@ async def test_a_put_goes_on_when_its_peer_was_killed_and_is_back(folders: Folde
 async def test_what_was_replaced_during_a_fetch_is_an_error_and_no_mixture(folders: Folders) -> None:
     async with over_proxy(folders) as line:
         pointer = await line.alice.send(tensor_of(20 * limits.MIB), tags=["#large"])
-        _, download = await line.alice.open_download(pointer._handle)
+        _, download = await open_download(line.alice, pointer._handle)
         await anext(download)
         record = {**pointer.record, "tags": ["large"]}
         await pointer.delete()
@@ -176,7 +177,7 @@ async def test_a_temporary_is_fetched_as_it_was_when_it_was_asked_for(folders: F
     value = tensor_of(20 * limits.MIB)
     async with over_proxy(folders) as line:
         pointer = await line.alice.send(value)
-        _, download = await line.alice.open_download(pointer._handle)
+        _, download = await open_download(line.alice, pointer._handle)
         got = bytearray(await anext(download))
         pointer += 1
         await pointer.sum().get()
@@ -194,7 +195,7 @@ async def test_a_reader_that_pauses_for_too_long_is_cut_off_alone_and_may_come_b
     value, other = tensor_of(30 * limits.MIB), tensor_of(2 * limits.MIB)
     async with over_proxy(folders) as line:
         pointer, second = await line.alice.send(value), await line.alice.send(other)
-        _, download = await line.alice.open_download(pointer._handle)
+        _, download = await open_download(line.alice, pointer._handle)
         got = bytearray(await anext(download))
         connections = line.proxy.connections
         (snapshot,) = line.peer._exports._snapshots.values()

@@ -6,10 +6,14 @@ the same two peers, so that what one break leaves behind would show in the next 
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from peer import opening, transport
 from peer.folders import Folders
 from protocol import limits
 from protocol.errors import GridError
@@ -17,10 +21,11 @@ from tests.faults import FaultProxy
 from tests.moves.two_peers import Two, two_peers
 
 FULL = bool(os.environ.get("PEERGRID_FULL"))
-SMALL = os.urandom(4096)
+SMALL = os.urandom(256)  # in one frame, as all up to limits.INLINE_PAYLOAD are: most breaks are not within its bytes
 LARGE = os.urandom(8 * limits.CHUNK)
 STEP = 1 if FULL else 16
 WAYS = ("fin", "rst", "stall")
+PAIRS = 8 if FULL else 1  # of peers, at work side by side: a stall is waited for most of the time
 
 
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +36,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 0.2)
     monkeypatch.setattr(limits, "RECONNECT_FIRST", 0.002)
     monkeypatch.setattr(limits, "RECONNECT_MOST", 0.02)
+    for dialling in (transport.dial, opening.open_as_dialer):  # a line may be silent before there is a connection
+        *others, _ = dialling.__defaults__ or ()
+        monkeypatch.setattr(dialling, "__defaults__", (*others, 0.5))
 
 
 class Moved:
@@ -88,35 +96,55 @@ class Moved:
         return most
 
 
-async def check_all(folders: Folders, role: str, direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+Break = tuple[int, str]
+
+
+def breaks(role: str, nbytes: int) -> list[Break]:
+    """After how many bytes, and in which way."""
+    found: list[Break] = []
+    for turn, at in enumerate(range(1, nbytes + 1, STEP)):
+        ways = WAYS if FULL else [WAYS[2] if turn % 16 == 15 else WAYS[turn % 2]]  # few stalls: they wait
+        # A silent line of requests is found out by its pings, and those are far between.
+        found += [(at, way) for way in ways if role == "peers" or way != "stall"]
+    return found
+
+
+async def check_some(folders: Folders, role: str, direction: str, wanted: Sequence[Break]) -> None:
+    """A pair of peers of its own, for these breaks."""
     async with two_peers(folders) as two:
         moved = Moved(two, SMALL)
         await two.put("alice", moved.id, SMALL)
-        nbytes = await moved.measure(role, direction)
-        soon(monkeypatch)
-        for turn, at in enumerate(range(1, nbytes + 1, STEP)):
-            ways = WAYS if FULL else [WAYS[2] if turn % 16 == 15 else WAYS[turn % 2]]  # few stalls: they wait
-            for way in ways:
-                # A silent line of requests is found out by its pings, and those are far between.
-                if role == "peers" or way != "stall":
-                    await moved.check(role, direction, at, way)
+        for at, way in wanted:
+            await moved.check(role, direction, at, way)
+
+
+async def check_all(folder: Path, role: str, direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_peers(Folders.under(folder)) as two:
+        moved = Moved(two, SMALL)
+        await two.put("alice", moved.id, SMALL)
+        wanted = breaks(role, await moved.measure(role, direction))
+    soon(monkeypatch)
+    async with asyncio.TaskGroup() as pairs:
+        for number in range(PAIRS):
+            own = Folders.under(folder / str(number))
+            pairs.create_task(check_some(own, role, direction, wanted[number::PAIRS]))
 
 
 @pytest.mark.timeout(7200 if FULL else 900)
 @pytest.mark.parametrize("direction", ["up", "down"])
 async def test_the_line_between_the_peers_breaks(
-    folders: Folders, direction: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await check_all(folders, "peers", direction, monkeypatch)
+    await check_all(tmp_path, "peers", direction, monkeypatch)
 
 
 @pytest.mark.timeout(7200 if FULL else 900)
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("role", ["source", "target"])
 async def test_the_line_of_the_client_breaks(
-    folders: Folders, role: str, direction: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, role: str, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await check_all(folders, role, direction, monkeypatch)
+    await check_all(tmp_path, role, direction, monkeypatch)
 
 
 @pytest.mark.timeout(7200 if FULL else 900)

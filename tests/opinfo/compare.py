@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grid.pointer import Pointer
 from grid.remote import RemotePeer
+from peer.worker.execution import tensors_in
 from protocol.errors import GridError
 from tests.opinfo.forms import Form
-from tests.opinfo.inputs import copied, mapped, sent, tensors_in
+from tests.opinfo.inputs import copied, mapped, sent
 
 Verdict = Literal["agrees", "disagrees", "refused", "not here", "no tensor"]
 

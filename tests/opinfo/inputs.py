@@ -11,6 +11,7 @@ import torch
 
 from grid.pointer import Pointer
 from grid.remote import RemotePeer
+from peer.worker.execution import tensors_in
 
 Tensors = dict[int, torch.Tensor]
 
@@ -26,18 +27,6 @@ def samples_of(op: Any, dtype: torch.dtype, *, requires_grad: bool, seed: int, m
     known = list(itertools.islice(made, 40 * most))
     step = max(1, len(known) // most)
     yield from known[seed % step :: step][:most]
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors of nested lists, tuples and dicts, in order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
 
 
 def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:

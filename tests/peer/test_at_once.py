@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from peer.at_once import AtHand, at_hand
+from peer.at_once import AtHand, at_hand, use_at_hand
 from peer.leases import Leases
 from peer.objects import Objects, Temporary
+from peer.stretch import Stretch
 from protocol.errors import BadRequest
 
 ASKER, LEASE = "somebody", ("somebody", bytes(16))
@@ -91,6 +92,46 @@ def test_nothing_that_is_elsewhere_or_private(change: dict[str, Any]) -> None:
 
 def test_not_the_same_id_twice() -> None:
     assert Scene().decide(ADD, ADD) is None
+
+
+def test_not_a_seed_which_concerns_workers_that_are_not_there_yet() -> None:
+    assert Scene().decide(["grid.manual_seed", [5], {}, []]) is None
+
+
+# --- a stretch that comes again -----------------------------------------------------------------------------
+
+
+def _use(scene: Scene, *operations: Any, wanted: bytes | None = None) -> AtHand | None:
+    stretch = Stretch.of(operations)
+    assert stretch is not None
+    given = [X if any(X in args for _, args, _, _ in operations) else Y]
+    use = stretch.use({"given": b"".join(given), "outs": b"".join(out for each in operations for out in each[3])})
+    workers: Any = SimpleNamespace(find=lambda asker, labels: scene.worker)
+    return use_at_hand(scene.objects, workers, ASKER, use, wanted)
+
+
+def test_a_stretch_on_what_the_worker_has() -> None:
+    scene = Scene()
+    assert _use(scene, ADD) == AtHand(scene.worker, {Z: None}, is_writing=False)
+    assert _use(scene, ADD, wanted=X) is not None and _use(scene, ADD, wanted=Z) is not None
+    assert _use(scene, ADD, wanted=Y) is None
+    found = _use(scene, ADD_IN_PLACE)
+    assert found is not None and found.is_writing
+
+
+def test_no_stretch_that_would_change_what_is_being_published() -> None:
+    scene = Scene()
+    scene.x.is_being_published = True
+    assert _use(scene, ADD_IN_PLACE) is None
+    assert _use(scene, ADD) is not None
+
+
+@pytest.mark.parametrize("change", [{"labels": frozenset({"owner"})}, {"worker": None}, {"owner": "another"}])
+def test_no_stretch_on_what_is_elsewhere_or_private_or_of_others(change: dict[str, Any]) -> None:
+    scene = Scene()
+    for name, value in change.items():
+        setattr(scene.x, name, value)
+    assert _use(scene, ADD) is None
 
 
 def test_what_is_no_operation_is_refused() -> None:

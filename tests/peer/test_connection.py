@@ -723,6 +723,29 @@ async def test_an_end_that_hangs_is_given_up(connected: Connected, monkeypatch: 
         assert isinstance(await line.near.closed, PeerLost)
 
 
+async def test_an_end_that_hangs_is_given_up_though_one_goes_on_asking_it(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its system takes what is sent, for as long as it has room; that is no sign of life."""
+    monkeypatch.setattr(limits, "PING_INTERVAL", 0.1)
+    monkeypatch.setattr(limits, "PING_TIMEOUT", 0.4)
+    monkeypatch.setattr(closing, "PATIENCE", 0.1)
+    async with connected(Gate()) as line:
+        line.far._socket.transport.pause_reading()
+        line.far._liveness.stop()
+        asked = []
+
+        def ask_again() -> bool:
+            if len(asked) < limits.MAX_REQUESTS:
+                asked.append(line.near.post("wait", {}))
+            return line.near.is_closed
+
+        await until(ask_again)
+        assert len(asked) < limits.MAX_REQUESTS, "it was given up because there was nothing more to ask"
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(answer, PeerLost) for answer in answers)
+
+
 async def test_an_end_that_is_silent_and_well_is_kept(connected: Connected, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PING_INTERVAL", 0.05)
     monkeypatch.setattr(limits, "PING_TIMEOUT", 5.0)

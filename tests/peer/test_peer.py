@@ -15,7 +15,7 @@ import grid
 from peer.connection import Connection
 from peer.folders import Folders
 from peer.keys import Identity
-from peer.opening import open_as_acceptor, open_as_dialer
+from peer.opening import open_or_line, open_as_dialer
 from peer.peer import Peer, Settings
 from protocol.errors import (
     AmbiguousPeer,
@@ -169,13 +169,13 @@ def test_only_addresses_of_this_machine_are_advertised(folders: Folders) -> None
 async def test_it_ends_though_a_client_comes_just_then(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     shaken, go_on = asyncio.Event(), asyncio.Event()
 
-    async def open_slowly(*arguments: Any) -> Connection:
-        session = await open_as_acceptor(*arguments)
+    async def open_slowly(*arguments: Any) -> Connection | None:
+        session = await open_or_line(*arguments)
         shaken.set()
         await go_on.wait()
         return session
 
-    monkeypatch.setattr("peer.peer.open_as_acceptor", open_slowly)
+    monkeypatch.setattr("peer.peer.open_or_line", open_slowly)
     alice = await Peer.start(Settings("alice", port=0, folders=folders))
     client = await open_as_dialer(alice.url, Introduction("client", "dora"), Identity.generate())
     await shaken.wait()

@@ -64,6 +64,7 @@ def test_a_share_of_the_processors_is_a_bucket() -> None:
     with pytest.raises(TooLarge) as caught:
         books.check("ann", now=102.0)
     assert caught.value.fields == {"limit": "worker_cpu", "size": 13, "allowed": 10, "wait": 8}
+    assert "your share of 0.5 of a core" in caught.value.message
     assert "ask again in 8 s" in caught.value.message
     books.check("bob", now=102.0)
     with pytest.raises(TooLarge):
@@ -72,12 +73,36 @@ def test_a_share_of_the_processors_is_a_bucket() -> None:
     assert books.statistics() == (PrincipalStatistics("ann", 1, 0, 14.0, 0),)
 
 
+@pytest.mark.parametrize(("cores", "words"), [(0.25, "0.25 of a core,"), (1, "one core,"), (2.5, "2.5 cores,")])
+def test_a_share_is_said_in_cores(cores: float, words: str) -> None:
+    books = Budgets(cpu=cores, burst=10.0)
+    books.began("ann", object())
+    books.took("ann", 90.0, now=100.0)
+    with pytest.raises(TooLarge, match=f"your share of {words} and are more than 10 s ahead of it: ask again in"):
+        books.check("ann", now=100.0)
+
+
 def test_without_a_share_nobody_waits() -> None:
     books = Budgets()
     books.began("ann", object())
     books.took("ann", 1e6, now=0.0)
     books.check("ann", now=0.0)
     assert books.statistics()[0].cpu == 1e6
+
+
+def test_what_is_on_its_way_is_bounded_for_each_principal() -> None:
+    books = Budgets(memory=100 * limits.MIB)
+    books.began("ann", object())
+    books.began("bob", object())
+    books.goes_out("ann", 150 * limits.MIB)  # the first one always: its worker had room for it
+    with pytest.raises(TooLarge, match=r"take 150 MiB .* of 1 MiB, .* the 100 MiB .* --worker-memory") as caught:
+        books.goes_out("ann", limits.MIB)
+    assert caught.value.fields == {"limit": "worker_memory", "size": 151 * limits.MIB, "allowed": 100 * limits.MIB}
+    books.goes_out("bob", 60 * limits.MIB)
+    books.goes_out("bob", 40 * limits.MIB)
+    books.came_out("ann", 150 * limits.MIB)
+    books.goes_out("ann", 100 * limits.MIB)
+    books.came_out("somebody who was forgotten", 1)
 
 
 def test_only_so_many_principals_are_remembered_and_debtors_longest() -> None:
@@ -170,6 +195,56 @@ def test_a_principal_gets_what_it_may_have_and_more_when_it_lets_go(poor: Asker)
     assert poor.value(mine[0]).sum() == 0  # and all else goes on
     poor.drop(mine[0])
     fill(poor)
+
+
+def test_a_value_that_finds_no_room_on_its_way_out_is_refused_and_nothing_is_lost(poor: Asker) -> None:
+    wide = poor.op("aten.expand.default", poor.op("aten.ones.default", [1]), [2 * QUARTER[0]])  # of four bytes
+    mine = [fill(poor) for _ in range(3)]
+    before = poor.worker
+    with pytest.raises(TooLarge, match=r"a value of 128 MiB .*\(x\[:1000\]\.get\(\)") as caught:
+        poor.value(wide)
+    assert caught.value.fields["limit"] == "worker_memory"
+    poor.drop(mine[0])
+    assert poor.value(wide).sum() == 2 * QUARTER[0]
+    assert poor.worker is before
+
+
+def test_values_that_nobody_has_taken_yet_are_no_more_than_a_principal_may_have(poor: Asker) -> None:
+    """Else the peer's memory would be full of them: it cannot know how fast somebody reads."""
+    one = fill(poor)
+
+    async def ask(count: int) -> list[Any]:
+        exports = [poor.worker.export(one) for _ in range(count)]
+        return list(await asyncio.gather(*exports, return_exceptions=True))
+
+    async def used() -> int:
+        return poor.pool.buffers.statistics().used_bytes
+
+    before = poor.do(used())
+    values = poor.do(ask(10))
+    assert poor.do(used()) - before == MEMORY
+    refused = [value for value in values if isinstance(value, TooLarge)]
+    assert len(refused) == 6
+    assert "one after the other" in refused[0].message
+    both = new_id()
+
+    async def with_operations() -> None:
+        """The value is refused, what it is of is there."""
+        heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        poor.worker.run_for(heard, [["aten.add.Scalar", [one, 1], {}, [both]]], both, (), [both])
+        (made,), value = await heard
+        assert isinstance(value, TooLarge)
+        assert made[0].shape == tuple(QUARTER)
+
+    poor.do(with_operations())
+
+    async def let_go() -> None:
+        for value in values:
+            if not isinstance(value, TooLarge):
+                value.data.release()
+
+    poor.do(let_go())
+    assert poor.value(both)[0] == 1
 
 
 def test_views_share_memory_and_in_place_operations_need_none(poor: Asker) -> None:

@@ -15,11 +15,12 @@ from peer.peer import Peer, Settings
 from peer.worker.device import Device, unavailable
 from peer.worker.guards import BlockHashes
 from peer.worker.objects import Objects
-from peer.workers import PoolSettings
+from peer.workers import PoolSettings, WorkerPool
 from peer.workers import Settings as WorkerSettings
 from protocol import limits
 from protocol.errors import BadRequest, Corrupt, ReadOnly, SetupError, TooLarge
 from protocol.tensors import TensorHeader
+from tests.waiting import until
 
 _ID = bytes(16)
 
@@ -168,3 +169,19 @@ async def test_a_peer_says_at_its_start_that_there_is_no_such_device(tmp_path: P
     workers = PoolSettings(WorkerSettings(device="cuda"))
     with pytest.raises(SetupError, match="--device cuda"):
         await Peer.start(Settings("alice", port=0, folders=Folders.under(tmp_path), workers=workers))
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built with CUDA")
+async def test_a_zygote_that_ends_because_there_is_no_device_says_no_more_than_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody reads of workers that are gone where there never was one."""
+    pool = WorkerPool(PoolSettings(WorkerSettings(device="cuda")))
+    await pool.start()
+    try:
+        with pytest.raises(SetupError, match="without CUDA"):
+            await pool.ready()
+        await until(lambda: pool.statistics().zygote is None)
+        assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    finally:
+        await pool.close()

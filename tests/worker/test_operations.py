@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from compute.program import Input, Node, Program
 from peer.buffers import Buffer
+from peer.worker.remote import Made
 from protocol import limits
 from protocol.errors import (
     AlreadyExists,
@@ -320,7 +322,9 @@ PROGRAM_ID = bytes.fromhex(PROGRAM.id)
 
 def run_program(asker: Asker, inputs: list[bytes], outs: list[bytes], program: bytes | None) -> list[TensorHeader]:
     async def work() -> list[TensorHeader]:
-        return await asker.worker.run_program(PROGRAM_ID, program, inputs, outs)
+        made: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
+        asker.worker.run_program(made, PROGRAM_ID, program, inputs, outs)
+        return (await made).headers
 
     return asker.do(work())
 
@@ -373,7 +377,8 @@ def test_an_operation_after_a_failed_program_fails_for_the_same_reason(asker: As
     out, after = new_id(), new_id()
 
     async def work() -> Any:
-        asker.worker.run_program(PROGRAM_ID, PROGRAM.to_bytes(), [x, y], [out, new_id()])
+        failed: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
+        asker.worker.run_program(failed, PROGRAM_ID, PROGRAM.to_bytes(), [x, y], [out, new_id()])
         return await asker.worker.run([["aten.neg.default", [out], {}, [after]]])
 
     (result,) = asker.do(work())

@@ -12,7 +12,7 @@ import pytest
 
 from peer.buffers import BufferPool
 from peer.worker.channel import encode
-from peer.worker.remote import Worker, WorkerKey
+from peer.worker.remote import Made, Worker, WorkerKey
 from protocol import limits
 from protocol.errors import BadRequest, InternalError, NotFound, WorkerLost
 from tests.waiting import PATIENCE, no_descriptors_left
@@ -88,8 +88,9 @@ def test_nobody_waits_for_an_account_that_makes_no_sense(words: list[Any]) -> No
 def test_a_wrong_number_of_results_of_a_program_ends_the_worker() -> None:
     async def main() -> None:
         async with impostor() as (worker, theirs):
-            future = worker.run_program(new_id(), b"", [], [new_id()])
-            theirs.sendall(encode(["done", 1, []]))
+            future: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
+            worker.run_program(future, new_id(), b"", [], [new_id()])
+            theirs.sendall(encode(["done", 1, [], None]))
             with pytest.raises(InternalError):
                 await asyncio.wait_for(future, PATIENCE)
             assert worker.is_lost

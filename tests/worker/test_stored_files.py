@@ -404,7 +404,9 @@ def test_a_program_reads_no_bad_bytes_either(asker: Asker, stored: Callable[...,
     data = program.to_bytes()
 
     async def work() -> Any:
-        return await asker.worker.run_program(bytes.fromhex(program.id), data, [x], [new_id()])
+        made: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        asker.worker.run_program(made, bytes.fromhex(program.id), data, [x], [new_id()])
+        return await made
 
     with pytest.raises(Corrupt, match=f"block {MIB // limits.BLOCK} of"):
         asker.do(work())

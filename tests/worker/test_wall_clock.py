@@ -206,7 +206,8 @@ def test_a_program_has_the_time_of_one_operation(slow: Asker) -> None:
     x = slow.op("aten.rand.default", [1000, 1000])
 
     async def run() -> GridError | None:
-        future = slow.worker.run_program(bytes.fromhex(program.id), program.to_bytes(), [x], [new_id()])
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        slow.worker.run_program(future, bytes.fromhex(program.id), program.to_bytes(), [x], [new_id()])
         await asyncio.wait([future], timeout=PATIENCE)
         error = future.exception()
         assert isinstance(error, GridError)

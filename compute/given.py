@@ -1,0 +1,215 @@
+"""The arguments of a captured function: tensors by path; modules and optimisers with other tensors in their places."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from compute.dtypes import NAME_OF
+from protocol.errors import CannotCapture
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    path: str
+    wants_gradient: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module among the arguments: the paths of its tensors by name; tied ones have one path."""
+
+    path: str
+    module: nn.Module
+    names: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """An optimiser among the arguments: the paths of what it steps, in order, and of what it keeps for each."""
+
+    path: str
+    optimizer: torch.optim.Optimizer
+    parameters: list[str]
+    state: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    value: Any
+
+
+class Given:
+    """Arguments, flattened: `tensors` by path, and `templates` of everything by name (or place).
+
+    Attributes:
+        state: the paths of tensors of modules and optimisers, which the function may change.
+    """
+
+    def __init__(self, arguments: Any, loads: Mapping[str, Any], prefix: str) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.state: set[str] = set()
+        self.modules: list[Module] = []
+        self.optimizers: list[Optimizer] = []
+        self.trained: set[str] = set()
+        self._known: dict[int, str] = {}
+        self._later: list[tuple[Optimizer, torch.optim.Optimizer]] = []
+        self.arguments = self._flat(dict(arguments) if isinstance(arguments, Mapping) else list(arguments), "")
+        self.loads = {query: self._flat(example, prefix + query) for query, example in loads.items()}
+        for template, optimizer in self._later:
+            self._fill(template, optimizer)
+
+    def _flat(self, value: Any, path: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value, path)
+        if isinstance(value, nn.Module):
+            return self._module(value, path)
+        if isinstance(value, torch.optim.Optimizer):
+            template = Optimizer(path, value, [], [])
+            self.optimizers.append(template)
+            self._later.append((template, value))
+            return template
+        if isinstance(value, Mapping):
+            return {key: self._flat(item, joined(path, str(key))) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return same_kind(value, [self._flat(item, joined(path, str(at))) for at, item in enumerate(value)])
+        return Plain(value)
+
+    def _tensor(self, value: torch.Tensor, path: str) -> Tensor:
+        if value.dtype not in NAME_OF or value.layout != torch.strided:
+            raise CannotCapture(f"input {path!r}: only dense tensors go into a program, not {value.dtype}")
+        self.tensors[path] = value
+        if value.requires_grad:
+            self.trained.add(path)
+        return Tensor(path, value.requires_grad)
+
+    def _state(self, value: torch.Tensor, path: str) -> str:
+        """The path of a tensor of a module or optimiser: that of the first place where it stands."""
+        known = self._known.get(id(value))
+        if known is None:
+            known = self._known[id(value)] = path
+            self._tensor(value, path)
+            self.state.add(path)
+        return known
+
+    def _module(self, module: nn.Module, path: str) -> Module:
+        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        if any(nn.parameter.is_lazy(tensor) for _, tensor in named):
+            raise CannotCapture(f"{path!r} is a lazy module and has no parameters yet; run it on an example first")
+        found = Module(path, module, {name: self._state(tensor, joined(path, name)) for name, tensor in named})
+        self.modules.append(found)
+        return found
+
+    def _fill(self, template: Optimizer, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                number = len(template.parameters)
+                template.parameters.append(self._state(parameter, joined(template.path, f"parameters.{number}")))
+                kept = optimizer.state.get(parameter, {})
+                template.state.append(
+                    {
+                        key: self._state(value, joined(template.path, f"state.{number}.{key}"))
+                        if isinstance(value, torch.Tensor)
+                        else Plain(value)
+                        for key, value in kept.items()
+                    }
+                )
+
+    # --- with other tensors -------------------------------------------------------------------------------
+
+    def rebuilt(self, template: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+        if isinstance(template, Tensor):
+            return tensors[template.path]
+        if isinstance(template, Module):
+            return template.module
+        if isinstance(template, Optimizer):
+            return template.optimizer
+        if isinstance(template, dict):
+            return {key: self.rebuilt(value, tensors) for key, value in template.items()}
+        if isinstance(template, list | tuple):
+            return same_kind(template, [self.rebuilt(item, tensors) for item in template])
+        return template.value
+
+    @contextmanager
+    def swapped(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Modules and optimisers with these tensors in place of their own, for a while. All of what they are comes back
+        afterwards, also what the function made them keep."""
+        parts = {id(part): part for found in self.modules for part in found.module.modules()}.values()
+        tables = ("_parameters", "_buffers", "_modules")
+        saved = [(part, dict(part.__dict__), {t: dict(part.__dict__[t]) for t in tables}) for part in parts]
+        groups = [[dict(group) for group in found.optimizer.param_groups] for found in self.optimizers]
+        kept = [found.optimizer.state for found in self.optimizers]
+        try:
+            for found in self.modules:
+                for name, path in found.names.items():
+                    owner, leaf = _place(found.module, name)
+                    (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = tensors[path]  # type: ignore[assignment]
+            for template in self.optimizers:
+                _swap_optimizer(template, tensors)
+            yield
+        finally:
+            for part, attributes, contents in saved:
+                part.__dict__.clear()
+                part.__dict__.update(attributes)
+                for table, content in contents.items():
+                    part.__dict__[table].clear()
+                    part.__dict__[table].update(content)
+            for template, before, state in zip(self.optimizers, groups, kept, strict=True):
+                for group, values in zip(template.optimizer.param_groups, before, strict=False):
+                    group.clear()
+                    group.update(values)
+                template.optimizer.state = state
+
+    def held(self) -> Iterator[tuple[str, str | None, torch.Tensor]]:
+        """What modules and optimisers hold now, while they are swapped: (path, the path of what stood there before or
+        None where nothing did, tensor)."""
+        for found in self.modules:
+            for name, tensor in named_tensors(found.module):
+                yield joined(found.path, name), found.names.get(name), tensor
+        for template in self.optimizers:
+            parameters = [p for group in template.optimizer.param_groups for p in group["params"]]
+            for number, parameter in enumerate(parameters):
+                for key, value in template.optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, torch.Tensor):
+                        before = template.state[number].get(key) if number < len(template.state) else None
+                        path = joined(template.path, f"state.{number}.{key}")
+                        yield path, before if isinstance(before, str) else None, value
+
+
+def _swap_optimizer(template: Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    made = iter([tensors[path] for path in template.parameters])
+    state: Any = defaultdict(dict)
+    at = 0
+    for group in template.optimizer.param_groups:
+        group["params"] = [next(made) for _ in group["params"]]
+        for parameter in group["params"]:
+            values = template.state[at]
+            if values:
+                state[parameter] = {k: tensors[v] if isinstance(v, str) else v.value for k, v in values.items()}
+            at += 1
+    template.optimizer.state = state
+
+
+def named_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, leaf = name.rpartition(".")
+    return module.get_submodule(owner), leaf
+
+
+def joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def same_kind(example: Any, items: list[Any]) -> Any:
+    if hasattr(example, "_fields"):
+        return type(example)(*items)
+    return tuple(items) if isinstance(example, tuple) else items

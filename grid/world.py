@@ -1,0 +1,165 @@
+"""What the queries of a run found, and whether it is still so.
+
+Between search and run objects are moved, deleted, tagged anew, and peers end. So what was found is looked at again
+while the program runs; where it is not as it was, the queries are asked once more (running.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from protocol.errors import Ambiguous, GridError, NotFound
+from search.query import parse_query
+from search.terms import And, Tag, all_of, leaves
+
+if TYPE_CHECKING:
+    from grid.hits import Hit, Hits
+
+Search = Callable[[str], Awaitable["Hits"]]
+Seen = tuple[tuple[str, str, str], ...]  # of each query: the peer of what it found there, and the object
+
+
+class World:
+    """The hits of all queries of one run, each asked once. `what` is where the query stands: the argument's name."""
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        self._hits: dict[str, Hits] = {}
+        self._what: dict[str, str] = {}
+        self._for_all: set[str] = set()
+
+    @property
+    def spread(self) -> list[str]:
+        """The queries that found several objects, of which each peer may have its own."""
+        return [query for query, hits in self._hits.items() if len(hits) > 1 and query not in self._for_all]
+
+    @property
+    def hits(self) -> Mapping[str, Hits]:
+        """By query."""
+        return self._hits
+
+    def what(self, query: str) -> str:
+        return self._what[query]
+
+    async def look(self, queries: Mapping[str, str], *, for_all: bool = False) -> None:
+        """Ask all of these (each with its `what`) at once; those that were asked before are known. `for_all`: of
+        several objects any is as good as the others."""
+        self._for_all.update(queries if for_all else ())
+        new = [query for query in queries if query not in self._hits]
+        found = await asyncio.gather(*(self._search(query) for query in new))
+        self._hits.update(zip(new, found, strict=True))
+        self._what.update({query: queries[query] for query in new})
+
+    async def again(self) -> World:
+        """The same queries, asked now."""
+        later = World(self._search)
+        later._for_all = self._for_all
+        await later.look(self._what)
+        return later
+
+    async def one(self, query: str, peer: str | None = None) -> Hit:
+        """What the query found: the only object, or of several the one at the peer of that id.
+
+        Raises:
+            NotFound, Ambiguous: there is none, or not one; the error names the argument and says what to do.
+        """
+        hits = self._hits[query]
+        if peer is not None and len(hits) > 1:
+            there = [hit for hit in hits if hit.location.id == peer]
+            if len(there) == 1:
+                return there[0]
+        try:
+            return hits.one()
+        except NotFound as error:
+            hint = await self._hint(query)
+            raise NotFound(f"{self._what[query]}: {error.message}{hint}") from None
+        except Ambiguous as error:
+            peers = len(hits.by_peer)
+            advice = f". They are at {peers} peers: g.map (--map) runs the plan at each" if peers == len(hits) else ""
+            raise Ambiguous(f"{self._what[query]}: {error.message}{advice}") from None
+
+    def seen(self, peer: str | None = None) -> Seen:
+        """What the queries found, for the run at the peer of that id."""
+        return tuple(sorted((query, hit.location.id, hit.id_at_location) for query, hit in self._of(peer)))
+
+    def _of(self, peer: str | None) -> list[tuple[str, Hit]]:
+        return [
+            (query, hit)
+            for query, hits in self._hits.items()
+            for hit in hits
+            if len(hits) == 1 or peer in (None, hit.location.id)
+        ]
+
+    def changes(self, later: World) -> list[str]:
+        """A sentence for each query that finds other objects now."""
+        return [
+            f"{query!r} found {_listed(hits)}, and now {_listed(later._hits[query])}"
+            for query, hits in self._hits.items()
+            if _ids(hits) != _ids(later._hits[query])
+        ]
+
+    async def is_doubtful(self, peer: str | None = None) -> bool:
+        """Whether some of what was found, for the run at the peer of that id, may not be what its query finds any more:
+        its tags are others, or it is gone.
+
+        Each object's peer is asked. What cannot be told by it is not in doubt: the run itself will say so.
+        """
+        return any(await asyncio.gather(*(_is_other(hit) for _, hit in self._of(peer))))
+
+    async def _hint(self, query: str) -> str:
+        """Which part of a query finds nothing, and what was perhaps meant."""
+        parsed = parse_query(query)
+        parts = parsed.parts if isinstance(parsed, And) else ()
+        if not parts:
+            return ""
+        found = await asyncio.gather(*(self._search(str(part)) for part in parts), return_exceptions=True)
+        empty = [
+            part
+            for part, hits in zip(parts, found, strict=True)
+            if not isinstance(hits, BaseException) and not len(hits)
+        ]
+        if not empty:
+            return f". Each of its parts finds something, but nothing has all: {', '.join(map(str, parts))}"
+        rest = all_of([part for part in parts if part not in empty])
+        near = await self._near(empty, str(rest)) if len(empty) < len(parts) else ""
+        return f". Nothing at all matches {', '.join(map(str, empty))}{near}"
+
+    async def _near(self, empty: list[Any], rest: str) -> str:
+        """Tags like these on what the rest of the query finds."""
+        try:
+            others = await self._search(rest)
+        except GridError:
+            return ""
+        tags = sorted({tag for hit in others for tag in hit.tags})
+        wrong = [f"#{leaf.name}" for part in empty for leaf in leaves(part) if isinstance(leaf, Tag)]
+        close = [match for tag in wrong for match in difflib.get_close_matches(tag, tags, n=1)]
+        return f"; did you mean {' '.join(close)}?" if close else f"; {rest} finds {_listed(others)}"
+
+
+async def _is_other(hit: Hit) -> bool:
+    try:
+        now = await hit.location.describe_object(bytes.fromhex(hit.id_at_location))
+    except NotFound:
+        return True
+    except GridError:
+        return False
+    return any(_said(now, key) != _said(hit.record, key) for key in ("kind", "tags", "name", "description"))
+
+
+def _said(record: Mapping[str, Any], key: str) -> Any:
+    return sorted(record["tags"]) if key == "tags" else record.get(key)
+
+
+def _ids(hits: Hits) -> set[tuple[str, str]]:
+    return {(hit.location.id, hit.id_at_location) for hit in hits}
+
+
+def _listed(hits: Hits) -> str:
+    shown = [f"{hit.record['kind']} {hit.id_at_location[:12]} at {hit.location.name}" for hit in hits]
+    if not shown:
+        silent = ", ".join(hits.unreachable)
+        return f"nothing ({silent} did not answer)" if silent else "nothing"
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

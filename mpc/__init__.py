@@ -1,0 +1,25 @@
+"""Computation on secret shares: programs that run where no party sees what they compute on.
+
+Files in import order. Nothing here knows of peers or sockets: protocols are generators that yield what is to be opened.
+
+    ring           fixed point in the ring of integers modulo 2^64
+    masks          AES-128 in counter mode
+    rounds         Opening, Protocol: one round each; several protocols in the same rounds
+    correlations   what the dealer deals, and how little of it travels
+    party          one party of a run
+    bits           bits of words, and products of many of them in one round
+    comparison     truncation, signs, choice
+    bilinear       what a product may be: of elements, matrices, convolutions
+    arithmetic     products of secrets
+    secret         Secret: a share, and how its words are to be read
+    table          the secure form of each operation
+    exact          functions of public words, the same bits everywhere
+    waves          sine, cosine, exponential: one opening each
+    magnitude      the first digit of a secret that is not zero
+    operations     secure forms: linear, products, comparisons, largest, choices, functions, quotients
+    interpreter    runs a program on shares
+    lowering       a program in secure forms; what is public computed beforehand
+    script         what a run takes, before it runs
+    dealer         the dealer's side of a run, and the supply of each party
+    together       all parties in one process, in step
+"""

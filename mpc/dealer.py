@@ -1,0 +1,85 @@
+"""The dealer's side of a run, and each party's supply: from a script to what travels, and back.
+
+The dealer draws a seed for each party and sends it; and to the last party, in the order of the script, the corrections:
+its shares of all derived words, one after the other, row-major and little-endian. It sees no data, nor anything that
+hangs on data; it does not even learn when the parties run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from compute.values import tensor_bytes
+from mpc.correlations import Correlation, Dealt, deal, take
+from mpc.masks import fresh_seed
+from mpc.script import Script
+from protocol.errors import BadRequest
+
+
+class Dealer:
+    """Deals one script, once.
+
+    Attributes:
+        seeds: those of the parties, in their order: each for the eyes of one party alone.
+    """
+
+    def __init__(self, script: Script, count: int) -> None:
+        self._script = script
+        self.seeds = [fresh_seed() for _ in range(count)]
+        self._has_dealt = False
+
+    def corrections(self) -> Iterator[memoryview]:
+        """What the last party is sent, piece by piece: `script.dealt` bytes. BadRequest: they were dealt before."""
+        if self._has_dealt:
+            raise BadRequest("these corrections were dealt before: masks are used once, so deal anew for another run")
+        self._has_dealt = True
+        return self._pieces()
+
+    def _pieces(self) -> Iterator[memoryview]:
+        last_use = {each.kept: at for at, each in enumerate(self._script.correlations) if each.kept is not None}
+        kept: dict[int, torch.Tensor] = {}
+        for number, correlation in enumerate(self._script.correlations):
+            mask = None if correlation.kept is None else kept[correlation.kept]
+            made = deal(correlation, number, self.seeds, mask)
+            if number in last_use and made.first is not None:
+                kept[number] = made.first
+            if correlation.kept is not None and last_use[correlation.kept] == number:
+                del kept[correlation.kept]
+            for share in made.shares:
+                yield tensor_bytes(share)
+
+
+Read = Callable[[int], memoryview | bytes]
+"""The next so many bytes of the corrections."""
+
+
+class Supply:
+    """One party's correlations, from its seed, and (at the last party) from what the dealer sent.
+
+    Each number is taken once, in order; what comes again or out of order is refused, because a mask that is used twice
+    tells the difference of what it hid.
+    """
+
+    def __init__(self, seed: bytes, read: Read | None = None) -> None:
+        self._seed = seed
+        self._read = read
+        self._taken = 0
+
+    def __call__(self, number: int, correlation: Correlation) -> Dealt:
+        """This party's shares. BadRequest: they were taken before, or those before them were not."""
+        if number != self._taken:
+            raise BadRequest(f"correlation {number} was asked for when {self._taken} is the next: each is used once")
+        self._taken += 1
+        corrections = None if self._read is None else self._corrections(correlation, self._read)
+        return take(correlation, number, self._seed, corrections)
+
+    @staticmethod
+    def _corrections(correlation: Correlation, read: Read) -> Sequence[torch.Tensor]:
+        shares = []
+        for words in correlation.derived:
+            data = bytearray(read(words.nbytes))
+            flat = torch.frombuffer(data, dtype=words.dtype) if data else torch.empty(0, dtype=words.dtype)
+            shares.append(flat.reshape(words.shape))
+        return shares

@@ -1,0 +1,200 @@
+"""Products: of secrets by triples, of secrets with public values by each party alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import torch
+
+from mpc.arithmetic import multiply, multiply_fixed
+from mpc.bilinear import Bilinear, Convolve, MatrixProduct, Multiply, spread, turned
+from mpc.operations.linear import add, as_secrets, result_type
+from mpc.party import Party
+from mpc.ring import PRECISION, encode
+from mpc.rounds import Protocol, together
+from mpc.secret import Secret, aligned, bits_of, settled
+from mpc.table import Arguments, secure
+
+
+def product(party: Party, operation: Bilinear, x: Any, y: Any, dtype: torch.dtype) -> Protocol[Secret]:
+    """operation(x, y), of which at least one is secret. One round for the product of two secrets, and one before where
+    a factor is still a product itself and the other one is no truth value."""
+    if isinstance(x, Secret) and isinstance(y, Secret):
+        if torch.bool not in (x.dtype, y.dtype):
+            x, y = yield from together(settled(party, x), settled(party, y))
+        if y.fixed is not None:
+            share = yield from multiply_fixed(party, operation, x.share, y.fixed)
+            return Secret(share, x.bits + y.bits, dtype)
+        share = yield from multiply(party, operation, x.share, y.share)
+        return Secret(share, x.bits + y.bits, dtype)
+    secret = yield from settled(party, x if isinstance(x, Secret) else y)
+    public = torch.as_tensor(y if isinstance(x, Secret) else x)
+    bits = _factor_bits(y if isinstance(x, Secret) else x)
+    words = encode(public, bits).to(secret.share.device)
+    share = operation(secret.share, words) if isinstance(x, Secret) else operation(words, secret.share)
+    made = Secret(share, secret.bits + bits, dtype)
+    # With more bits than this little would be left for what it is added to.
+    return (yield from settled(party, made)) if made.bits > PRECISION + _FEW else made
+
+
+def _factor_bits(value: Any) -> int:
+    """Fractional bits of a public factor. A small number gets more of them: 1 / 784 in units of 2^-16 would be half a
+    percent off. The product is smaller by as much; what is added to it later has to be below 2^16 (at 46 bits)."""
+    bits = bits_of(value)
+    if not isinstance(value, float) or bits < PRECISION or not math.isfinite(value):
+        return bits
+    return bits + min(max(-math.frexp(value)[1], 0), _MORE_BITS)
+
+
+_MORE_BITS: Final = 14
+
+
+def factor_bits(value: Any) -> int:
+    """How many fractional bits a public factor is given. Small numbers have more: their digits count, not their place.
+    The word stays below 2^17, so that the product is as large as with a factor of 1."""
+    if isinstance(value, float) and 0 < abs(value) < 0.5:
+        return bits_of(value, min(PRECISION - math.frexp(value)[1], _MOST))
+    return bits_of(value)
+
+
+_FEW: Final = 24
+_MOST: Final = 40
+
+
+@secure("mul.Tensor", "mul.Scalar")
+def mul(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    x, y = arguments["self"], arguments["other"]
+    return (yield from product(party, Multiply(), x, y, result_type(x, y)))
+
+
+@secure("square")
+def square(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    x = arguments["self"]
+    return (yield from product(party, Multiply(), x, x, x.dtype))
+
+
+@secure("mm", "bmm", "matmul", "mv", "dot")
+def matmul(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    x, y = (
+        arguments["self"],
+        arguments.get("mat2", arguments.get("other", arguments.get("vec", arguments.get("tensor")))),
+    )
+    return (yield from product(party, MatrixProduct(), x, y, x.dtype))
+
+
+@secure("add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", "rsub.Tensor", "rsub.Scalar")
+def sum_of_two(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """self + alpha * other, or less it. No round, but for one where alpha is no whole number and other is a product."""
+    alpha = arguments.get("alpha", 1)
+    if isinstance(alpha, int):
+        return add(party, name, arguments)
+    other = yield from _times(party, arguments["other"], alpha)
+    return add(party, name, {"self": arguments["self"], "other": other})
+
+
+@secure("addmm", "baddbmm", "addmv")
+def addmm(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """beta * self + alpha * a matrix product. One round; one more where alpha or beta is not a whole number."""
+    one = arguments.get("mat1", arguments.get("batch1", arguments.get("mat")))
+    other = arguments.get("mat2", arguments.get("batch2", arguments.get("vec")))
+    made, term = yield from together(
+        _scaled_product(party, one, other, arguments.get("alpha", 1)),
+        _times(party, arguments["self"], arguments.get("beta", 1)),
+    )
+    return _plus(party, made, term)
+
+
+def _scaled_product(party: Party, one: Any, other: Any, alpha: float) -> Protocol[Secret]:
+    made = yield from product(party, MatrixProduct(), one, other, one.dtype)
+    return (yield from _times(party, made, alpha))
+
+
+def _times(party: Party, value: Any, factor: float) -> Protocol[Any]:
+    if factor == 1:
+        return value
+    if not isinstance(value, Secret):
+        return value * factor
+    return (yield from product(party, Multiply(), value, factor, value.dtype))
+
+
+@secure("linear")
+def linear(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    x, weight = arguments["input"], arguments["weight"]
+    made = yield from product(party, MatrixProduct(), x, weight.mT, x.dtype)
+    return _plus(party, made, arguments.get("bias"))
+
+
+@secure("conv1d", "conv2d", "conv3d", "convolution")
+def convolve(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    x, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
+    rank = len(weight.shape) - 2
+    defaults = {"stride": 1, "padding": 0, "dilation": 1}
+    stride, padding, dilation = (as_sizes(arguments.get(key, default), rank) for key, default in defaults.items())
+    groups = arguments.get("groups", 1)
+    if arguments.get("transposed"):
+        kernel, extra = tuple(weight.shape[2:]), as_sizes(arguments.get("output_padding", 0), rank)
+        x = on(x, partial(spread, stride=stride, padding=padding, dilation=dilation, kernel=kernel, extra=extra))
+        weight = on(weight, partial(turned, groups=groups))
+        stride, padding = (1,) * rank, (0,) * rank
+    made = yield from product(party, Convolve(stride, padding, dilation, groups), x, weight, x.dtype)
+    if bias is None:
+        return made
+    return _plus(party, made, on(bias, lambda t: t.view(-1, *(1,) * rank)))
+
+
+def on(value: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """What moves elements about, on a secret or on what all know."""
+    return value.of(move(value.share)) if isinstance(value, Secret) else move(value)
+
+
+def _plus(party: Party, made: Secret, bias: Any) -> Secret:
+    if bias is None:
+        return made
+    terms = aligned(as_secrets(party, [made, bias]))
+    return Secret(terms[0].share + terms[1].share, terms[0].bits, made.dtype)
+
+
+@secure("mean", "mean.dim")
+def mean(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    x: Secret = arguments["self"]
+    dims = arguments.get("dim")
+    dims = list(range(x.share.dim())) if dims is None else dims
+    share = x.share.sum(dims, keepdim=arguments.get("keepdim", False))
+    count = x.share.numel() // max(share.numel(), 1)
+    return (yield from product(party, Multiply(), x.of(share), 1.0 / count, x.dtype))
+
+
+@secure("var.correction", "var", "var.dim", "std.correction", "var_mean.correction")
+def var(party: Party, name: str, arguments: Arguments) -> Protocol[Any]:
+    """The mean of the squares of what is left after the mean; three rounds."""
+    x: Secret = arguments["self"]
+    dims = arguments.get("dim") or list(range(x.share.dim()))
+    centre = yield from mean(party, name, {"self": x, "dim": dims, "keepdim": True})
+    centre, x = yield from together(settled(party, centre), settled(party, x))
+    rest = x.of(x.share - centre.share)
+    squares = yield from product(party, Multiply(), rest, rest, x.dtype)
+    keep = arguments.get("keepdim", False)
+    total = squares.share.sum(dims, keepdim=keep)
+    count = x.share.numel() // max(total.numel(), 1) - _correction(arguments)
+    squares = yield from settled(party, squares.of(total))
+    made = yield from product(party, Multiply(), squares, 1.0 / count, x.dtype)
+    if "var_mean" not in name:
+        return made
+    return made, centre if keep else centre.of(centre.share.reshape(made.shape))
+
+
+def _correction(arguments: Arguments) -> int | float:
+    if "unbiased" in arguments:
+        return int(arguments["unbiased"])
+    correction = arguments.get("correction")
+    return 1 if correction is None else float(correction)
+
+
+def as_sizes(value: Any, rank: int) -> tuple[int, ...]:
+    """One number for each dimension."""
+    if isinstance(value, int):
+        return (value,) * rank
+    return tuple(value) * rank if len(value) == 1 else tuple(value)

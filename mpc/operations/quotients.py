@@ -1,0 +1,225 @@
+"""Reciprocals, roots and logarithms of secrets, and what is made of them.
+
+x = z * 16^k with z in [1/16, 1), for a secret k that is found from the first digit (magnitude.py). Then the function of
+z is a series (waves.py), and that of 16^k a number that belongs to the digit: two factors, or two terms.
+
+The domain is 2^-16 <= |x| < 2^20, positive where the function has it so; the errors hold for results, and the
+fixed-point precision of the argument is another matter: 1 / x of x = 0.01 moves by 0.15 when x does by one unit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import torch
+
+from mpc.bilinear import Multiply
+from mpc.comparison import as_numbers, mask, negative_bits
+from mpc.magnitude import DIGITS, Coefficient, chosen, leading_digit
+from mpc.operations.comparisons import flat
+from mpc.operations.functions import exponential
+from mpc.operations.linear import add, as_secrets
+from mpc.operations.products import product
+from mpc.party import Party
+from mpc.ring import PRECISION
+from mpc.rounds import Protocol
+from mpc.secret import Secret, settled
+from mpc.table import Arguments, secure
+from mpc.waves import Series, series
+
+_STRETCH: Final = 12  # z is stretched to 1.5 z, of the period 2: a series that need not repeat is a better fit
+_Z_BITS: Final = 4 * DIGITS + 3
+_VALUE_BITS: Final = 24
+_LOG_OF_2: Final = 0.6931471805599453  # written out: what all parties have to have the same is not for a library to say
+
+
+def _fit(constant: float, cosines: tuple[float, ...], sines: tuple[float, ...]) -> Series:
+    return Series(2.0, tuple(range(1, len(sines) + 1)), sines, cosines, constant)
+
+
+# Least-squares fits on [1/16, 1), reweighted towards the smallest largest error; relative errors but for the logarithm.
+_RECIPROCAL: Final = _fit(  # 9.7e-5
+    35.044713045,
+    (
+        *(56.771571236, 31.765400384, 4.478370597, -14.416145644, -20.630963429, -16.971246675, -9.547016704),
+        *(-3.329081161, -0.128786255, 0.697601474, 0.50510775, 0.196455239, 0.043564207, 0.004122303),
+    ),
+    (
+        *(-27.662315494, -45.051388132, -45.122053578, -31.908775238, -14.642647229, -1.422694542, 4.647014384),
+        *(5.087290853, 3.156752848, 1.287329131, 0.302978013, 0.002582483, -0.023875856, -0.006261862),
+    ),
+)
+_LOG: Final = _fit(  # 8.3e-6
+    -2.099967326,
+    (
+        *(-2.807220845, -1.556416707, -0.338130606, 0.477514664, 0.738836009, 0.589997723, 0.301226593),
+        *(0.076206234, -0.023786347, -0.036586898, -0.019898179, -0.006031514, -0.000818755, 3.4201e-05),
+    ),
+    (
+        *(0.511873185, 1.542590881, 1.66321846, 1.170109733, 0.498434049, 0.000510704, -0.203774217),
+        *(-0.192221398, -0.104437386, -0.033601031, -0.002733164, 0.003079829, 0.001542609, 0.00027211),
+    ),
+)
+_RSQRT: Final = _fit(  # 1.6e-5
+    5.023374655,
+    (
+        *(6.365110035, 3.497236411, 0.491939583, -1.535803332, -2.155752871, -1.716853142, -0.909211744),
+        *(-0.267562581, 0.035945026, 0.092748323, 0.056344129, 0.019315589, 0.003516602, 0.000167042),
+    ),
+    (
+        *(-2.64316575, -4.637264629, -4.664364283, -3.232762871, -1.389901213, -0.022651683, 0.557602268),
+        *(0.547673389, 0.314617214, 0.114016746, 0.018614968, -0.004882146, -0.003685873, -0.000767957),
+    ),
+)
+_SQRT: Final = _fit(  # 8.9e-7
+    0.601791769,
+    (
+        *(-0.356780954, -0.213147635, -0.082843836, 0.008921067, 0.047253793, 0.044171847, 0.024228354),
+        *(0.006788721, -0.001375326, -0.002605909, -0.001414007, -0.000401496, -4.0109e-05, 6.806e-06),
+    ),
+    (
+        *(-0.139992966, 0.07130062, 0.128106231, 0.104681365, 0.052172233, 0.00839696, -0.01193305),
+        *(-0.013449438, -0.007571527, -0.002386292, -0.00012469, 0.000258, 0.000116527, 1.8292e-05),
+    ),
+)
+
+
+def _normal(party: Party, x: Secret, wanted: Series) -> Protocol[tuple[torch.Tensor, Secret]]:
+    """The leading digit of a positive x (magnitude.leading_digit), and the series of z, with 24 fractional bits. For
+    any shape; flat results. Eleven rounds."""
+    x = yield from settled(party, x)
+    words = flat(x.share if x.bits == PRECISION else x.share << (PRECISION - x.bits))
+    first = yield from leading_digit(party, words)
+    factor = chosen(first, lambda digit: _STRETCH << (4 * (DIGITS - 1 - digit)))
+    z = yield from product(
+        party, Multiply(), Secret(words, 0, torch.int64), Secret(factor, 0, torch.int64), torch.int64
+    )
+    (value,) = yield from series(party, Secret(z.share, _Z_BITS, torch.float64), wanted)
+    return first, (yield from settled(party, value, _VALUE_BITS))
+
+
+def _scaled(party: Party, x: Secret, wanted: Series, of_digit: Coefficient, bits: int) -> Protocol[Secret]:
+    """The series of z times the number of the digit, which has so many fractional bits. Thirteen rounds."""
+    first, value = yield from _normal(party, x, wanted)
+    scale = Secret(chosen(first, of_digit), bits, torch.float64)
+    share = yield from product(party, Multiply(), Secret(value.share, 0, torch.int64), _whole(scale), torch.int64)
+    made = yield from settled(party, Secret(share.share, _VALUE_BITS + bits, x.dtype))
+    return Secret(made.share[: x.share.numel()].view(x.shape), made.bits, x.dtype if x.is_real else torch.float32)
+
+
+def _whole(secret: Secret) -> Secret:
+    """The words themselves as integers: they are multiplied as they are."""
+    return Secret(secret.share, 0, torch.int64)
+
+
+def positive_reciprocal(party: Party, x: Secret) -> Protocol[Secret]:
+    """1 / x for 2^-16 <= x < 2^20: relative error below 1.2e-4, or 2^-15. 0 for 0. Thirteen rounds."""
+    return (yield from _scaled(party, x, _RECIPROCAL, lambda digit: 1 << (32 - 4 * digit), 20))
+
+
+@secure("reciprocal")
+def reciprocal(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """1 / x for 2^-16 <= |x| < 2^20: relative error below 1.2e-4, or 2^-15. 0 for 0. Twenty rounds."""
+    x = yield from settled(party, arguments["self"])
+    masked = yield from mask(party, flat(x.share))
+    packed = yield from negative_bits(party, masked)
+    bit, below = yield from as_numbers(party, packed, masked)
+    assert below is not None
+    count = x.share.numel()
+    size = x.of(x.share - 2 * below[:count].view(x.shape))
+    made = yield from positive_reciprocal(party, size)
+    sign = Secret((1 if party.is_first else 0) - 2 * bit[:count].view(x.shape), 0, torch.int64)
+    return (yield from product(party, Multiply(), made, sign, made.dtype))
+
+
+@secure("div.Tensor", "div.Scalar")
+def div(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """x / y. By what all parties know: one truncation later. By a secret: as reciprocal(y), times x."""
+    x, y = arguments["self"], arguments["other"]
+    if isinstance(y, Secret):
+        inverse = yield from reciprocal(party, name, {"self": y})
+        return (yield from product(party, Multiply(), x, inverse, inverse.dtype))
+    # A division, which rounds exactly everywhere: a function named reciprocal need not.
+    known = 1.0 / y if isinstance(y, int | float) else torch.div(torch.ones((), dtype=torch.float64), y)
+    return (yield from product(party, Multiply(), x, known, x.dtype if x.is_real else torch.float32))
+
+
+@secure("sqrt")
+def sqrt(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """Root of x, 0 <= x < 2^20: error below 4e-5, or 1e-6 of the value. Thirteen rounds."""
+    return (yield from _scaled(party, arguments["self"], _SQRT, lambda digit: 1 << (2 * digit), 6))
+
+
+@secure("rsqrt")
+def rsqrt(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """1 / root of x, 2^-16 <= x < 2^20: relative error below 2e-5, or 4e-5. Thirteen rounds."""
+    return (yield from _scaled(party, arguments["self"], _RSQRT, lambda digit: 1 << (16 - 2 * digit), 10))
+
+
+@secure("log")
+def log(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """Natural logarithm of x, 2^-16 <= x < 2^20: error below 5e-5. Eleven rounds."""
+    x: Secret = arguments["self"]
+    first, value = yield from _normal(party, x, _LOG)
+    scale = chosen(first, lambda digit: round((4 * digit - 12) * _LOG_OF_2 * (1 << _VALUE_BITS)))
+    made = yield from settled(party, Secret(value.share + scale, _VALUE_BITS, x.dtype))
+    return Secret(made.share[: x.share.numel()].view(x.shape), made.bits, x.dtype)
+
+
+@secure("log2", "log10")
+def other_log(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """Logarithms to base 2 and 10, as log. Twelve rounds."""
+    made = yield from log(party, name, arguments)
+    return (yield from product(party, Multiply(), made, 1 / math.log(2 if "log2" in name else 10), made.dtype))
+
+
+@secure("log1p")
+def log_of_one_more(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """log(1 + x), as log."""
+    more = add(party, "aten.add.Scalar", {"self": arguments["self"], "other": 1})
+    return (yield from log(party, name, {"self": more}))
+
+
+# --- powers -------------------------------------------------------------------------------------------------
+
+
+@secure("pow.Tensor_Scalar")
+def power(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """x to a public power: by multiplication for whole ones, by roots for halves, else by logarithm and exp (x > 0)."""
+    x: Secret = arguments["self"]
+    exponent = arguments["exponent"]
+    if exponent == 0.5:
+        return (yield from sqrt(party, name, {"self": x}))
+    if exponent == -0.5:
+        return (yield from rsqrt(party, name, {"self": x}))
+    if float(exponent).is_integer() and abs(exponent) <= 64:
+        base = x if exponent >= 0 else (yield from reciprocal(party, name, {"self": x}))
+        return (yield from _whole_power(party, base, abs(int(exponent))))
+    logs = yield from log(party, name, {"self": x})
+    raised = yield from product(party, Multiply(), logs, float(exponent), x.dtype)
+    return (yield from exponential(party, name, {"self": raised}))
+
+
+@secure("pow.Tensor_Tensor")
+def power_of_secret(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+    """x ** y = exp(y log x) for x > 0. About twenty rounds."""
+    base, exponent = arguments["self"], arguments["exponent"]
+    logs = (yield from log(party, name, {"self": base})) if isinstance(base, Secret) else base.double().log()
+    raised = yield from product(party, Multiply(), logs, exponent, arguments["self"].dtype)
+    return (yield from exponential(party, name, {"self": raised}))
+
+
+def _whole_power(party: Party, base: Secret, exponent: int) -> Protocol[Secret]:
+    """By squaring: each square is truncated before the next."""
+    if exponent == 0:
+        ones = torch.ones(base.shape, dtype=torch.float64)
+        return as_secrets(party, [ones, base])[0]
+    made: Any = None
+    while True:
+        if exponent & 1:
+            made = base if made is None else (yield from product(party, Multiply(), made, base, base.dtype))
+        exponent >>= 1
+        if not exponent:
+            return made  # type: ignore[no-any-return]  # the highest bit of an exponent is 1
+        base = yield from product(party, Multiply(), base, base, base.dtype)

@@ -1,0 +1,38 @@
+"""One party of a computation: which one it is, and where its correlated randomness comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mpc.correlations import Correlation, Dealt
+
+
+@dataclass(slots=True)
+class Party:
+    """A party's own state in one run. Protocols take it first.
+
+    Attributes:
+        rank: 0 for the first party, which adds what is public to its shares.
+        count: how many parties there are.
+        supply: this party's shares of the correlation of a number; called once for each number.
+    """
+
+    rank: int
+    count: int
+    supply: Callable[[int, Correlation], Dealt]
+    _next: int = field(default=0)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def take(self, correlation: Correlation) -> Dealt:
+        """The next correlation. All parties take the same ones in the same order."""
+        number, self._next = self._next, self._next + 1
+        return self.supply(number, correlation)
+
+    @property
+    def taken(self) -> int:
+        """The number that the next correlation gets."""
+        return self._next

@@ -1,0 +1,94 @@
+"""A secret tensor as one party has it: its share, and how the words are to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mpc.arithmetic import Fixed
+from mpc.comparison import truncate
+from mpc.party import Party
+from mpc.ring import PRECISION, encode
+from mpc.rounds import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """This party's share of a tensor that no party knows.
+
+    Attributes:
+        share: int64 words; the sum over all parties is the value.
+        bits: fractional bits of the words. 0 for integers and truth values; twice the precision after a product, until
+            something needs it to be less: truncation waits, because it often goes along with a comparison.
+        dtype: of the tensor that it stands for.
+        fixed: its masked form, where that was opened once for all products that it will be a factor of.
+        above: of a relu's result: 1 where it is above zero, for its gradient.
+        rows: of a place that was found as such: [..., count], 1 at the place and 0 elsewhere.
+    """
+
+    share: torch.Tensor
+    bits: int
+    dtype: torch.dtype
+    fixed: Fixed | None = None
+    above: Secret | None = None
+    rows: Secret | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.share.shape
+
+    @property
+    def is_real(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def of(self, share: torch.Tensor) -> Secret:
+        """The same kind of value, with another share."""
+        return Secret(share, self.bits, self.dtype)
+
+    @property
+    def mT(self) -> Secret:  # as torch has it
+        return replace(
+            self, share=self.share.mT, fixed=None if self.fixed is None else self.fixed.mT, above=None, rows=None
+        )
+
+
+def known(party: Party, value: torch.Tensor, bits: int, like: Secret) -> Secret:
+    """What all parties know, as a secret: the first has it, the others have nothing. It lies where `like` does."""
+    words = encode(value, bits).to(like.share.device)
+    return Secret(words if party.is_first else torch.zeros_like(words), bits, value.dtype)
+
+
+def rescaled(secret: Secret, bits: int) -> Secret:
+    """The same value with more fractional bits. No round."""
+    assert bits >= secret.bits
+    if bits == secret.bits:
+        return secret
+    # Not `replace`: these are other words than those that were fixed.
+    return Secret(secret.share << (bits - secret.bits), bits, secret.dtype)
+
+
+def aligned(secrets: Sequence[Secret]) -> list[Secret]:
+    """All with the most fractional bits that one of them has."""
+    bits = max(secret.bits for secret in secrets)
+    return [rescaled(secret, bits) for secret in secrets]
+
+
+def settled(party: Party, secret: Secret, bits: int = PRECISION) -> Protocol[Secret]:
+    """The same value with at most `bits` fractional bits: to within 2^-bits. One round, or none."""
+    if secret.bits <= bits:
+        return secret
+    share = yield from truncate(party, secret.share, secret.bits - bits)
+    return Secret(share, bits, secret.dtype)
+
+
+def bits_of(values: Any, most: int = PRECISION) -> int:
+    """How many fractional bits a public number or tensor is given. Of a tensor the dtype alone decides, so that who has
+    only its shape finds the same."""
+    if isinstance(values, bool | int):
+        return 0
+    if isinstance(values, float):
+        return next((bits for bits in range(most) if (values * (1 << bits)).is_integer()), most)
+    return most if values.is_floating_point() else 0

@@ -1,0 +1,138 @@
+"""`run` requests: operations, or a stretch of them that was kept (stretch.py), and perhaps the wish for a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import msgpack
+
+from peer.calls import Answer, Call
+from peer.connection import Connection
+from peer.execution import Execution
+from peer.leases import LeaseKey
+from peer.objects import check_id
+from peer.spans import payload_of
+from peer.stretch import Kept, Use
+from protocol import limits
+from protocol.errors import BadRequest, GridError
+
+
+class RunRequests:
+    """Answers them. Stretches are kept for as long as the connection over which they came.
+
+    Args:
+        name: of the peer, for errors.
+        lease_of: that of a call's connection.
+    """
+
+    def __init__(self, execution: Execution, name: str, lease_of: Callable[[Call], LeaseKey]) -> None:
+        self._execution = execution
+        self._name = name
+        self._lease_of = lease_of
+        self._kept: WeakKeyDictionary[Connection, Kept] = WeakKeyDictionary()
+
+    async def serve(self, call: Call) -> Answer:
+        asked = self._asked(call)
+        operations = asked.operations if isinstance(asked, Use) else asked
+        wanted, release = call.args.get("fetch"), call.args.get("release", [])
+        if type(release) is not list:
+            raise BadRequest("release is a list of object ids")
+        is_kept = self._keep(call)
+        faults, value = await self._execution.run(
+            call.connection.remote.id,
+            self._lease_of(call),
+            operations,
+            [check_id(id) for id in release],
+            None if wanted is None else check_id(wanted),
+        )
+        return _answer(faults, value, is_kept)
+
+    def at_once(self, call: Call, answer: Callable[[Answer | GridError], None]) -> bool:
+        """As Requests.serve_at_once."""
+        args = call.args
+        wanted = args.get("fetch")
+        if wanted is not None and type(wanted) is not bytes:
+            return False
+        is_kept = False
+
+        def then(faults: list[Any], value: Any) -> None:
+            if isinstance(value, GridError):
+                if value.peer is None:
+                    value.peer = self._name
+                answer(value)
+            else:
+                answer(_answer(faults, value, is_kept))
+
+        try:
+            is_begun = self._execution.run_at_once(
+                call.connection.remote.id,
+                lambda: self._lease_of(call),
+                self._asked(call),
+                args.get("release", ()),
+                wanted,
+                then,
+            )
+        except GridError:
+            return False  # `serve` says what is wrong
+        if is_begun and "keep" in args:
+            is_kept = self._keep(call)
+        return is_begun
+
+    def release_at_once(self, call: Call, answer: Callable[[Answer | GridError], None]) -> bool:
+        """As Requests.serve_at_once: a client lets go of what it made between its steps."""
+        ids, asker = call.args.get("ids"), call.connection.remote.id
+        if self._execution.is_at_work(asker) or type(ids) is not list or not all(type(id) is bytes for id in ids):
+            return False
+        self._execution.release_own(asker, ids)
+        answer(Answer({}))
+        return True
+
+    def _asked(self, call: Call) -> list[Any] | Use:
+        """BadRequest where it is neither a list nor the use of a stretch that is kept."""
+        operations = call.args.get("operations")
+        if type(operations) is list:
+            return operations
+        number = call.args.get("again")
+        if number is None:
+            raise BadRequest("operations is a list")
+        kept = self._kept.get(call.connection)
+        if kept is None:
+            raise BadRequest("no stretch is kept for this connection: send the operations themselves")
+        return kept.find(number).use(call.args)
+
+    def _keep(self, call: Call) -> bool:
+        """Keep the operations of this call as a stretch, if that is asked for and can be."""
+        number = call.args.get("keep")
+        operations = call.args.get("operations")
+        if number is None or type(operations) is not list:
+            return False
+        kept = self._kept.setdefault(call.connection, Kept())
+        try:
+            return kept.keep(number, operations, len(msgpack.packb(operations)))
+        except BadRequest:
+            return False  # they run all the same
+
+
+def _answer(faults: Sequence[dict[str, Any] | None], value: Any, is_kept: bool) -> Answer:
+    result: dict[str, Any] = {"results": _shortened(faults) if any(faults) else []}
+    if is_kept:
+        result["kept"] = True
+    if value is None:
+        return Answer(result)
+    header, data = value
+    result["dtype"], result["shape"] = header.dtype, header.shape
+    return Answer(result, data if type(data) is bytes else payload_of(data))
+
+
+def _shortened(faults: Sequence[dict[str, Any] | None]) -> Sequence[dict[str, Any] | None]:
+    """The faults of one request, small enough to share a header."""
+    room = limits.MAX_HEADER // 2 // len(faults)
+    return [
+        fault and {**fault, "message": fault["message"][:room], "fields": _if_small(fault, room)} for fault in faults
+    ]
+
+
+def _if_small(fault: dict[str, Any], room: int) -> dict[str, Any]:
+    return fault["fields"] if len(repr(fault["fields"])) < room else {}

@@ -1,0 +1,253 @@
+"""Stretches of operations that come again and again (peer/stretch.py), as the worker runs them.
+
+What is found out in one use holds for each whose given objects look the same (dtypes, shapes, strides): which entries
+of the table the operations are, that their checks are passed, and what their results look like. So a use looks at the
+given objects once, and then runs one kernel after the other. What hangs on data, on one tensor, or on how much is left
+of a budget is looked at each time. Where anything comes out otherwise than it did (an operation fails, a result has
+another shape) the rest of the use goes the way of single operations (execution.py), and so do kernels of which that
+cannot be known (steps.py).
+
+On the wire an operation of a stretch names objects by numbers of 16 bytes: those that a use is given first, then those
+that it makes; each of its floats stands for the next one of a use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from compute.dtypes import NAME_OF
+from compute.operations import OPERATIONS
+from peer.worker.execution import execute, keep, refused
+from peer.worker.objects import Objects
+from peer.worker.steps import Learner, Step, count_floats, look_like, number_of
+from protocol import limits
+from protocol.errors import GridError
+
+_ID: Final = 16
+_PLANS: Final = 4  # of one stretch: inputs of so many different looks may take turns
+_TRIES: Final = 8  # uses in a row that looked like none before: then nothing more is learned of it
+
+Look = list[Any]
+"""dtype, shape and stride of each tensor, and the floats on which shapes depend."""
+Progress = Callable[[int], None]
+"""Is told how many operations are done, when it takes long."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What is known of the uses whose given objects look so. `results` has what all operations give, as it is told."""
+
+    look: Look
+    steps: list[Step]
+    results: list[Any]
+
+
+class Stretch:
+    """Operations as they came from the peer, and the plans for them; `told` is that whose results the peer knows."""
+
+    def __init__(self, operations: list[Any]) -> None:
+        self.operations = operations
+        self.told: Plan | None = None
+        self._plans: list[Plan] = []
+        self._misses = 0
+        self._shaping = _shaping(operations)
+
+    def look(self, given: Sequence[torch.Tensor | None], floats: Sequence[float]) -> Look | None:
+        """What a use looks like; None where one of its tensors is not there."""
+        look: Look = []
+        for tensor in given:
+            if tensor is None:
+                return None
+            look += (tensor.dtype, tensor.shape, tensor.stride())
+        for number in self._shaping:
+            look.append(floats[number])
+        return look
+
+    def find(self, look: Look) -> Plan | None:
+        for plan in self._plans:
+            if plan.look == look:
+                self._misses = 0
+                return plan
+        self._misses += 1
+        return None
+
+    @property
+    def may_learn(self) -> bool:
+        return self._misses <= _TRIES
+
+    def learn(self, plan: Plan) -> None:
+        self._plans.insert(0, plan)
+        del self._plans[_PLANS:]
+
+    def filled(self, ids: Sequence[bytes], floats: Sequence[float]) -> list[Any]:
+        """The operations of one use, as they travel alone."""
+        rest = iter(floats)
+        return [
+            [
+                name,
+                [_filled(value, ids, rest) for value in args],
+                {key: _filled(value, ids, rest) for key, value in kwargs.items()},
+                [ids[number_of(out)] for out in outs],
+            ]
+            for name, args, kwargs, outs in self.operations
+        ]
+
+
+class Use:
+    """One run of a stretch: `run` gives what its operations came to, one after the other, as it is told to the peer;
+    or None where that is what it told the last time."""
+
+    def __init__(self, objects: Objects, stretch: Stretch, given: bytes, made: bytes, floats: Sequence[float]) -> None:
+        self._objects = objects
+        self._stretch = stretch
+        self._floats = floats
+        self._given = split_ids(given)
+        self.ids = [*self._given, *split_ids(made)]
+        self._operations: list[Any] | None = None
+        self._results: list[Any] = []
+        self._fault: dict[str, Any] = {}  # of the operation that failed last
+
+    def run(self, progress: Progress) -> list[Any] | None:
+        objects, stretch = self._objects, self._stretch
+        values: list[Any] = list(map(objects.tensors.get, self._given))
+        look = stretch.look(values, self._floats) if objects.is_on_cpu else None
+        plan = None if look is None else stretch.find(look)
+        if plan is not None:
+            done = self._run_known(plan, values, progress)
+            if done == len(plan.steps):
+                told, stretch.told = stretch.told, plan
+                return None if told is plan else plan.results
+            self._run_rest(progress)
+            stretch.told = None
+        elif look is not None and stretch.may_learn:
+            stretch.told = self._run_learning(look, progress)
+        else:
+            self._run_rest(progress)
+            stretch.told = None
+        return self._results
+
+    @property
+    def operations(self) -> list[Any]:
+        """As they travel alone."""
+        if self._operations is None:
+            self._operations = self._stretch.filled(self.ids, self._floats)
+        return self._operations
+
+    # --- as before ----------------------------------------------------------------------------------------
+
+    def _run_known(self, plan: Plan, values: list[Any], progress: Progress) -> int:
+        """How many operations came out as the plan says. Where these are not all of them, `_results` has what came of
+        them, and of one more."""
+        objects, ids, floats, steps, at = self._objects, self.ids, self._floats, plan.steps, 0
+        values += [None] * (len(ids) - len(values))
+        due = time.perf_counter() + limits.PROGRESS
+        try:
+            for at, step in enumerate(steps):
+                tensors = self._long(at) if step.is_long else step.run(objects, values, floats)
+                if tensors is None or not look_like(tensors, step.looks):
+                    self._results = plan.results[:at]
+                    self._note(at, step, tensors)
+                    return at
+                for slot, tensor in zip(step.outs, tensors, strict=False):
+                    values[slot] = tensor
+                    if not step.is_long:
+                        objects.put(ids[slot], tensor)
+                if time.perf_counter() > due:
+                    due = time.perf_counter() + limits.PROGRESS
+                    progress(at + 1)
+        except Exception as problem:
+            _, args, kwargs, _ = self.operations[at]
+            error = refused(objects, self.operations[at], steps[at].entry, args, kwargs, problem)
+            self._results = [*plan.results[:at], error.to_fault()]
+            return at
+        return len(steps)
+
+    def _long(self, at: int) -> list[torch.Tensor] | None:
+        """Runs one that is looked at each time; None where it failed, and that is noted."""
+        result = execute(self._objects, self.operations[at])
+        if isinstance(result, GridError):
+            self._fault = result.to_fault()
+            return None
+        return result
+
+    def _note(self, at: int, step: Step, tensors: Sequence[torch.Tensor] | None) -> None:
+        """An operation failed, or gave something else than it did before."""
+        if tensors is None:
+            self._results.append(self._fault)
+            return
+        if not step.is_long:
+            keep(self._objects, list(tensors), self.operations[at][3], step.entry)
+        self._results.append(told(tensors))
+
+    # --- one by one ---------------------------------------------------------------------------------------
+
+    def _run_rest(self, progress: Progress) -> None:
+        due = time.perf_counter() + limits.PROGRESS
+        for operation in self.operations[len(self._results) :]:
+            result = execute(self._objects, operation)
+            self._results.append(result.to_fault() if isinstance(result, GridError) else told(result))
+            if time.perf_counter() > due:
+                due = time.perf_counter() + limits.PROGRESS
+                progress(len(self._results))
+
+    def _run_learning(self, look: Look, progress: Progress) -> Plan | None:
+        """One by one; gives what was found out, which is kept for the next use."""
+        learner = Learner(self._objects, self.ids)
+        due = time.perf_counter() + limits.PROGRESS
+        for template, operation in zip(self._stretch.operations, self.operations, strict=True):
+            result = execute(self._objects, operation)
+            if isinstance(result, GridError):
+                self._results.append(result.to_fault())
+                self._run_rest(progress)
+                return None
+            self._results.append(told(result))
+            learner.see(template, operation, result)
+            if time.perf_counter() > due:
+                due = time.perf_counter() + limits.PROGRESS
+                progress(len(self._results))
+        if not learner.is_good:
+            return None
+        plan = Plan(look, learner.steps, self._results)
+        self._stretch.learn(plan)
+        return plan
+
+
+def told(tensors: Sequence[torch.Tensor]) -> list[Any]:
+    """What an operation gave, as the peer is told it."""
+    return [
+        [NAME_OF[tensor.dtype], tensor.shape] for tensor in tensors
+    ]  # a torch.Size is a tuple; the peer checks both
+
+
+def split_ids(ids: bytes) -> list[bytes]:
+    return [ids[at : at + _ID] for at in range(0, len(ids), _ID)]
+
+
+def _shaping(operations: Sequence[Any]) -> tuple[int, ...]:
+    """The numbers of floats on which the shape of a result depends: those of factories."""
+    found: list[int] = []
+    first = 0
+    for name, args, kwargs, _ in operations:
+        count = count_floats([*args, *kwargs.values()])
+        if count and OPERATIONS.get(name) == "factory":
+            found += range(first, first + count)
+        first += count
+    return tuple(found)
+
+
+def _filled(value: Any, ids: Sequence[bytes], floats: Any) -> Any:
+    kind = type(value)
+    if kind is bytes:
+        return ids[number_of(value)]
+    if kind is float:
+        return next(floats)
+    if kind is list:
+        return [_filled(item, ids, floats) for item in value]
+    if kind is dict:
+        return dict(value)
+    return value

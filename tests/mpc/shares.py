@@ -1,0 +1,91 @@
+"""Functions captured, lowered and run on shares, all parties in one process, for comparison with plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from compute.capture import capture
+from mpc.interpreter import run
+from mpc.lowering import Lowered, lower
+from mpc.party import Party
+from mpc.ring import PRECISION, decode, encode
+from mpc.rounds import Protocol
+from mpc.script import Script, script_of
+from mpc.secret import Secret
+from mpc.together import run_together, shares_of
+
+
+@dataclass(frozen=True)
+class OnShares:
+    """A function as it runs on shares.
+
+    Attributes:
+        values: of the secret inputs, in the order of the program's.
+    """
+
+    lowered: Lowered
+    values: list[torch.Tensor]
+
+    def script(self, count: int = 2) -> Script:
+        shapes = [
+            Secret(torch.empty(v.shape, dtype=torch.int64, device="meta"), _bits(v), v.dtype) for v in self.values
+        ]
+        return script_of(lambda party: run(party, self.lowered.program, [*shapes, *self.lowered.public]), count)
+
+    def result(self, count: int = 2) -> Any:
+        """What the program gives, decoded; nested as it is."""
+        parties: list[list[Any]] = [[] for _ in range(count)]
+        for value in self.values:
+            for party, share in zip(parties, shares_of(encode(value, _bits(value)), count), strict=True):
+                party.append(Secret(share, _bits(value), value.dtype))
+
+        def protocol(party: Party, *given: Any) -> Protocol[Any]:
+            return (yield from run(party, self.lowered.program, [*given, *self.lowered.public]))
+
+        results, _ = run_together(protocol, parties)
+        leaves = zip(*(pytree.tree_leaves(each, is_leaf=_is_secret) for each in results), strict=True)
+        _, form = pytree.tree_flatten(results[0], is_leaf=_is_secret)
+        return pytree.tree_unflatten([_opened(each) for each in leaves], form)
+
+
+def lowered(function: Callable[..., Any], inputs: Mapping[str, Any], public: Collection[str] = ()) -> OnShares:
+    """The function, all of whose inputs (of modules: parameters and buffers) are secret but those named `public`."""
+    captured = capture(function, inputs)
+    flat: dict[str, torch.Tensor] = dict(captured.constants)
+    for name, value in inputs.items():
+        if isinstance(value, nn.Module):
+            flat |= {f"{name}.{inner}": each.detach() for inner, each in value.state_dict(keep_vars=True).items()}
+        else:
+            flat[name] = value
+    values = [flat[name] for name in captured.inputs]
+    secret = [name not in captured.constants and name not in public for name in captured.inputs]
+    made = lower(captured.program, values, secret)
+    return OnShares(made, [value for value, is_secret in zip(values, secret, strict=True) if is_secret])
+
+
+def on_shares(
+    function: Callable[..., Any], inputs: Mapping[str, Any], count: int = 2, public: Collection[str] = ()
+) -> Any:
+    """What the function gives on shares."""
+    return lowered(function, inputs, public).result(count)
+
+
+def _bits(value: torch.Tensor) -> int:
+    return PRECISION if value.is_floating_point() else 0
+
+
+def _is_secret(value: Any) -> bool:
+    return isinstance(value, Secret)
+
+
+def _opened(parts: tuple[Any, ...]) -> Any:
+    if not _is_secret(parts[0]):
+        return parts[0]
+    words = torch.stack([each.share for each in parts]).sum(0)
+    return decode(words, parts[0].bits, parts[0].dtype)

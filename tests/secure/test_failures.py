@@ -1,0 +1,195 @@
+"""Whoever fails in a secure run, everybody else stops with an error that names it, and the grid goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgpack
+import pytest
+import torch
+
+import grid
+from grid.client import Grid
+from grid.ids import fresh_id
+from peer.agreement import program_hash
+from peer.folders import Folders
+from protocol.errors import BadRequest, Cancelled, GridError, PartyFailed
+from protocol.rows import unpack_rows
+from tests.waiting import process_ended, until
+
+TEAM: dict[str, Any] = {"parties": ["alice", "bob"], "provider": "carol"}
+
+
+@grid.plan
+def long(x: Any) -> Any:
+    for _ in range(60):
+        x = (x * 0.9).relu()
+    return x
+
+
+@grid.plan
+def short(x: Any) -> Any:
+    return x * 2
+
+
+async def _running(g: Grid, peer: str) -> list[dict[str, Any]]:
+    answer = await (await g[peer].outbox.flush()).request("running", {})
+    rows = unpack_rows(await answer.read(1 << 20), 1_000)
+    return [row for row in rows if row["kind"] == "secure"]
+
+
+async def _pids(g: Grid) -> dict[str, int]:
+    """The process of each of the team, once all are there."""
+    found: dict[str, int] = {}
+    while len(found) < 3:
+        for name in ("alice", "bob", "carol"):
+            for row in await _running(g, name):
+                if row["process"] is not None:
+                    found[name] = row["process"]
+    return found
+
+
+@contextlib.asynccontextmanager
+async def _under_way(g: Grid, **more: Any) -> AsyncIterator[tuple[asyncio.Task[Any], dict[str, int]]]:
+    task = asyncio.create_task(g.run(long, x=torch.rand(500), **TEAM, **more))
+    try:
+        yield task, await _pids(g)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _all_is_well(g: Grid, pids: dict[str, int]) -> None:
+    """Nothing of the run is left, and another one works."""
+    for pid in pids.values():
+        await asyncio.to_thread(process_ended, pid)
+    for name in pids:
+        assert await _running(g, name) == []
+    x = torch.randn(3)
+    assert torch.allclose((await g.run(short, x=x, **TEAM)).value, 2 * x, atol=1e-3)
+
+
+@pytest.mark.parametrize("victim", ["bob", "carol"])
+async def test_a_process_that_is_killed_is_named(team: Folders, victim: str) -> None:
+    async with grid.connect(folders=team) as g:
+        async with _under_way(g) as (task, pids):
+            os.kill(pids[victim], signal.SIGKILL)
+            with pytest.raises(PartyFailed, match=f"{victim} in long was killed by SIGKILL"):
+                await task
+            await _all_is_well(g, pids)
+
+
+@pytest.mark.parametrize("victim", ["alice", "carol"])
+async def test_a_process_that_hangs_is_named(team: Folders, victim: str) -> None:
+    async with grid.connect(folders=team) as g:
+        async with _under_way(g, patience=4) as (task, pids):
+            os.kill(pids[victim], signal.SIGSTOP)
+            with pytest.raises(PartyFailed, match=f"{victim} has not sent") as failed:
+                await task
+            assert failed.value.peer == victim
+            await _all_is_well(g, pids)
+
+
+async def test_a_peer_that_is_killed_is_named() -> None:
+    async with grid.local("alice", "bob", "carol") as g:
+        async with _under_way(g) as (task, pids):
+            bob = g.processes["bob"]
+            os.kill(bob.pid, signal.SIGKILL)
+            with pytest.raises(GridError, match="bob"):
+                await task
+            for name in ("alice", "carol"):
+                await asyncio.to_thread(process_ended, pids[name])
+                assert await _running(g, name) == []
+
+
+async def test_a_run_that_nobody_wants_any_more_ends_everywhere(team: Folders) -> None:
+    async with grid.connect(folders=team) as g:
+        async with _under_way(g) as (task, pids):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await _all_is_well(g, pids)
+
+
+async def test_a_run_can_be_ended_by_its_id(team: Folders) -> None:
+    async with grid.connect(folders=team) as g:
+        async with _under_way(g) as (task, pids):
+            (row,) = await _running(g, "bob")
+            assert row["name"] == "long"
+            await g["bob"].request("cancel", {"id": row["id"]})
+            with pytest.raises(Cancelled):
+                await task
+            await _all_is_well(g, pids)
+
+
+# --- those who take part are told different things --------------------------------------------------------
+
+
+def _agreement(g: Grid, **changes: Any) -> dict[str, Any]:
+    return {
+        "run": fresh_id(),
+        "asker": g.id,
+        "parties": [g["alice"].id, g["bob"].id],
+        "provider": g["carol"].id,
+        "inputs": [["", fresh_id(), "float32", [2]]],
+        "public": [],
+        "program": "",
+        "reveal": g.id,
+        "patience": 20.0,
+        "name": "by hand",
+        **changes,
+    }
+
+
+async def _asked(g: Grid, peer: str, agreement: dict[str, Any]) -> Any:
+    program = b"not looked at by then"
+    packed = msgpack.packb({**agreement, "program": program_hash(program, b"")})
+    args = {"sizes": [len(packed), len(program), 0, 0], "seed": bytes(16)}
+    return await (await g[peer].outbox.flush()).request("secure", args, packed + program)
+
+
+async def test_all_have_to_be_told_the_same(team: Folders) -> None:
+    async with grid.connect(folders=team) as g:
+        agreement = _agreement(g)
+        other = {**agreement, "reveal": g["alice"].id}
+        answers = await asyncio.gather(
+            *(_asked(g, name, agreement if name != "bob" else other) for name in ("alice", "bob", "carol")),
+            return_exceptions=True,
+        )
+        assert all(isinstance(each, GridError) for each in answers)
+        assert any("was told of another run" in each.message for each in answers if isinstance(each, GridError))
+        await _all_is_well(g, dict.fromkeys(("alice", "bob", "carol"), 2**22 + 1))
+
+
+async def test_one_who_is_not_told_is_named(team: Folders) -> None:
+    async with grid.connect(folders=team) as g:
+        agreement = _agreement(g, patience=0.5)
+        answers = await asyncio.gather(
+            *(_asked(g, name, agreement) for name in ("alice", "carol")), return_exceptions=True
+        )
+        assert all(isinstance(each, GridError) for each in answers)
+        assert any("bob did not begin the run" in each.message for each in answers if isinstance(each, GridError))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"asker": "a" * 52},
+        {"patience": 0},
+        {"patience": 1e9},
+        {"parties": []},
+        {"run": b"short"},
+        {"inputs": [["nobody", b"", "float32", [2]]]},
+        {"name": ""},
+    ],
+)
+async def test_what_is_no_agreement_is_refused(team: Folders, changes: dict[str, Any]) -> None:
+    async with grid.connect(folders=team) as g:
+        with pytest.raises(BadRequest):
+            await _asked(g, "alice", _agreement(g, **changes))
+        await until(lambda: True)

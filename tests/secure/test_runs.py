@@ -1,0 +1,126 @@
+"""Plans on secret shares at real peers give what they give in the clear, and reveal nothing but their result."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import grid
+from grid.client import Grid
+from peer.folders import Folders
+from peer.keys import Identity
+from protocol.errors import BadRequest, Denied, OperationNotAllowed
+
+CLOSE = 2e-3
+
+
+@grid.plan
+def labels(images: Any, model: Any) -> Any:
+    return model(images).argmax(1)
+
+
+@grid.plan
+def scores(images: Any, model: Any) -> Any:
+    return model(images)
+
+
+@asynccontextmanager
+async def joined(team: Folders, identity: Identity | None = None) -> AsyncIterator[Grid]:
+    """A grid whose objects are gone afterwards."""
+    async with grid.connect(folders=team, identity=identity) as g:
+        try:
+            yield g
+        finally:
+            for peer in g:
+                await peer.clear()
+
+
+def _digits() -> tuple[torch.Tensor, nn.Module]:
+    return torch.rand(100, 64), nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def _agree(got: torch.Tensor, plain: torch.Tensor) -> bool:
+    """Labels are those of plain torch, ties apart."""
+    chosen = plain.gather(1, got[:, None])[:, 0]
+    return bool((plain.max(1).values - chosen < CLOSE).all())
+
+
+@pytest.mark.parametrize("parties", [["alice", "bob"], ["alice", "bob", "dave"]])
+async def test_a_private_model_labels_private_images(team: Folders, parties: list[str]) -> None:
+    async with joined(team, Identity.generate()) as owner, joined(team, Identity.generate()) as g:
+        images, model = _digits()
+        await owner["bob"].send(images, tags=["#s", "#images"], private=True, reveal=[g.id])
+        await owner["alice"].send(model, tags=["#s", "#model"], private=True, reveal=[g.id])
+        told = {"images": "#s #images", "model": "#s #model", "parties": parties, "provider": "carol"}
+        result = await g.run(labels, **told)
+        assert _agree(await result.get(), model(images))
+        foreseen = await g.explain(labels, **told)
+        assert (foreseen.rounds, foreseen.nbytes) == (result.cost.online.rounds, result.cost.online.nbytes)
+        assert foreseen.dealt == result.cost.offline.nbytes
+        with pytest.raises(Denied):
+            await (await g.search("#s #images")).one().fetch()
+
+
+async def test_owners_decide_who_learns_a_result(team: Folders) -> None:
+    async with joined(team, Identity.generate()) as owner, joined(team, Identity.generate()) as g:
+        images, model = _digits()
+        sent = await owner["bob"].send(images, tags=["#o", "#images"], private=True)
+        told: dict[str, Any] = {
+            "images": "#o #images",
+            "model": model,
+            "parties": ["alice", "bob"],
+            "provider": "carol",
+        }
+        with pytest.raises(Denied, match="reveals what it computes") as refused:
+            await g.run(scores, **told)
+        assert refused.value.fields["owners"] == [owner.id]
+        result = await owner.run(scores, **told)
+        assert torch.allclose(result.value, model(images), atol=CLOSE)
+        await sent.delete()
+        await owner["bob"].send(images, tags=["#o", "#images"], private=True, reveal="*")
+        assert torch.allclose((await g.run(scores, **told)).value, model(images), atol=CLOSE)
+
+
+async def test_a_holder_need_not_be_a_party(team: Folders) -> None:
+    async with joined(team) as g:
+        images, model = _digits()
+        await g["dave"].send(images, tags=["#h", "#images"])
+        await g["carol"].send(model, tags=["#h", "#model"])  # who deals may have data of its own
+        result = await g.run(scores, images="#h #images", model="#h #model", parties=["alice", "bob"], provider="carol")
+        assert torch.allclose(result.value, model(images), atol=CLOSE)
+
+
+async def test_what_is_here_is_shared_from_here_and_structures_come_back(team: Folders) -> None:
+    async with joined(team) as g:
+        x, y = torch.randn(5, 3), torch.randn(3, 4)
+        held = await g["bob"].send(y)
+        result = await g.run(
+            lambda x, y: {"product": x @ y, "positive": [y > 0, x.shape[0]]},
+            x=x,
+            y=held,
+            parties=["bob", "alice"],
+            provider="dave",
+        )
+        assert torch.allclose(result.value["product"], x @ y, atol=CLOSE)
+        assert torch.equal(result.value["positive"][0], y > 0) and result.value["positive"][1] == 5
+
+
+async def test_what_has_no_secure_form_is_said_before_anything_is_shared(team: Folders) -> None:
+    async with joined(team) as g:
+        with pytest.raises(OperationNotAllowed, match="fft"):
+            await g.run(lambda x: torch.fft.fft(x).real, x=torch.ones(4), parties=["alice", "bob"], provider="carol")
+
+
+@pytest.mark.parametrize(
+    "parties, provider",
+    [(["alice"], "bob"), (["alice", "alice"], "bob"), (["alice", "bob"], "bob"), (["alice", "bob"], None)],
+)
+async def test_a_team_is_different_peers(team: Folders, parties: list[str], provider: str | None) -> None:
+    async with joined(team) as g:
+        with pytest.raises(BadRequest):
+            await g.run(lambda x: x + 1, x=torch.ones(2), parties=parties, provider=provider)
