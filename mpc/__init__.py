@@ -18,8 +18,12 @@ Files in import order. Nothing here knows of peers or sockets: protocols are gen
     magnitude      the first digit of a secret that is not zero
     operations     secure forms: linear, products, comparisons, largest, choices, functions, quotients
     interpreter    runs a program on shares
+    rewrites       what lowering knows better than torch's decompositions
     lowering       a program in secure forms; what is public computed beforehand
     script         what a run takes, before it runs
     dealer         the dealer's side of a run, and the supply of each party
+    replicated     three parties without a dealer: they make their correlations themselves
+    field          arithmetic modulo 2^61 - 1
+    authenticated  arithmetic with MACs, for parties that may be malicious
     together       all parties in one process, in step
 """

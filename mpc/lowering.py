@@ -8,7 +8,7 @@ out, the error names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,26 +20,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compute import interpreter as clear
 from compute import numbers
 from compute.dtypes import NAME_OF
-from compute.flow import FLOW
+from compute.flow import Flow
 from compute.operations import NUMBERS
-from compute.prepared import arguments, prepare
+from compute.prepared import Block, arguments, prepare, resolve
 from compute.prepared import outputs as outputs_of
 from compute.program import Input, Node, Program
 from compute.table import lookup
 from compute.tracing import quiet
 from compute.values import encode_call, header_of, inline_tensor
 from mpc.operations import SECURE
+from mpc.rewrites import RULES
 from protocol import limits
-from protocol.errors import OperationNotAllowed
+from protocol.errors import BadRequest, OperationNotAllowed
 
 _OF_SHAPE: Final = frozenset(
     f"aten::{name}"
     for name in (
         *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"),
-        *("scalar_tensor", "sym_size", "sym_numel", "sym_stride"),
+        *("scalar_tensor", "sym_size", "sym_numel", "sym_stride", "rand_like", "randn_like", "randint_like"),
     )
 )
-"""What they give hangs on the shape of a secret, which all know, and not on its value."""
+"""What they give hangs on the shape of a secret, which all know, and not on its value. What is drawn so (dropout's
+masks) is public: it tells nothing of any data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ def lower(program: Program, inputs: Sequence[torch.Tensor], secret: Sequence[boo
 
 class _Lowering:
     def __init__(self, program: Program, inputs: Sequence[torch.Tensor], secret: Sequence[bool]) -> None:
-        self._program = program
+        self._prepared = prepare(program)
+        self._origins: dict[int, tuple[str, Mapping[str, Any]]] = {}
         self._nodes: list[Node] = []
         self._inputs: list[Input] = []
         self._public: list[torch.Tensor] = []
@@ -98,19 +101,94 @@ class _Lowering:
         self._alive.append(tensor)
 
     def lowered(self) -> Lowered:
-        prepared = prepare(self._program)
-        block = prepared.main
-        values: list[Any] = [*self._values, *[None] * len(block.steps)]
-        values += [prepared.constants()[at] for at in block.constants]
         with torch.no_grad():
-            for step in block.steps:
-                try:
+            values = self._block(self._prepared.main, self._values)
+        outputs = self._output(outputs_of(self._prepared.main.outputs, values))
+        return Lowered(self._assembled(outputs), tuple(self._public))
+
+    def _block(self, block: Block, given: Sequence[Any]) -> list[Any]:
+        """All values of a block."""
+        values: list[Any] = [*given, *[None] * len(block.steps)]
+        constants = self._prepared.constants()
+        values += [constants[at] for at in block.constants]
+        if block.body is not None:
+            for number in block.copies:
+                values[number] = self._copy(values[number])
+        for step in block.steps:
+            try:
+                if step.flow is not None:
+                    made: Any = self._flow(step.flow, values)
+                    values[step.number] = list(map(self._copy, made)) if step.copies else made
+                else:
                     args, kwargs = arguments(step, values)
                     values[step.number] = self.call(step.operation, args, kwargs)
-                except Exception as error:
-                    raise clear._at_node(error, block, step) from None
-        outputs = self._output(outputs_of(block.outputs, values))
-        return Lowered(self._assembled(outputs), tuple(self._public))
+            except Exception as error:
+                raise clear._at_node(error, block, step) from None
+        return values
+
+    def _copy(self, value: Any) -> Any:
+        """The same value under a name of its own, so that what is done to one in place is not done to the other."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        copy = value.clone()
+        if self.is_secret(value):
+            self._note(copy, self._references[id(value)])
+        return copy
+
+    # --- loops and branches -----------------------------------------------------------------------------------
+
+    def _flow(self, flow: Flow, values: list[Any]) -> list[Any]:
+        """Loops are written out: what is public in an iteration (its index, its slice of public data, a mask that it
+        draws) is computed here as everything public is."""
+        value = resolve(flow.value, values)
+        carried, sliced, operands = (
+            [resolve(each, values) for each in group] for group in (flow.carried, flow.sliced, flow.operands)
+        )
+        match flow.name:
+            case "flow.cond":
+                return self._cond(flow, value, operands)
+            case "flow.while":
+                return self._while(flow, carried, operands)
+            case "flow.repeat":
+                for at in range(value):
+                    carried = self._body(flow.bodies[0], [torch.tensor(at), *carried, *operands])
+                return carried
+        return self._scan(flow, carried, sliced, operands)
+
+    def _body(self, number: int, given: list[Any]) -> list[Any]:
+        block = self._prepared.bodies[number]
+        values = self._block(block, given)
+        return [resolve(template, values) for template in block.outputs]
+
+    def _cond(self, flow: Flow, predicate: Any, operands: list[Any]) -> list[Any]:
+        """With a secret predicate both branches, of whose results one is chosen."""
+        then, other = flow.bodies
+        if not self.is_secret(predicate):
+            return self._body(then if bool(predicate) else other, operands)
+        pairs = zip(self._body(then, operands), self._body(other, operands), strict=True)
+        return [self.apply(torch.ops.aten.where.self, predicate, one, two) for one, two in pairs]
+
+    def _while(self, flow: Flow, carried: list[Any], operands: list[Any]) -> list[Any]:
+        test, step = flow.bodies
+        for _ in range(flow.limit + 1):
+            (goes_on,) = self._body(test, [*carried, *operands])
+            if self.is_secret(goes_on):
+                raise BadRequest("how often a loop runs would tell what is secret: use grid.repeat with a fixed count")
+            if not bool(goes_on):
+                return carried
+            carried = self._body(step, [*carried, *operands])
+        raise BadRequest(f"the loop goes on after {flow.limit} iterations")
+
+    def _scan(self, flow: Flow, carried: list[Any], sliced: list[Any], operands: list[Any]) -> list[Any]:
+        length, kept, rows = sliced[0].shape[0], len(carried), []
+        for at in reversed(range(length)) if flow.reverse else range(length):
+            slices = [self.apply(torch.ops.aten.select.int, each, 0, at) for each in sliced]
+            given = self._body(flow.bodies[0], [*carried, *slices, *operands])
+            carried = given[:kept]
+            rows.append(given[kept:])
+        if flow.reverse:
+            rows.reverse()
+        return [*carried, *(self.apply(torch.ops.aten.stack.default, list(each)) for each in zip(*rows, strict=True))]
 
     # --- calls ------------------------------------------------------------------------------------------------
 
@@ -118,8 +196,6 @@ class _Lowering:
         """One node: here and now where nothing in it is secret, else written down."""
         if operation in NUMBERS:
             return numbers.compute(operation, args)
-        if operation in FLOW:
-            raise OperationNotAllowed(f"{operation} on secrets is not lowered", operation=operation)
         entry = lookup(operation)
         if not self.is_secret((args, kwargs)):
             return clear.execute(entry, args, kwargs)
@@ -132,7 +208,14 @@ class _Lowering:
         """An operation on a secret: as it is, or in parts."""
         if overload._schema.name in _OF_SHAPE:
             return overload(*args, **kwargs)
-        if operation in SECURE:
+        rule = RULES.get(operation)
+        if rule is not None:
+            result = rule(self, self._named(overload, args, kwargs))
+            if result is not None:
+                if isinstance(result, torch.Tensor) and self.is_secret(result):
+                    self._origins[id(result)] = operation, self._named(overload, args, kwargs)
+                return result
+        if operation in SECURE and not self._is_plainer(overload, args, kwargs):
             made = overload(*args, **kwargs)
             self._write(operation, args, kwargs, made)
             return made
@@ -152,6 +235,32 @@ class _Lowering:
         finally:
             self._inside.pop()
 
+    def apply(self, overload: Any, *args: Any, **kwargs: Any) -> Any:
+        """What an operation gives: here and now where nothing in it is secret, else written down."""
+        if not self.is_secret((args, kwargs)):
+            return overload(*args, **kwargs)
+        return self.secret(str(overload), overload, args, kwargs)
+
+    def made_by(self, tensor: torch.Tensor) -> tuple[str, Mapping[str, Any]] | None:
+        """The operation that gave a secret, with its arguments."""
+        return self._origins.get(id(tensor))
+
+    @staticmethod
+    def _named(overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments by their names in the schema, those left out as it has them."""
+        named = dict(kwargs)
+        for at, each in enumerate(overload._schema.arguments):
+            if at < len(args):
+                named[each.name] = args[at]
+            elif each.name not in named and each.has_default_value():
+                named[each.name] = each.default_value
+        return named
+
+    def _is_plainer(self, overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the secure form is for secret labels, and these are public: then the decomposition is better."""
+        name = overload._schema.name.removeprefix("aten::")
+        return name.startswith("nll_loss") and not self.is_secret(self._named(overload, args, kwargs)["target"])
+
     def _in_place(self, operation: str, overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What changes a tensor is what makes a new one, which from then on is meant by the old one's name."""
         changed = args[0]
@@ -170,6 +279,11 @@ class _Lowering:
             raise OperationNotAllowed(f"{operation} has no secure form: it cannot run on shares", operation=operation)
         made = self.secret(str(plain), plain, args, kwargs) if self.is_secret(args) else plain(*args, **kwargs)
         self._note(changed, self._reference(made))
+        self._origins = {
+            each: origin
+            for each, origin in self._origins.items()
+            if each != id(changed) and not any(value is changed for value in origin[1].values())
+        }
         return changed
 
     def is_secret(self, value: Any) -> bool:
@@ -181,6 +295,7 @@ class _Lowering:
         self._nodes.append(Node(operation, *encode_call(args, kwargs, self._reference)))
         if isinstance(made, torch.Tensor):
             self._note(made, {"made": number})
+            self._origins[id(made)] = operation, self._named(lookup(operation).overload, args, kwargs)
         else:
             for item, each in enumerate(made):
                 if isinstance(each, torch.Tensor):
@@ -214,11 +329,25 @@ class _Lowering:
             return {"map": {key: self._output(item) for key, item in value.items()}}
         return value
 
+    def _used(self, outputs: Any) -> set[int]:
+        """The nodes that something of the outputs hangs on."""
+        used: set[int] = set()
+        found = list(_made(outputs))
+        while found:
+            at = found.pop()
+            if at not in used:
+                used.add(at)
+                node = self._nodes[at]
+                found += _made([*node.args, *node.kwargs.values()])
+        return used
+
     def _assembled(self, outputs: Any) -> Program:
         secrets, publics = len(self._inputs), len(self._public)
         inputs = [*self._inputs]
         for at, tensor in enumerate(self._public):
             inputs.append(Input(f"public.{at}", NAME_OF[tensor.dtype], tuple(tensor.shape)))
+
+        place = {at: index for index, at in enumerate(sorted(self._used(outputs)))}
 
         def numbered(value: Any) -> Any:
             if isinstance(value, list):
@@ -230,15 +359,28 @@ class _Lowering:
             if "public" in value:
                 return {"node": secrets + value["public"]}
             if "made" in value:
-                number = {"node": secrets + publics + value["made"]}
+                number = {"node": secrets + publics + place[value["made"]]}
                 return {**number, "item": value["item"]} if "item" in value else number
             return {key: numbered(item) for key, item in value.items()}
 
         nodes = tuple(
             Node(node.operation, numbered(node.args), {key: numbered(item) for key, item in node.kwargs.items()})
-            for node in self._nodes
+            for at, node in enumerate(self._nodes)
+            if at in place
         )
         return Program(tuple(inputs), nodes, numbered(outputs), tuple(self._constants))
+
+
+def _made(value: Any) -> Iterator[int]:
+    """The nodes that a written argument refers to."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _made(item)
+    elif isinstance(value, Mapping):
+        if "made" in value:
+            yield value["made"]
+        else:
+            yield from _made(list(value.values()))
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]

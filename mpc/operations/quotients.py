@@ -167,11 +167,14 @@ def log(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     return Secret(made.share[: x.share.numel()].view(x.shape), made.bits, x.dtype)
 
 
+_PER_BASE: Final = (0.4342944819032518, 1.4426950408889634)  # 1 / log 10, 1 / log 2
+
+
 @secure("log2", "log10")
 def other_log(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """Logarithms to base 2 and 10, as log. Twelve rounds."""
     made = yield from log(party, name, arguments)
-    return (yield from product(party, Multiply(), made, 1 / math.log(2 if "log2" in name else 10), made.dtype))
+    return (yield from product(party, Multiply(), made, _PER_BASE["log2" in name], made.dtype))
 
 
 @secure("log1p")

@@ -29,7 +29,8 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     ending *          how a worker came to its end
     outgoing *        values that left a worker and are on their way: counted, and bounded
     taught *          a stretch of operations that it was told, and what its answers about that mean
-    remote *          the peer's end of one worker: requests, answers, loss
+    line *            what one worker was asked, what came back, and its end
+    remote *          what a worker can be asked
     job *             the peer's end of one jail: what it is given, its end, what it left
     part *            the peer's end of a process of a secure run: what it is given and says, its end
     faults            whatever went wrong, as one of our errors

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import grid
+from compute.capture import capture
 from grid.client import Grid
 from grid.ids import fresh_id
 from peer.agreement import program_hash
@@ -147,7 +148,7 @@ def _agreement(g: Grid, **changes: Any) -> dict[str, Any]:
 
 
 async def _asked(g: Grid, peer: str, agreement: dict[str, Any]) -> Any:
-    program = b"not looked at by then"
+    program = capture(lambda x: x + 1, {"x": torch.ones(2)}).program.to_bytes()
     packed = msgpack.packb({**agreement, "program": program_hash(program, b"")})
     args = {"sizes": [len(packed), len(program), 0, 0], "seed": bytes(16)}
     return await (await g[peer].outbox.flush()).request("secure", args, packed + program)

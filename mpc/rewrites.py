@@ -1,0 +1,167 @@
+"""What lowering knows better than torch's decompositions: operations that on shares are said in another way.
+
+Each rule gets the lowering and the arguments by name, and gives the results, or None where it does not apply.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+import torch
+
+Arguments = Mapping[str, Any]
+
+_aten = torch.ops.aten
+
+
+class Lowering(Protocol):
+    """What a rule may ask of the lowering."""
+
+    def is_secret(self, value: Any) -> bool:
+        """Whether there is a secret in it."""
+
+    def made_by(self, tensor: torch.Tensor) -> tuple[str, Arguments] | None:
+        """The operation that gave it, with its arguments."""
+
+    def apply(self, overload: Any, *args: Any, **kwargs: Any) -> Any:
+        """What an operation gives: here and now, or written down."""
+
+
+Rule = Callable[[Lowering, Arguments], Any]
+RULES: Final[dict[str, Rule]] = {}
+
+
+def _rule(*names: str) -> Callable[[Rule], Rule]:
+    def note(rule: Rule) -> Rule:
+        RULES.update({f"aten.{name}": rule for name in names})
+        return rule
+
+    return note
+
+
+# --- what secrets never are ---------------------------------------------------------------------------------
+
+
+@_rule("isnan.default", "isinf.default", "isposinf.default", "isneginf.default")
+def _never(lowering: Lowering, arguments: Arguments) -> torch.Tensor:
+    """Secrets are finite."""
+    return torch.zeros(arguments["self"].shape, dtype=torch.bool)
+
+
+@_rule("isfinite.default")
+def _always(lowering: Lowering, arguments: Arguments) -> torch.Tensor:
+    return torch.ones(arguments["self"].shape, dtype=torch.bool)
+
+
+@_rule("eq.Scalar", "eq.Tensor")
+def _of_infinity(lowering: Lowering, arguments: Arguments) -> torch.Tensor | None:
+    other = arguments["other"]
+    return None if isinstance(other, torch.Tensor) or not math.isinf(other) else _never(lowering, arguments)
+
+
+@_rule("ne.Scalar", "ne.Tensor")
+def _not_infinity(lowering: Lowering, arguments: Arguments) -> torch.Tensor | None:
+    other = arguments["other"]
+    if other is arguments["self"]:  # how decompositions ask for NaN
+        return _never(lowering, arguments)
+    return None if isinstance(other, torch.Tensor) or not math.isinf(other) else _always(lowering, arguments)
+
+
+# --- public factors -----------------------------------------------------------------------------------------
+
+_SMALL: Final = 1 / 64
+
+
+@_rule("mul.Tensor")
+def _public_factor(lowering: Lowering, arguments: Arguments) -> Any:
+    """A factor of one element is a number, and a small tensor is one of usual size and a power of two: digits count,
+    not their place."""
+    x, y = arguments["self"], arguments["other"]
+    if not lowering.is_secret(x):
+        x, y = y, x
+    return _times(lowering, x, y)
+
+
+@_rule("div.Tensor")
+def _public_divisor(lowering: Lowering, arguments: Arguments) -> Any:
+    x, y = arguments["self"], arguments["other"]
+    if lowering.is_secret(y) or not isinstance(y, torch.Tensor):
+        return None
+    return _times(lowering, x, 1 / y.double())
+
+
+def _times(lowering: Lowering, x: torch.Tensor, y: Any) -> Any:
+    if not isinstance(y, torch.Tensor) or lowering.is_secret(y) or not y.is_floating_point():
+        return None
+    y = y.double()
+    if not bool(y.isfinite().all()):
+        return None
+    if y.dim() == 0:
+        return lowering.apply(_aten.mul.Scalar, x, float(y))
+    largest = float(y.abs().max()) if y.numel() else 0.0
+    if not 0 < largest < _SMALL:
+        return None
+    power = math.frexp(largest)[1]
+    scaled = (y * 2.0**-power).to(x.dtype if x.is_floating_point() else torch.float32)
+    return lowering.apply(_aten.mul.Scalar, lowering.apply(_aten.mul.Tensor, x, scaled), 2.0**power)
+
+
+# --- losses of labels ---------------------------------------------------------------------------------------
+
+
+@_rule("nll_loss_forward.default")
+def _loss_of_labels(lowering: Lowering, arguments: Arguments) -> Any:
+    """With secret labels all count: their number is public."""
+    target = arguments["target"]
+    if not lowering.is_secret(target):
+        return None
+    loss = lowering.apply(
+        _aten.nll_loss.default, arguments["self"], target, arguments["weight"], arguments["reduction"]
+    )
+    return loss, torch.tensor(float(target.numel()))
+
+
+@_rule("nll_loss_backward.default")
+def _gradient_of_labels(lowering: Lowering, arguments: Arguments) -> Any:
+    """Of the log-probabilities only the shape counts; the gradient is -1 at the label, times a scale."""
+    x, target = arguments["self"], arguments["target"]
+    scale, total = arguments["grad_output"], arguments["total_weight"]
+    if not lowering.is_secret((scale, target, total)):
+        return _aten.nll_loss_backward.default(
+            scale, torch.zeros_like(x), target, arguments["weight"], *(arguments[key] for key in _REST)
+        )
+    if arguments["weight"] is not None or x.dim() != 2 or not lowering.is_secret(target):
+        return None
+    scale = _scale(lowering, arguments)
+    rows = lowering.apply(_aten.one_hot.default, target, x.shape[1])
+    return lowering.apply(_aten.mul.Tensor, rows, lowering.apply(_aten.neg.default, scale))
+
+
+_REST: Final = ("reduction", "ignore_index", "total_weight")
+
+
+def _scale(lowering: Lowering, arguments: Arguments) -> Any:
+    """What each row's loss has to do with the whole one."""
+    scale = arguments["grad_output"]
+    if arguments["reduction"] == 1:
+        scale = lowering.apply(_aten.mul.Scalar, scale, 1 / arguments["target"].numel())
+    return lowering.apply(_aten.unsqueeze.default, scale, 1) if scale.dim() == 1 else scale
+
+
+@_rule("_log_softmax_backward_data.default")
+def _gradient_of_log_softmax(lowering: Lowering, arguments: Arguments) -> Any:
+    """g - softmax(x) * sum(g): no power of the output is computed. Of labels: (softmax(x) - one-hot) * scale."""
+    gradient, dim = arguments["grad_output"], arguments["dim"]
+    origin = lowering.made_by(arguments["output"])
+    if origin is None or "log_softmax" not in origin[0]:
+        return None
+    p = lowering.apply(_aten._softmax.default, origin[1]["self"], dim, False)
+    labels = lowering.made_by(gradient)
+    if labels is not None and labels[0] == "aten.nll_loss_backward.default" and dim in (1, -1):
+        rows = lowering.apply(_aten.one_hot.default, labels[1]["target"], gradient.shape[1])
+        gap = lowering.apply(_aten.sub.Tensor, p, rows)
+        return lowering.apply(_aten.mul.Tensor, gap, _scale(lowering, labels[1]))
+    total = lowering.apply(_aten.sum.dim_IntList, gradient, [dim], True)
+    return lowering.apply(_aten.sub.Tensor, gradient, lowering.apply(_aten.mul.Tensor, p, total))
