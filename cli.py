@@ -226,7 +226,7 @@ async def put(
     """
     from grid.commands import files as commands
 
-    await commands.put(g, files, to, tag, describe, private, reveal or (), name, as_json)
+    await commands.put(g, files, to, tag, describe, private, name, as_json, reveal or ())
 
 
 @on_grid(without_torch=True, context_settings={"ignore_unknown_options": True})  # a query may begin with '-'
@@ -334,7 +334,7 @@ async def run(
         str | None, typer.Option(metavar="HOW", help="The same, combined: sum, mean, cat, or FILE.py:PLAN.")
     ] = None,
     parties: Annotated[
-        str | None, typer.Option(metavar="PEER,PEER", help="Compute on secret shares at these peers.")
+        str | None, typer.Option(metavar="PEERS", help="Compute on secret shares at these, such as alice,bob.")
     ] = None,
     provider: Annotated[
         str | None, typer.Option(metavar="PEER", help="Who deals randomness to them, and sees no data.")

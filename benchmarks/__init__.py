@@ -9,6 +9,8 @@
     transfer.py     send, fetch and direct move of a large tensor, against a blocking TCP copy
     store.py        durable puts, reads and starts, against bare sqlite3
     jails.py        what a jail costs
+    secure.py       networks, training and functions on secret shares, against plain torch
+    macs.py         the price of MACs, which secure.py shows
     memory.py       what processes have of it
     references.py   the programs that transfer.py compares with
     calls.py        those that pointer_ops.py compares with

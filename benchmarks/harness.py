@@ -26,6 +26,8 @@ class Figure:
     ours: float
     references: Mapping[str, float] = field(default_factory=dict)
     bar: str = ""
+    fields: Mapping[str, float] = field(default_factory=dict)
+    """What else was measured, by name: in the JSON object beside the rest."""
 
     @property
     def ratio(self) -> dict[str, float]:
@@ -66,6 +68,7 @@ def report(name: str, figures: Sequence[Figure], chosen: Options) -> None:
                 "ours": figure.ours,
                 "references": dict(figure.references),
                 "ratio": figure.ratio,
+                **figure.fields,
             }
             for figure in figures
         ]

@@ -18,8 +18,9 @@ from typing import Any, Final
 from compute import effects
 from compute.capturing import LOADED, Capture, Captured, Returned, load
 from compute.given import Given
+from compute.program_types import check_types
 from compute.sizes import OpenSizes
-from protocol.errors import CannotCapture
+from protocol.errors import BadProgram, CannotCapture
 
 __all__ = ["LOADED", "Captured", "Returned", "capture", "load"]
 
@@ -48,12 +49,24 @@ def capture(
     Raises:
         CannotCapture: the function needs a value, or an operation that peers do not run; names the file and the line.
             With `fields["load"]`: the function asked for this query, and `loads` does not hold it.
+        TooLarge: what it computes is larger than any result may be.
     """
     effects.check_code(function)
     given = Given(inputs, loads or {}, LOADED)
     if dynamic is False:
-        return Capture(function, given, None).captured()
-    return _with_open_sizes(function, given, dynamic)
+        captured = Capture(function, given, None).captured()
+    else:
+        captured = _with_open_sizes(function, given, dynamic)
+    _check(captured)
+    return captured
+
+
+def _check(captured: Captured) -> None:
+    """As every peer does that receives it: what is refused there is refused here, before anything is sent."""
+    try:
+        check_types(captured.program)
+    except BadProgram as error:
+        raise CannotCapture(f"the function makes no program: {error.message}", **error.fields) from None
 
 
 # --- sizes that are left open -----------------------------------------------------------------------------

@@ -134,7 +134,9 @@ def explained(error: Exception) -> CannotCapture:
         return CannotCapture(_placed(_NUMBER, at), operation=str(error.func))
     if isinstance(error, UnsupportedFakeTensorException):
         return CannotCapture(_placed(f"{str(error)[:300]}: not in the table of operations that peers run", at))
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    if _is_of_numpy(error.__traceback__):
+        return CannotCapture(_placed(_ARRAY, at))
+    lines = [line.replace("FakeTensor", "Tensor") for line in str(error).strip().splitlines() if line.strip()]
     return CannotCapture(_placed(f"{type(error).__name__}: {(lines or ['no message'])[0][:400]}", at))
 
 
@@ -154,6 +156,7 @@ _OPTIMISERS: Final = os.path.join(_TORCH, "optim") + os.sep
 _STANDARD: Final = sysconfig.get_path("stdlib") + os.sep
 _MADE_UP: Final = ("<frozen", "<eval_with_key", "<string>", "<__")  # but not "<stdin>", where a user types
 _SITE: Final = os.sep + "site-packages" + os.sep
+_NUMPY: Final = _SITE + "numpy" + os.sep  # not imported here: where it is not there nobody uses it
 
 
 def user_line(traceback: TracebackType | None) -> tuple[str, int] | None:
@@ -171,7 +174,18 @@ def user_line(traceback: TracebackType | None) -> tuple[str, int] | None:
 
 
 def is_users(file: str) -> bool:
-    """True for a file that is neither torch's, nor ours, nor the standard library's."""
-    return not file.startswith((_OURS, _OURS_TOO, _TORCH, *_MADE_UP)) and (
-        _SITE in file or not file.startswith(_STANDARD)
+    """True for a file that is neither torch's, nor numpy's, nor ours, nor the standard library's."""
+    return (
+        not file.startswith((_OURS, _OURS_TOO, _TORCH, *_MADE_UP))
+        and _NUMPY not in file
+        and (_SITE in file or not file.startswith(_STANDARD))
     )
+
+
+def _is_of_numpy(traceback: TracebackType | None) -> bool:
+    """Whether it was numpy that could not do what it was asked."""
+    while traceback is not None:
+        if _NUMPY in traceback.tb_frame.f_code.co_filename:
+            return True
+        traceback = traceback.tb_next
+    return False

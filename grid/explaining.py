@@ -173,7 +173,7 @@ def explained(job: Job, world: World, inputs: Sequence[Input], places: Sequence[
 
 
 def _found(query: str, world: World) -> FoundObject:
-    hit = world.hits[query][0]
+    hit = world.found(query)
     record = hit.record
     shape = record.get("shape")
     return FoundObject(

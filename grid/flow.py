@@ -47,9 +47,11 @@ def repeat(count: int, step: Callable[..., Any], *carried: Any) -> Any:
         CannotCapture: in a plan; the body cannot be captured, or does not keep what is carried.
         BadRequest: elsewhere; a count below 0.
     """
+    recorder = bodies.active()
+    if recorder is not None and isinstance(count, torch.Tensor):
+        raise refusal("repeat takes an integer, or a size: a number that is computed is for grid.while_loop")
     if not isinstance(count, int | torch.SymInt) or isinstance(count, bool):
         raise BadRequest(f"repeat takes the number of iterations first, an integer, not {type(count).__name__}")
-    recorder = bodies.active()
     if isinstance(count, int) and count < 0:
         raise BadRequest(f"repeat({count}, ...): the number of iterations is 0 or more")
     if recorder is not None and not (isinstance(count, int) and count == 0):

@@ -251,7 +251,7 @@ async def _stored_plan(plan: RemotePlan, args: Sequence[Any], kwargs: Mapping[st
         raise BadRequest(f"the plan takes {_listed(takes)}; given were {_listed(_names(takes, args, kwargs))}")
     found = dict(leaves(await part.resolved(arguments), ""))
     if found.keys() != set(own):
-        raise BadRequest(f"the plan takes {_listed(own)}; given were {_listed(found)}")
+        raise BadRequest(_other_arguments(own, found))
     for given in program.inputs:
         if given.content is not None:
             found[given.name] = await find_constant(given, plan, part.world)
@@ -377,6 +377,24 @@ def _argument(name: str, constants: Collection[str]) -> str:
 
 def _names(takes: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
     return [*takes[: len(args)], *(f"argument {at + 1}" for at in range(len(takes), len(args))), *kwargs]
+
+
+def _other_arguments(own: Collection[str], found: Mapping[str, Any]) -> str:
+    """That what a stored plan was given is not what it takes; names of parts only where an argument has others."""
+    parts: dict[str, tuple[list[str], list[str]]] = {}
+    for side, paths in enumerate((own, found)):
+        for path in paths:
+            parts.setdefault(path.partition(".")[0], ([], []))[side].append(path)
+    takes = [
+        f"{name} (of {len(mine)} tensors)" if len(mine) > 1 else mine[0] for name, (mine, _) in parts.items() if mine
+    ]
+    message = f"the plan takes {_listed(takes)}"
+    missing = [name for name, (_, given) in parts.items() if not given]
+    if missing:
+        return f"{message}; missing: {_listed(missing)}"
+    name, (mine, given) = next((name, both) for name, both in parts.items() if set(both[0]) != set(both[1]))
+    few = [path for path in mine if path not in given][:3] + [path for path in given if path not in mine][:3]
+    return f"{message}; {name} was given in other parts than it was built with: {_listed(few)}"
 
 
 def _listed(names: Any) -> str:

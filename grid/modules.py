@@ -295,7 +295,12 @@ class RemoteModel(Stored, nn.Module):
         return _parts(self.location, self.record, _layout(self.spec))
 
     def forward(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
+        try:
+            return self.module(*inputs)
+        except NotCollocated as error:
+            error.message += ". await g.run(model, x) brings what is smaller to where the rest is, and runs it there"
+            error.args = (error.message,)
+            raise
 
     async def fetch(self, progress: Progress | None = None) -> nn.Module:
         """The model as a module here, with its weights. Denied where they are private to others."""

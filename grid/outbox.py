@@ -352,8 +352,12 @@ class _Settle:
                 self._note(results)
             if self.kept is not None:
                 self.kept.heard(answer.result)
-        # What a fetch that went along was refused with says nothing of the operations.
-        elif not self._has_fetch or isinstance(answer, LinkError):
+        # What a fetch that went along was refused with says nothing of the operations but what stands beside it.
+        elif self._has_fetch and not isinstance(answer, LinkError):
+            results = answer.fields.pop("results", None)
+            if isinstance(results, list):
+                self._note(results)
+        else:
             for made in self.made:
                 for handle in made:
                     handle.fail(answer)

@@ -7,6 +7,7 @@ the queries are asked once more; if they find other objects now, it runs once mo
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 
 from grid.executing import Executor
 from grid.explaining import Explanation, explained
+from grid.given import walk
 from grid.jails import JailJob
 from grid.jobs import Call, Job, Part
 from grid.placement import Candidate, Choice, Input, candidates, place
@@ -89,7 +91,7 @@ class Runner:
 
     async def found(self, call: Call) -> World:
         """What the queries of a call find."""
-        world = World(self._grid.search)
+        world = World(self._grid.search, _near(call))
         await world.look(call.queries)
         return world
 
@@ -186,6 +188,15 @@ class Runner:
         tensors = [job.inputs[index] for index in placement.brought]
         made = await asyncio.gather(*map(bring, tensors))
         return dict(zip(map(_key, tensors), made, strict=True))
+
+
+def _near(call: Call) -> Counter[str]:
+    """How many bytes of the tensors that a call was given are at which peer, by its id."""
+    near: Counter[str] = Counter()
+    for _, item in walk(call.arguments):
+        if isinstance(item, Pointer):
+            near[item._handle.home.id] += item.numel() * item.element_size()
+    return near
 
 
 def described(job: Job | JailJob) -> list[Input]:

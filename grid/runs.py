@@ -54,7 +54,7 @@ class RunInfo:
         peer, peer_id: where.
         id: of the run; the beginning of its hex digits is enough for `grid kill`.
         principal: who asked for it.
-        kind: "program" or "jail".
+        kind: "program", "jail" or "secure".
         what: of a program its id.
         name: of the plan or the function, where its asker said so.
         seconds: since it began.

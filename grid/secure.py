@@ -22,6 +22,7 @@ from grid.ids import fresh_id
 from grid.jails import JailJob
 from grid.jobs import Call, Job, Part
 from grid.pointer import Pointer
+from mpc.fresh import freshly
 from mpc.interpreter import run
 from mpc.lowering import Lowered, lower
 from mpc.masks import SEED, Masks, fresh_seed
@@ -164,7 +165,9 @@ class _Prepared:
             Secret(torch.empty(each.shape, dtype=torch.int64, device="meta"), _bits(each), each.dtype)
             for each in self.secret
         ]
-        return script_of(lambda party: run(party, self.lowered.program, [*meta, *self.lowered.public]), count)
+        return script_of(
+            lambda party: freshly(party, run(party, self.lowered.program, [*meta, *self.lowered.public])), count
+        )
 
 
 class SecureRunner:
@@ -181,10 +184,14 @@ class SecureRunner:
         prepared = await self._prepared(plan, args, kwargs)
         asking = _Asking(self._grid, prepared, team, patience or limits.SECURE_PATIENCE)
         answers = await _all_or_none([asking.ask(peer) for peer in asking.everybody])
-        value = _revealed(prepared.lowered, answers[: len(team.parties)])
+        try:
+            value = _revealed(prepared.lowered, answers[: len(team.parties)])
+            cost = _cost(answers, len(team.parties))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise PartyFailed(f"what the parties gave makes no sense: {type(error).__name__}") from None
         if prepared.job.finish is not None:
             value = await prepared.job.finish(value)
-        return Revealed(value, _cost(answers, len(team.parties)))
+        return Revealed(value, cost)
 
     async def explain(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any], team: Team) -> SecureExplanation:
         """See Grid.explain."""
@@ -267,7 +274,7 @@ class _Asking:
         payload = b"".join((self._agreement, self._program, self._public, shares))
         link = await peer.outbox.flush()
         answer = await link.post("secure", args, payload, now=True)
-        return answer.result, await answer.read(limits.SECURE_MESSAGE)
+        return answer.result, bytes(await answer.read(limits.SECURE_MESSAGE))
 
 
 def _input(tensor: torch.Tensor) -> list[Any]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from protocol.errors import Ambiguous, GridError, NotFound
 from search.query import parse_query
@@ -19,17 +20,23 @@ if TYPE_CHECKING:
     from grid.hits import Hit, Hits
 
 Search = Callable[[str], Awaitable["Hits"]]
+_MOST_COPIES: Final = 16  # of a query that finds more, several values are meant
 Seen = tuple[tuple[str, str, str], ...]  # of each query: the peer of what it found there, and the object
 
 
 class World:
-    """The hits of all queries of one run, each asked once. `what` is where the query stands: the argument's name."""
+    """The hits of all queries of one run, each asked once. `what` is where the query stands: the argument's name.
 
-    def __init__(self, search: Search) -> None:
+    `near`: how many bytes of what was given otherwise are at which peer, by its id.
+    """
+
+    def __init__(self, search: Search, near: Mapping[str, int] | None = None) -> None:
         self._search = search
+        self._given = dict(near or {})
         self._hits: dict[str, Hits] = {}
         self._what: dict[str, str] = {}
         self._for_all: set[str] = set()
+        self._taken: dict[str, Hit] = {}  # of copies
 
     @property
     def spread(self) -> list[str]:
@@ -40,6 +47,10 @@ class World:
     def hits(self) -> Mapping[str, Hits]:
         """By query."""
         return self._hits
+
+    def found(self, query: str) -> Hit:
+        """What was taken of what the query found."""
+        return self._taken[query] if query in self._taken else self._hits[query][0]
 
     def what(self, query: str) -> str:
         return self._what[query]
@@ -55,13 +66,14 @@ class World:
 
     async def again(self) -> World:
         """The same queries, asked now."""
-        later = World(self._search)
+        later = World(self._search, self._given)
         later._for_all = self._for_all
         await later.look(self._what)
         return later
 
     async def one(self, query: str, peer: str | None = None) -> Hit:
-        """What the query found: the only object, or of several the one at the peer of that id.
+        """What the query found: the only object, of several the one at the peer of that id, or of copies of one value
+        the nearest.
 
         Raises:
             NotFound, Ambiguous: there is none, or not one; the error names the argument and says what to do.
@@ -71,6 +83,9 @@ class World:
             there = [hit for hit in hits if hit.location.id == peer]
             if len(there) == 1:
                 return there[0]
+        if await _are_copies(hits):
+            self._taken[query] = self._nearest(query)
+            return self._taken[query]
         try:
             return hits.one()
         except NotFound as error:
@@ -80,6 +95,14 @@ class World:
             peers = len(hits.by_peer)
             advice = f". They are at {peers} peers: g.map (--map) runs the plan at each" if peers == len(hits) else ""
             raise Ambiguous(f"{self._what[query]}: {error.message}{advice}") from None
+
+    def _nearest(self, query: str) -> Hit:
+        """Of what the query found, the one at the peer where most of the rest is."""
+        near = Counter(self._given)
+        for other, hits in self._hits.items():
+            if other != query and len(hits) == 1:
+                near[hits[0].location.id] += int(hits[0].record.get("nbytes") or 0)
+        return max(self._hits[query], key=lambda hit: near[hit.location.id])
 
     def seen(self, peer: str | None = None) -> Seen:
         """What the queries found, for the run at the peer of that id."""
@@ -137,6 +160,17 @@ class World:
         wrong = [f"#{leaf.name}" for part in empty for leaf in leaves(part) if isinstance(leaf, Tag)]
         close = [match for tag in wrong for match in difflib.get_close_matches(tag, tags, n=1)]
         return f"; did you mean {' '.join(close)}?" if close else f"; {rest} finds {_listed(others)}"
+
+
+async def _are_copies(hits: Hits) -> bool:
+    """Whether these are several objects of one value, all bytes the same, as their peers say."""
+    looks = [[_said(hit.record, key) for key in ("kind", "dtype", "shape", "nbytes")] for hit in hits]
+    if not 1 < len(looks) <= _MOST_COPIES or any(other != looks[0] for other in looks):
+        return False
+    asked = (hit.location.request("describe", {"id": bytes.fromhex(hit.id_at_location)}) for hit in hits)
+    said = await asyncio.gather(*asked, return_exceptions=True)
+    tokens = {None if isinstance(each, BaseException) else each.get("token") for each in said}
+    return len(tokens) == 1 and None not in tokens
 
 
 async def _is_other(hit: Hit) -> bool:

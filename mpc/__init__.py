@@ -17,13 +17,17 @@ Files in import order. Nothing here knows of peers or sockets: protocols are gen
     waves          sine, cosine, exponential: one opening each
     magnitude      the first digit of a secret that is not zero
     operations     secure forms: linear, products, comparisons, largest, choices, functions, quotients
+    fresh          outputs under new shares, before they leave the parties
     interpreter    runs a program on shares
     rewrites       what lowering knows better than torch's decompositions
+    unrolled       loops written out
+    assembly       a program of what was written down
     lowering       a program in secure forms; what is public computed beforehand
     script         what a run takes, before it runs
     dealer         the dealer's side of a run, and the supply of each party
     replicated     three parties without a dealer: they make their correlations themselves
     field          arithmetic modulo 2^61 - 1
     authenticated  arithmetic with MACs, for parties that may be malicious
+    checked        programs of sums and products with MACs
     together       all parties in one process, in step
 """

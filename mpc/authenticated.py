@@ -193,7 +193,7 @@ class Authenticated:
         return [Tagged(*pair) for pair in zip(words[:count], words[count:], strict=True)]
 
     def plus(self, secret: Tagged, public: torch.Tensor) -> Tagged:
-        """secret + elements that all know, of one shape."""
+        """secret + elements that all know, of the same shape."""
         value = field.add(secret.value, public) if self._party.is_first else secret.value
         return Tagged(value, field.add(secret.tag, field.times(self._key.expand(public.shape), public)))
 

@@ -7,6 +7,7 @@ made of products of limbs, which int64 holds.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -62,10 +63,18 @@ def times(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return reduced(reduced(b * d) + middle + turned(a * c, 2 * _HALF))
 
 
+def opposite(elements: torch.Tensor) -> torch.Tensor:
+    return reduced(P - elements)
+
+
 def total(elements: torch.Tensor) -> torch.Tensor:
     """The sum of all of up to 2^31 elements, [1]."""
-    low = (elements & ((1 << _HALF) - 1)).sum().reshape(1)
-    high = (elements >> _HALF).sum().reshape(1)
+    return summed(elements, lambda part: part.sum().reshape(1))
+
+
+def summed(elements: torch.Tensor, add_up: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Sums of up to 2^31 elements each, which `add_up` would give where they are small."""
+    low, high = add_up(elements & ((1 << _HALF) - 1)), add_up(elements >> _HALF)
     return reduced(reduced(low) + turned(reduced(high), _HALF))
 
 

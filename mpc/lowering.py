@@ -8,7 +8,7 @@ out, the error names it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compute import interpreter as clear
 from compute import numbers
 from compute.dtypes import NAME_OF
-from compute.flow import Flow
 from compute.operations import NUMBERS
 from compute.prepared import Block, arguments, prepare, resolve
 from compute.prepared import outputs as outputs_of
@@ -28,8 +27,11 @@ from compute.program import Input, Node, Program
 from compute.table import lookup
 from compute.tracing import quiet
 from compute.values import encode_call, header_of, inline_tensor
+from mpc.assembly import assembled
 from mpc.operations import SECURE
 from mpc.rewrites import RULES
+from mpc.ring import PRECISION
+from mpc.unrolled import unrolled
 from protocol import limits
 from protocol.errors import BadRequest, OperationNotAllowed
 
@@ -42,6 +44,17 @@ _OF_SHAPE: Final = frozenset(
 )
 """What they give hangs on the shape of a secret, which all know, and not on its value. What is drawn so (dropout's
 masks) is public: it tells nothing of any data."""
+
+
+_SUMS: Final = frozenset({"aten::add", "aten::add_", "aten::sub", "aten::sub_"})
+_LOST: Final = 2.0 ** -(PRECISION + 1)
+
+
+def _largest(term: Any) -> float:
+    """The largest magnitude in a tensor of reals; 0 for anything else."""
+    if not isinstance(term, torch.Tensor) or not term.is_floating_point() or not term.numel():
+        return 0.0
+    return float(term.abs().max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,9 @@ class _Lowering:
         with torch.no_grad():
             values = self._block(self._prepared.main, self._values)
         outputs = self._output(outputs_of(self._prepared.main.outputs, values))
-        return Lowered(self._assembled(outputs), tuple(self._public))
+        return Lowered(
+            assembled(self._inputs, self._public, self._nodes, self._constants, outputs), tuple(self._public)
+        )
 
     def _block(self, block: Block, given: Sequence[Any]) -> list[Any]:
         """All values of a block."""
@@ -117,7 +132,7 @@ class _Lowering:
         for step in block.steps:
             try:
                 if step.flow is not None:
-                    made: Any = self._flow(step.flow, values)
+                    made: Any = unrolled(self, step.flow, values)
                     values[step.number] = list(map(self._copy, made)) if step.copies else made
                 else:
                     args, kwargs = arguments(step, values)
@@ -135,60 +150,11 @@ class _Lowering:
             self._note(copy, self._references[id(value)])
         return copy
 
-    # --- loops and branches -----------------------------------------------------------------------------------
-
-    def _flow(self, flow: Flow, values: list[Any]) -> list[Any]:
-        """Loops are written out: what is public in an iteration (its index, its slice of public data, a mask that it
-        draws) is computed here as everything public is."""
-        value = resolve(flow.value, values)
-        carried, sliced, operands = (
-            [resolve(each, values) for each in group] for group in (flow.carried, flow.sliced, flow.operands)
-        )
-        match flow.name:
-            case "flow.cond":
-                return self._cond(flow, value, operands)
-            case "flow.while":
-                return self._while(flow, carried, operands)
-            case "flow.repeat":
-                for at in range(value):
-                    carried = self._body(flow.bodies[0], [torch.tensor(at), *carried, *operands])
-                return carried
-        return self._scan(flow, carried, sliced, operands)
-
-    def _body(self, number: int, given: list[Any]) -> list[Any]:
+    def body(self, number: int, given: list[Any]) -> list[Any]:
+        """What a body gives."""
         block = self._prepared.bodies[number]
         values = self._block(block, given)
         return [resolve(template, values) for template in block.outputs]
-
-    def _cond(self, flow: Flow, predicate: Any, operands: list[Any]) -> list[Any]:
-        """With a secret predicate both branches, of whose results one is chosen."""
-        then, other = flow.bodies
-        if not self.is_secret(predicate):
-            return self._body(then if bool(predicate) else other, operands)
-        pairs = zip(self._body(then, operands), self._body(other, operands), strict=True)
-        return [self.apply(torch.ops.aten.where.self, predicate, one, two) for one, two in pairs]
-
-    def _while(self, flow: Flow, carried: list[Any], operands: list[Any]) -> list[Any]:
-        test, step = flow.bodies
-        for _ in range(flow.limit + 1):
-            (goes_on,) = self._body(test, [*carried, *operands])
-            if self.is_secret(goes_on):
-                raise BadRequest("how often a loop runs would tell what is secret: use grid.repeat with a fixed count")
-            if not bool(goes_on):
-                return carried
-            carried = self._body(step, [*carried, *operands])
-        raise BadRequest(f"the loop goes on after {flow.limit} iterations")
-
-    def _scan(self, flow: Flow, carried: list[Any], sliced: list[Any], operands: list[Any]) -> list[Any]:
-        length, kept, rows = sliced[0].shape[0], len(carried), []
-        for at in reversed(range(length)) if flow.reverse else range(length):
-            slices = [self.apply(torch.ops.aten.select.int, each, 0, at) for each in sliced]
-            given = self._body(flow.bodies[0], [*carried, *slices, *operands])
-            carried = given[:kept]
-            rows.append(given[kept:])
-        if flow.reverse:
-            rows.reverse()
-        return [*carried, *(self.apply(torch.ops.aten.stack.default, list(each)) for each in zip(*rows, strict=True))]
 
     # --- calls ------------------------------------------------------------------------------------------------
 
@@ -206,8 +172,13 @@ class _Lowering:
 
     def secret(self, operation: str, overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """An operation on a secret: as it is, or in parts."""
+        if overload._schema.name in _SUMS:
+            self._check_not_lost(operation, args)
         if overload._schema.name in _OF_SHAPE:
-            return overload(*args, **kwargs)
+            made = overload(*args, **kwargs)
+            return made.zero_() if "empty" in overload._schema.name else made
+        if overload._schema.name == "aten::_linalg_check_errors":
+            return None  # what is secret is not looked at
         rule = RULES.get(operation)
         if rule is not None:
             result = rule(self, self._named(overload, args, kwargs))
@@ -261,13 +232,36 @@ class _Lowering:
         name = overload._schema.name.removeprefix("aten::")
         return name.startswith("nll_loss") and not self.is_secret(self._named(overload, args, kwargs)["target"])
 
+    def _check_not_lost(self, operation: str, args: Sequence[Any]) -> None:
+        """BadRequest for a term that is not zero and would be: who adds 1e-8 to a root means to divide by what is far
+        below a secret's precision, as Adam does, and would get something else. Elsewhere nothing much is lost."""
+        if not any(isinstance(term, torch.Tensor) and self._is_root(term) for term in args[:2]):
+            return
+        for term in args[:2]:
+            if isinstance(term, bool | int) or (isinstance(term, torch.Tensor) and self.is_secret(term)):
+                continue
+            size = abs(term) if isinstance(term, float) else _largest(term)
+            if 0 < size < _LOST:
+                raise BadRequest(
+                    f"{operation} adds {size:.2g} to a secret, whose precision is 2^-{PRECISION}: it would be nothing. "
+                    "Optimisers that divide by the root of squared gradients (Adam, RMSprop) need more precision than "
+                    "secrets have: use SGD; elsewhere add at least 1e-4",
+                    operation=operation,
+                )
+
+    def _is_root(self, tensor: torch.Tensor) -> bool:
+        """Whether it is a square root of a secret, or that times something."""
+        made = self.made_by(tensor)
+        while made is not None and made[0] in ("aten.mul.Tensor", "aten.div.Tensor"):
+            made = self.made_by(made[1]["self"])
+        return made is not None and made[0] == "aten.sqrt.default"
+
     def _in_place(self, operation: str, overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What changes a tensor is what makes a new one, which from then on is meant by the old one's name."""
         changed = args[0]
-        if changed._base is not None or not overload._schema.name.endswith("_"):
+        if not overload._schema.name.endswith("_"):
             raise OperationNotAllowed(
-                f"{operation} changes a view, or several tensors, in place: programs on shares make new ones",
-                operation=operation,
+                f"{operation} changes several tensors in place: programs on shares make new ones", operation=operation
             )
         if operation == "aten.copy_.default":
             plain: Any = torch.ops.aten.expand.default
@@ -278,13 +272,35 @@ class _Lowering:
         if plain is None:
             raise OperationNotAllowed(f"{operation} has no secure form: it cannot run on shares", operation=operation)
         made = self.secret(str(plain), plain, args, kwargs) if self.is_secret(args) else plain(*args, **kwargs)
+        if changed._base is None:
+            self._renamed(changed, made)
+        else:
+            self._through_view(operation, changed._base, changed, made)
+        return changed
+
+    def _through_view(self, operation: str, base: torch.Tensor, view: torch.Tensor, made: torch.Tensor) -> None:
+        """What is written to a view is put at its places of the whole; the other views are taken from that anew."""
+        if not base.is_contiguous() or 0 in view.stride():
+            raise OperationNotAllowed(
+                f"{operation} changes an expanded or transposed tensor in place: programs on shares make new ones",
+                operation=operation,
+            )
+        aten: Any = torch.ops.aten
+        flat = self.apply(aten.reshape.default, base, [-1])
+        given = self.apply(aten.reshape.default, made, [-1])
+        flat = self.apply(aten.index_put.default, flat, [_places(base, view).flatten()], given)
+        self._renamed(base, self.apply(aten.reshape.default, flat, list(base.shape)))
+        for other in [each for each in self._alive if each._base is base]:
+            self._renamed(other, self.apply(aten.index.Tensor, flat, [_places(base, other)]))
+
+    def _renamed(self, changed: torch.Tensor, made: torch.Tensor) -> None:
+        """From now on one means the other."""
         self._note(changed, self._reference(made))
         self._origins = {
             each: origin
             for each, origin in self._origins.items()
             if each != id(changed) and not any(value is changed for value in origin[1].values())
         }
-        return changed
 
     def is_secret(self, value: Any) -> bool:
         leaves = pytree.tree_leaves(value)
@@ -316,8 +332,6 @@ class _Lowering:
         self._public.append(tensor)
         return {"public": len(self._public) - 1}
 
-    # --- putting together ---------------------------------------------------------------------------------------
-
     def _output(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self._reference(value)
@@ -329,58 +343,11 @@ class _Lowering:
             return {"map": {key: self._output(item) for key, item in value.items()}}
         return value
 
-    def _used(self, outputs: Any) -> set[int]:
-        """The nodes that something of the outputs hangs on."""
-        used: set[int] = set()
-        found = list(_made(outputs))
-        while found:
-            at = found.pop()
-            if at not in used:
-                used.add(at)
-                node = self._nodes[at]
-                found += _made([*node.args, *node.kwargs.values()])
-        return used
 
-    def _assembled(self, outputs: Any) -> Program:
-        secrets, publics = len(self._inputs), len(self._public)
-        inputs = [*self._inputs]
-        for at, tensor in enumerate(self._public):
-            inputs.append(Input(f"public.{at}", NAME_OF[tensor.dtype], tuple(tensor.shape)))
-
-        place = {at: index for index, at in enumerate(sorted(self._used(outputs)))}
-
-        def numbered(value: Any) -> Any:
-            if isinstance(value, list):
-                return [numbered(item) for item in value]
-            if not isinstance(value, Mapping):
-                return value
-            if "secret" in value:
-                return {"node": value["secret"]}
-            if "public" in value:
-                return {"node": secrets + value["public"]}
-            if "made" in value:
-                number = {"node": secrets + publics + place[value["made"]]}
-                return {**number, "item": value["item"]} if "item" in value else number
-            return {key: numbered(item) for key, item in value.items()}
-
-        nodes = tuple(
-            Node(node.operation, numbered(node.args), {key: numbered(item) for key, item in node.kwargs.items()})
-            for at, node in enumerate(self._nodes)
-            if at in place
-        )
-        return Program(tuple(inputs), nodes, numbered(outputs), tuple(self._constants))
-
-
-def _made(value: Any) -> Iterator[int]:
-    """The nodes that a written argument refers to."""
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _made(item)
-    elif isinstance(value, Mapping):
-        if "made" in value:
-            yield value["made"]
-        else:
-            yield from _made(list(value.values()))
+def _places(base: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+    """Where a view's elements are among those of the whole."""
+    numbers = torch.arange(base.numel())
+    return numbers.as_strided(view.shape, view.stride(), view.storage_offset() - base.storage_offset())
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -45,24 +45,24 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 @_rule("isnan.default", "isinf.default", "isposinf.default", "isneginf.default")
-def _never(lowering: Lowering, arguments: Arguments) -> torch.Tensor:
+def _never(lowering: Lowering, arguments: Arguments) -> Any:
     """Secrets are finite."""
     return torch.zeros(arguments["self"].shape, dtype=torch.bool)
 
 
 @_rule("isfinite.default")
-def _always(lowering: Lowering, arguments: Arguments) -> torch.Tensor:
+def _always(lowering: Lowering, arguments: Arguments) -> Any:
     return torch.ones(arguments["self"].shape, dtype=torch.bool)
 
 
 @_rule("eq.Scalar", "eq.Tensor")
-def _of_infinity(lowering: Lowering, arguments: Arguments) -> torch.Tensor | None:
+def _of_infinity(lowering: Lowering, arguments: Arguments) -> Any:
     other = arguments["other"]
     return None if isinstance(other, torch.Tensor) or not math.isinf(other) else _never(lowering, arguments)
 
 
 @_rule("ne.Scalar", "ne.Tensor")
-def _not_infinity(lowering: Lowering, arguments: Arguments) -> torch.Tensor | None:
+def _not_infinity(lowering: Lowering, arguments: Arguments) -> Any:
     other = arguments["other"]
     if other is arguments["self"]:  # how decompositions ask for NaN
         return _never(lowering, arguments)

@@ -75,10 +75,11 @@ class Execution:
         operations: Sequence[Any],
         release: Sequence[bytes] = (),
         fetch: bytes | None = None,
-    ) -> tuple[list[Fault | None], Snapshot | None]:
+    ) -> tuple[list[Fault | None], Snapshot | GridError | None]:
         """Run them in order, then take the value of the temporary `fetch`, then let go of `release`.
 
-        The result has, for each operation, None or the fault that it ended with; and the value, if one was wanted.
+        The result has, for each operation, None or the fault that it ended with; and, if a value was wanted, that, or
+        why it is not to be had.
 
         Raises:
             BadRequest, TooLarge: what came are not operations, or too many; then none of them ran.
@@ -93,15 +94,24 @@ class Execution:
                 except GridError as error:
                     batch.faults[index] = self.results.not_placed(asker, lease, batch.operations[index], error)
             batch.submit()
-            value = None if fetch is None else self.take(asker, await self._objects.find(asker, fetch))
+            value: Taking | GridError | None = None
+            try:
+                value = None if fetch is None else self.take(asker, await self._objects.find(asker, fetch))
+            except GridError as error:
+                value = error
             self.release_own(asker, release)
         try:
             for worker, indices, results in batch.submitted:
                 for index, result in zip(indices, await results, strict=True):
                     batch.faults[index] = self.results.settle(batch.made[index], result, worker)
-            return batch.faults, None if value is None else await value
+            if value is None or isinstance(value, GridError):
+                return batch.faults, value
+            try:
+                return batch.faults, await value
+            except GridError as error:
+                return batch.faults, error
         finally:
-            if value is not None:
+            if isinstance(value, Taking):
                 value.close()  # a worker was lost, or the asker
 
     def run_at_once(

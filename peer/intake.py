@@ -216,7 +216,8 @@ class PublishedIntake:
 
     async def finish(self, arrived: Arrived | None = None) -> dict[str, Any]:
         writer = await self._whole()
-        record = self._arrival.record(time.time(), writer.contents.nbytes)
+        nbytes = len(self._spec) if self._arrival.kind == "plan" else writer.contents.nbytes
+        record = self._arrival.record(time.time(), nbytes)
         await self._store.publish(record, writer, arrived=arrived)
         self._objects.store_changed(self._arrival.id)
         return record

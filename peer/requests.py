@@ -200,7 +200,8 @@ class Requests:
         if isinstance(held, Temporary) and held.header is None and held.target is None:
             async with self._parts.execution.lane(asker):
                 await self._parts.execution.header(held)
-        return Answer({"record": held.record()})
+        token = self._parts.transfers.token(asker, held)
+        return Answer({"record": held.record()} | ({} if token is None else {"token": token}))
 
     async def edit(self, call: Call) -> Answer:
         asker, id = call.connection.remote.id, check_id(call.args.get("id"))

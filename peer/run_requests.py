@@ -47,6 +47,8 @@ class RunRequests:
             [check_id(id) for id in release],
             None if wanted is None else check_id(wanted),
         )
+        if isinstance(value, GridError):
+            raise _refused(faults, value)
         return _answer(faults, value, is_kept)
 
     def at_once(self, call: Call, answer: Callable[[Answer | GridError], None]) -> bool:
@@ -59,9 +61,10 @@ class RunRequests:
 
         def then(faults: list[Any], value: Any) -> None:
             if isinstance(value, GridError):
-                if value.peer is None:
-                    value.peer = self._name
-                answer(value)
+                refused = _refused(faults, value)
+                if refused.peer is None:
+                    refused.peer = self._name
+                answer(refused)
             else:
                 answer(_answer(faults, value, is_kept))
 
@@ -124,6 +127,15 @@ def _answer(faults: Sequence[dict[str, Any] | None], value: Any, is_kept: bool) 
     header, data = value
     result["dtype"], result["shape"] = header.dtype, header.shape
     return Answer(result, data if type(data) is bytes else payload_of(data))
+
+
+def _refused(faults: Sequence[dict[str, Any] | None], error: GridError) -> GridError:
+    """Why the value that was wanted is not to be had, and with it what became of the operations."""
+    if not any(faults):
+        return error
+    told = error.again()
+    told.fields["results"] = list(_shortened(faults))
+    return told
 
 
 def _shortened(faults: Sequence[dict[str, Any] | None]) -> Sequence[dict[str, Any] | None]:

@@ -35,7 +35,7 @@ class Run:
     Attributes:
         id: which its asker chose.
         principal: who asked for it.
-        kind: "program" or "jail".
+        kind: "program", "jail" or "secure".
         what: what tells one from another: of a program its hash.
         name: what people call it, where somebody said so.
         stop: ends it soon; harmless where it is over.

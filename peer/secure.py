@@ -136,7 +136,7 @@ class SecureRuns:
             try:
                 done = await asyncio.shield(part.over)
             except GridError as error:
-                raise session.named(secrecy.told(error, labels) if error.code != PartyFailed.code else error) from None
+                raise session.named(error, labels if part.is_own_word else frozenset()) from None
             return _answer(done)
 
     async def _inputs(
@@ -301,12 +301,16 @@ class _Session:
         if self.part is not None:
             self.part.fail(error)
 
-    def named(self, error: GridError) -> GridError:
-        """The error with the name of who is to blame."""
+    def named(self, error: GridError, labels: frozenset[str]) -> GridError:
+        """The error with the name of who is to blame. `labels`: where they are not empty, it is in the words of a
+        process that has others' private data, and quotes nothing."""
         index = error.fields.pop("index", None)
-        if isinstance(index, int) and 0 <= index < len(self.names):
-            error.peer = self.names[index]
-            error.message = error.message.replace(self.agreement.everybody[index][:12], self.names[index])
+        if not isinstance(index, int) or not 0 <= index < len(self.names):
+            return secrecy.told(error, labels)
+        name = self.names[index]
+        if labels:
+            return PartyFailed(f"{name} has not sent what is due, or something else", peer=name)
+        error.peer, error.message = name, error.message.replace(self.agreement.everybody[index][:12], name)
         return error
 
     def end(self, error: GridError) -> None:

@@ -22,7 +22,7 @@ from peer.publications import Publications
 from peer.store.store import Arrived, Store
 from peer.uploads import Uploads
 from protocol import limits
-from protocol.errors import BadRequest, Changed, Corrupt, NotFound
+from protocol.errors import BadRequest, Changed, Corrupt, Denied, NotFound
 
 _START: Final = Position()
 
@@ -147,6 +147,16 @@ class Transfers:
             return await self.stored_value(held, at)
         header, data = await value
         return await self._exports.snapshot(asker, header.to_wire(), data, at)
+
+    def token(self, asker: str, held: Held) -> bytes | None:
+        """What names a published value, at every holder of it; None where the asker may not have the value."""
+        if not isinstance(held, Published) or held.kind == "pointer":
+            return None
+        try:
+            permissions.check_take(asker, held, "")
+        except Denied:
+            return None
+        return _token(held)
 
     def fetched(self, asker: str, token: object) -> None:
         """The asker will not ask for any of this again."""

@@ -278,7 +278,7 @@ class WorkerLost(PeerError):
 
 
 class PartyFailed(PeerError):
-    """A party, the dealer or a holder of a secure run failed or broke the rules; `peer` names it. Nothing was revealed."""
+    """Somebody in a secure run failed or broke the rules; `peer` names it where that is known. Nothing was revealed."""
 
     code = "party_failed"
 

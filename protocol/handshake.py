@@ -41,8 +41,9 @@ EXPECTED: Final[dict[State, type[Message]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Who is at the other end: proved id, claimed name, role ("client", "peer", or "party": a peer that begins a line of
-    secure runs, see SPEC.md, 12), lease, stream window; and the name of what the acceptor remembers of the lease (see Welcome)."""
+    """Who is at the other end: proved id, claimed name, role, lease, stream window; and the name of what the acceptor
+    remembers of the lease (see Welcome). The role is "client", "peer", or "party": a peer that begins a line of secure
+    runs (SPEC.md, 12)."""
 
     id: str
     name: str

@@ -79,9 +79,14 @@ async def _result(
         how: Any = _plan(wanted.how) if _FILE.search(wanted.how) else wanted.how
         return await results(await g.reduce(plan, *args, how=how, **kwargs)), None
     if not wanted.at_each:
-        return await _value(await g.run(plan, *args, **wanted.team, **kwargs), wanted), None
+        result = await g.run(plan, *args, **wanted.team, **kwargs)
+        _tell(getattr(plan, "printed", ""))
+        return await _value(result, wanted), None
     try:
-        return await results(await g.map(plan, *args, **kwargs)), None
+        parts = await g.map(plan, *args, **kwargs)
+        for name, part in parts.items():
+            _tell(getattr(part, "printed", ""), f"{name}:\n")
+        return await results(parts), None
     except GridError as error:
         if not error.results:
             raise
@@ -96,6 +101,12 @@ async def _value(result: Any, wanted: Wanted) -> Any:
         return await results(result)
     print(result.cost, file=sys.stderr)
     return result.value
+
+
+def _tell(printed: str, title: str = "") -> None:
+    """What a jail printed, beside the result."""
+    if printed:
+        print(show.clean_lines(f"{title}{printed.rstrip()}"), file=sys.stderr)
 
 
 def _show(value: Any, as_json: bool) -> None:

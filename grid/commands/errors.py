@@ -7,12 +7,14 @@ from typing import Final
 
 from protocol.errors import (
     Ambiguous,
+    BadJail,
     BadProgram,
     BadRequest,
     Cancelled,
     CannotCapture,
     Denied,
     GridError,
+    JailFailed,
     LinkError,
     NeedsAwait,
     NotCollocated,
@@ -39,9 +41,11 @@ EXIT_CODES: Final[dict[type[BaseException], int]] = {
     StorageError: 6,
     RequestError: 7,
     SetupError: 8,
+    BadJail: 9,
     BadProgram: 9,
     Cancelled: 9,
     CannotCapture: 9,
+    JailFailed: 9,
     NeedsAwait: 9,
     NotCollocated: 9,
     OperationFailed: 9,
@@ -70,6 +74,8 @@ def complain(error: BaseException, where: str = "") -> None:
     text = str(error) if isinstance(error, GridError) else f"a defect: {type(error).__name__}: {error}"
     hint = "" if isinstance(error, GridError) else "\n'grid --debug ...' shows where it comes from"
     _say(f"{where}: {text}{hint}" if where and where not in text else text + hint, "error: ", "red")
+    for told in getattr(error, "__notes__", ()):  # of a jail: what it printed, and the user's own lines
+        note(told)
 
 
 def note(text: str) -> None:

@@ -29,9 +29,9 @@ async def put(
     tags: Sequence[str],
     description: str,
     private: bool,
-    reveal: Sequence[str],
     name: str | None,
     as_json: bool,
+    reveal: Sequence[str] = (),
 ) -> None:
     from grid.putting import Putting
 

@@ -13,6 +13,8 @@ functions     of one secret: exponential, waves, what saturates
 quotients     reciprocals, roots, logarithms, powers
 softmax       softmax, its logarithm, losses of labels
 pools         pools and their gradients
+distances     products of many elements; distances of rows
+solving       inverses of small matrices
 gradients     of products and of choices
 """
 
@@ -20,6 +22,7 @@ from mpc.operations import (
     choices,
     comparisons,
     contest,
+    distances,
     functions,
     gradients,
     largest,
@@ -31,6 +34,7 @@ from mpc.operations import (
     products,
     quotients,
     softmax,
+    solving,
 )
 from mpc.table import SECURE
 
@@ -39,6 +43,7 @@ __all__ = [
     "choices",
     "comparisons",
     "contest",
+    "distances",
     "functions",
     "gradients",
     "largest",
@@ -50,4 +55,5 @@ __all__ = [
     "products",
     "quotients",
     "softmax",
+    "solving",
 ]

@@ -40,7 +40,7 @@ def _unchosen(value: Any, condition: torch.Tensor) -> Any:
     tensor = torch.as_tensor(value)
     if not tensor.is_floating_point() or tensor.is_meta or not bool(tensor.isnan().any()):
         return value
-    return tensor.expand(torch.broadcast_shapes(tensor.shape, condition.shape)).masked_fill(condition, 0)
+    return torch.where(condition, torch.zeros_like(tensor), tensor)
 
 
 def choose(party: Party, bit: Secret, ones: Sequence[Any], others: Sequence[Any]) -> Protocol[list[Any]]:

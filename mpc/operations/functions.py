@@ -6,7 +6,6 @@ value lies outside. The coefficients are least-squares fits, reweighted towards 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -58,11 +57,15 @@ def exponential(party: Party, name: str, arguments: Arguments) -> Protocol[Secre
     return (yield from _times(party, kept, value))
 
 
+_LOG_OF_2: Final = 0.6931471805599453
+_ROOT_OF_2: Final = 1.4142135623730951
+
+
 @secure("exp2")
 def power_of_two(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """2^x, as exp. One round more."""
     x: Secret = arguments["self"]
-    moved = yield from product(party, Multiply(), x, math.log(2), x.dtype)
+    moved = yield from product(party, Multiply(), x, _LOG_OF_2, x.dtype)
     return (yield from exponential(party, name, {"self": moved}))
 
 
@@ -162,7 +165,7 @@ def gelu(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """x (1 + erf(x / sqrt 2)) / 2, also where torch's approximation by tanh is asked for. Error below 1e-4 |x|."""
     x = yield from settled(party, arguments["self"])
     # The same series, of a period that is longer by the root.
-    wide = Saturating(ERF.bound * math.sqrt(2), ERF.limit, replace(ERF.inside, period=ERF.inside.period * math.sqrt(2)))
+    wide = Saturating(ERF.bound * _ROOT_OF_2, ERF.limit, replace(ERF.inside, period=ERF.inside.period * _ROOT_OF_2))
     factor = yield from saturating(party, wide, x)
     factor = add(party, "aten.add.Tensor", {"self": factor, "other": 1})
     twice = yield from _times(party, factor, x)

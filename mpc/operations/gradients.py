@@ -94,5 +94,5 @@ def _of_weight(party: Party, forward: Convolve, x: Any, gradient: Any, shape: Si
     made = yield from product(
         party, swapped, on(x, seen), on(gradient, lambda each: each.transpose(0, 1).contiguous()), gradient.dtype
     )
-    cut = tuple(slice(0, each) for each in shape[2:])
-    return made.of(made.share[(..., *cut)].transpose(0, 1).contiguous())
+    cut: list[Any] = [..., *(slice(0, each) for each in shape[2:])]
+    return made.of(made.share[tuple(cut)].transpose(0, 1).contiguous())

@@ -27,7 +27,7 @@ _MOVES: Final = """
 
 
 @local(*_MOVES)
-def move(party: Party, name: str, arguments: Arguments) -> Any:
+def move(party: Party, name: str, arguments: Arguments) -> Any:  # a Secret, or a list of them
     """The operation itself, on the share. No round, no error."""
     source: Secret | None = None
     given: dict[str, Any] = {}

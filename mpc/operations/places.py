@@ -55,17 +55,17 @@ def one_hot(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 
 
 @secure("embedding")
-def embedding(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+def embedding(party: Party, name: str, arguments: Arguments) -> Protocol[Any]:
     """Rows of a table. Of public indices: no round. Of secret ones six: one comparison for each row of the table."""
     weight, indices = arguments["weight"], arguments["indices"]
     if not isinstance(indices, Secret):
-        return weight.of(torch.nn.functional.embedding(indices.to(weight.share.device), weight.share))  # type: ignore[no-any-return]
+        return weight.of(torch.nn.functional.embedding(indices.to(weight.share.device), weight.share))
     rows = yield from rows_of(party, indices, weight.shape[0])
     return (yield from _picked(party, rows, weight))
 
 
 @secure("embedding_dense_backward")
-def embedding_backward(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+def embedding_backward(party: Party, name: str, arguments: Arguments) -> Protocol[Any]:
     """The gradient of the table. No round where the indices are public, else as embedding."""
     gradient, indices, count = arguments["grad_output"], arguments["indices"], arguments["num_weights"]
     rows = yield from rows_of(party, indices, count)
@@ -78,7 +78,7 @@ def embedding_backward(party: Party, name: str, arguments: Arguments) -> Protoco
 
 
 @secure("index.Tensor", "index_select", "gather", "take_along_dim")
-def pick(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+def pick(party: Party, name: str, arguments: Arguments) -> Protocol[Any]:
     """Elements at public places: no round. At secret ones (of one dimension) six, exact."""
     x = arguments["self"]
     index = arguments.get("index", arguments.get("indices"))
@@ -112,7 +112,7 @@ def _gathered(party: Party, x: Any, dim: int, index: Secret) -> Protocol[Secret]
 
 
 @secure("scatter.src", "scatter.value", "scatter_add")
-def scatter(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
+def scatter(party: Party, name: str, arguments: Arguments) -> Protocol[Any]:
     """Puts, or adds, elements at places along a dimension. No round where the places are public; at secret ones six.
     Of several that go to one place, all are added up."""
     index = arguments["index"]

@@ -30,10 +30,12 @@ def product(party: Party, operation: Bilinear, x: Any, y: Any, dtype: torch.dtyp
             return Secret(share, x.bits + y.bits, dtype)
         share = yield from multiply(party, operation, x.share, y.share)
         return Secret(share, x.bits + y.bits, dtype)
-    secret = yield from settled(party, x if isinstance(x, Secret) else y)
-    public = torch.as_tensor(y if isinstance(x, Secret) else x)
-    bits = _factor_bits(y if isinstance(x, Secret) else x)
-    words = encode(public, bits).to(secret.share.device)
+    factor, secret = (y, x) if isinstance(x, Secret) else (x, y)
+    bits = _factor_bits(factor)
+    if bits:
+        secret = yield from settled(party, secret)
+    words = encode(torch.as_tensor(factor, dtype=torch.float64 if isinstance(factor, float) else None), bits)
+    words = words.to(secret.share.device)
     share = operation(secret.share, words) if isinstance(x, Secret) else operation(words, secret.share)
     made = Secret(share, secret.bits + bits, dtype)
     # With more bits than this little would be left for what it is added to.
@@ -41,20 +43,9 @@ def product(party: Party, operation: Bilinear, x: Any, y: Any, dtype: torch.dtyp
 
 
 def _factor_bits(value: Any) -> int:
-    """Fractional bits of a public factor. A small number gets more of them: 1 / 784 in units of 2^-16 would be half a
-    percent off. The product is smaller by as much; what is added to it later has to be below 2^16 (at 46 bits)."""
-    bits = bits_of(value)
-    if not isinstance(value, float) or bits < PRECISION or not math.isfinite(value):
-        return bits
-    return bits + min(max(-math.frexp(value)[1], 0), _MORE_BITS)
-
-
-_MORE_BITS: Final = 14
-
-
-def factor_bits(value: Any) -> int:
-    """How many fractional bits a public factor is given. Small numbers have more: their digits count, not their place.
-    The word stays below 2^17, so that the product is as large as with a factor of 1."""
+    """Fractional bits of a public factor. A small number gets more of them, because its digits count and not their
+    place: 1 / 784 in units of 2^-16 would be half a percent off. Its word stays below 2^17, so that the product's is as
+    large as with a factor of 1."""
     if isinstance(value, float) and 0 < abs(value) < 0.5:
         return bits_of(value, min(PRECISION - math.frexp(value)[1], _MOST))
     return bits_of(value)
@@ -107,7 +98,7 @@ def addmm(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     return _plus(party, made, term)
 
 
-def _scaled_product(party: Party, one: Any, other: Any, alpha: float) -> Protocol[Secret]:
+def _scaled_product(party: Party, one: Any, other: Any, alpha: float) -> Protocol[Any]:
     made = yield from product(party, MatrixProduct(), one, other, one.dtype)
     return (yield from _times(party, made, alpha))
 

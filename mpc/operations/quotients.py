@@ -9,7 +9,6 @@ fixed-point precision of the argument is another matter: 1 / x of x = 0.01 moves
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import torch

@@ -65,6 +65,7 @@ class Part:
         self.over: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self.over.add_done_callback(lambda over: over.cancelled() or over.exception())
         self.tell: Tell = lambda *_: None
+        self.is_own_word = False  # whether what it came to is in the process's own words
         self._is_gone = False
         self._channel = LoopChannel(
             channel, self._heard, self._ended, send_limit=limits.WORKER_MESSAGE, receive_limit=limits.WORKER_REPLY
@@ -182,6 +183,7 @@ class Part:
                 self._set_done(Done(told, self._buffers.adopt(os.dup(descriptors[0]), int(told["nbytes"]))))
             case ["failed", fault, index]:
                 error = answers.fault(fault)
+                self.is_own_word = not self.over.done()
                 if isinstance(index, int):
                     error.fields["index"] = index
                 self.fail(error)

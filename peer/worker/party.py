@@ -39,6 +39,7 @@ from compute.dtypes import DTYPE_OF, NAME_OF
 from compute.program import Program
 from compute.values import tensor_bytes
 from mpc.dealer import Dealer, Supply
+from mpc.fresh import freshly
 from mpc.interpreter import run
 from mpc.masks import SEED as SEED_BYTES
 from mpc.masks import Masks, fresh_seed
@@ -347,7 +348,7 @@ def deal(part: Part, mail: Mail) -> dict[str, Any]:
         for _, _, dtype, shape in part.inputs
     ]
     public = [mail.value(id) for id in part.public]
-    script = script_of(lambda party: _slowly(mail, run(party, part.program, [*meta, *public])), part.parties)
+    script = script_of(lambda party: _slowly(mail, _part_of(party, part.program, [*meta, *public])), part.parties)
     dealer, last = Dealer(script, part.parties), part.parties - 1
     for rank, seed in enumerate(dealer.seeds):
         mail.tell([rank], SEED, 0, seed + _U64.pack(script.dealt))
@@ -362,6 +363,11 @@ def deal(part: Part, mail: Mail) -> dict[str, Any]:
             mail.tell([last], CORRECTIONS, pieces, piece)
             sent, pieces = sent + len(piece), pieces + 1
     return {"offline": time.perf_counter() - began, "dealt": script.dealt + part.parties * SEED_BYTES}
+
+
+def _part_of(party: Party, program: Program, inputs: Sequence[Any]) -> Protocol[Any]:
+    """What each party runs: the program, and its outputs under new shares, because these leave the parties."""
+    return freshly(party, run(party, program, inputs))
 
 
 def _slowly(mail: Mail, protocol: Protocol[Any]) -> Protocol[Any]:
@@ -396,6 +402,8 @@ class Corrections:
 
     def read(self, nbytes: int) -> memoryview:
         """The next ones."""
+        if nbytes > self.left:
+            raise Blame(self._part.dealer, "has dealt less than the program takes")
         got = bytearray()
         while len(got) < nbytes:
             if not len(self._piece):
@@ -429,7 +437,7 @@ def compute(part: Part, mail: Mail, kept: Mapping[int, torch.Tensor], supply: Su
     began = time.perf_counter()
     public = [mail.value(id) for id in part.public]
     inputs = [*shares(part, mail, kept), *public]
-    protocol = run(Party(part.index, part.parties, supply), part.program, inputs)
+    protocol = _part_of(Party(part.index, part.parties, supply), part.program, inputs)
     rounds = _Rounds(part, mail)
     outputs = rounds.drive(protocol)
     return Ran(outputs, time.perf_counter() - began, rounds.number)

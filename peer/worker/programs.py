@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgpack
 import torch
@@ -14,7 +15,7 @@ from compute.forecast import check_program
 from compute.program import Program
 from compute.program_types import check_types
 from compute.report import Report
-from peer.worker.execution import check_describable, executor, tensors_in
+from peer.worker.execution import check_describable, executor
 from peer.worker.faults import as_error
 from peer.worker.objects import Objects
 from peer.worker.stopping import never, reader
@@ -74,7 +75,7 @@ class Programs:
             report = Report() if wanted.is_reported else None
             made = interpreter.run(program, given, self._execute, watch, report)
             # In the plainest layout: who asked knows of the results what their headers say.
-            tensors = [tensor.contiguous() for tensor in tensors_in(made)]
+            tensors = [tensor.contiguous() for tensor in _given(program.outputs, made)]
             self._keep(tensors, wanted.outs)
         except Exception as problem:
             error = as_error(problem, "program")
@@ -117,6 +118,32 @@ class Programs:
             check_describable(tensor)
         for out, tensor in zip(outs, tensors, strict=True):
             self._objects.put(out, tensor)
+
+
+def _given(template: Any, made: Any) -> Iterator[torch.Tensor]:
+    """What comes out where the outputs refer to a value, in the order of PROGRAM.md; a number as a tensor."""
+    if isinstance(template, list):
+        for part, value in zip(template, made, strict=True):
+            yield from _given(part, value)
+    elif isinstance(template, Mapping):
+        if "tuple" in template:
+            yield from _given(list(template["tuple"]), made)
+        elif "map" in template:
+            for name, part in sorted(template["map"].items()):
+                yield from _given(part, made[name])
+        elif "node" in template or "constant" in template:
+            yield _as_tensor(made)
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, bool | int):
+        return torch.tensor(value)
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
+    what = "several values: name one by its item" if isinstance(value, list | tuple) else "no value"
+    raise BadRequest(f"an output of the program is {what}")
 
 
 def _checked(data: bytes) -> Program:

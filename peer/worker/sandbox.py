@@ -136,7 +136,7 @@ def enter_jail(ground: Ground, settings: Settings, channel: int, parent: int) ->
     _limit(settings, ground.data)
     resource.setrlimit(resource.RLIMIT_FSIZE, (_OUTPUT, _OUTPUT))
     seconds = math.ceil(settings.seconds * settings.threads) + 1  # of the processors
-    # First SIGXCPU, which says why; a second later SIGKILL, for one that ignores that. Where both are due it is SIGKILL.
+    # First SIGXCPU, which says why; a second later SIGKILL, for one that ignores that. If both are due it is SIGKILL.
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     ground.walls.become_nobody(settings.threads)
     die_with(parent)

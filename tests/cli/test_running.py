@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import grid as library
@@ -96,3 +97,18 @@ def test_watching_goes_on_until_it_is_stopped(grid: Grid) -> None:
         assert seen.wait() == 130
         (run,) = listed(grid)["runs"]
         assert grid("kill", run["id"], "--json").json == [{"id": run["id"], "peer": "alice"}]
+
+
+def test_a_jail_tells_what_it_printed_and_where_it_failed(grid: Grid, tmp_path: Path) -> None:
+    grid("up", "alice", "--jails")
+    values, file = tmp_path / "values.npy", tmp_path / "looks.py"
+    np.save(values, np.arange(10.0))
+    file.write_text("import grid\n\n@grid.jail\ndef look(x, at):\n    print('sum', x.sum().item())\n    return x[at]\n")
+    grid("put", str(values), "--to", "alice", "--tag", "#values")
+    ended = grid("run", str(file), "x=#values", "at=3")
+    assert (ended.code, ended.out.strip(), ended.err) == (0, "3.0", "sum 45.0\n")
+    ended = grid("run", str(file), "x=#values peer:alice", "at=3", "--map")
+    assert (ended.code, ended.err) == (0, "alice:\nsum 45.0\n")
+    ended = grid("run", str(file), "x=#values", "at=99")
+    assert ended.code == 9 and ended.err.startswith("error: IndexError: index 99")
+    assert "look had printed:\nsum 45.0\n" in ended.err and f'File "{file}", line 6, in look' in ended.err

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+import grid
 from compute.capture import Captured, capture, load
 from compute.interpreter import run
 from compute.model import ProgramModule, capture_model
 from compute.program import Program
-from protocol.errors import BadRequest, CannotCapture, GridError
+from protocol.errors import BadRequest, CannotCapture, GridError, TooLarge
 
 X, Y = torch.randn(6, 4), torch.randint(0, 3, (6,))
 
@@ -334,6 +335,9 @@ def test_the_users_own_mistake_is_told_with_its_line() -> None:
         (lambda x: x.tolist(), "keep it a tensor"),
         (lambda x: x.numpy(), "torch operations"),
         (lambda x: __import__("numpy").asarray(x), "torch operations"),
+        (lambda x: np.mean(x), "torch operations"),
+        (lambda x: np.concatenate([x, x]), "torch operations"),
+        (lambda x: grid.repeat(x.sum(), lambda i, y: y, x), "while_loop"),
         (lambda x: print(x), "print it after await"),
         (lambda x: f"{x.sum()}", "print it after await"),
         (lambda x: repr(x), "print it after await"),
@@ -366,6 +370,13 @@ def test_what_cannot_be_captured_says_what_to_write(function: Callable[..., Any]
     with pytest.raises(CannotCapture, match=advice) as caught:
         capture(function, {"x": X})
     assert len(str(caught.value)) < 800
+
+
+def test_what_peers_would_refuse_is_refused_when_it_is_built() -> None:
+    with pytest.raises(CannotCapture, match=r"no program: node 0 \(aten\.stack\.default\).*70000 items"):
+        capture(lambda x: torch.stack([x] * 70_000), {"x": torch.zeros(1)})
+    with pytest.raises(TooLarge, match=r"aten\.mul\.Tensor.*TiB"):
+        capture(lambda x: x[:, None] * x, {"x": torch.empty(2_000_000, device="meta")})
 
 
 def test_our_own_errors_pass_through() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from typing import Any
 
+import pytest
 import torch
 
 import grid
@@ -135,3 +136,18 @@ async def test_short_lived_pointers_leave_nothing(peers: Folders) -> None:
         await alice.outbox.settle()
         assert len(await alice.objects()) == before
         assert not alice.outbox._underway and not alice.outbox._queue and not alice.outbox._released
+
+
+@pytest.mark.parametrize("tags", [(), ("#refused",)], ids=["at once", "published, so that it takes a task"])
+async def test_what_failed_is_known_where_the_value_was_refused_with_it(peers: Folders, tags: tuple[str, ...]) -> None:
+    async with grid.connect(folders=peers) as g:
+        alice = g["alice"]
+        x, at = await alice.send(torch.ones(2), tags=tags), await alice.send(torch.tensor([5]))
+        lost = x[at]
+        with pytest.raises(grid.OperationFailed) as caught:
+            await (lost * 2).fetch()
+        assert "results" not in caught.value.fields
+        with pytest.raises(grid.OperationFailed):
+            lost + 1
+        assert (await (x + 1).get()).tolist() == [2, 2]
+        await x.delete()

@@ -67,7 +67,7 @@ async def test_a_query_that_finds_nothing_says_what_was_perhaps_meant(peers: Fol
             await g.run(total, f"#{tag} #imagse")
         with pytest.raises(grid.NotFound, match=r"Nothing at all matches name:\w+; #\w+ finds tensor \w+ at alice"):
             await g.run(total, f"#{tag} name:{_tag()}")
-        await g["bob"].send(torch.ones(2), tags=[tag, "images"])
+        await g["bob"].send(torch.zeros(2), tags=[tag, "images"])
         with pytest.raises(grid.Ambiguous, match=r"x: 2 objects match.*g\.map"):
             await g.run(total, f"#{tag} #images")
         with pytest.raises(BadRequest, match=r"total\(.*there is no argument scal; did you mean scale\?"):
@@ -88,7 +88,7 @@ async def test_an_explanation_says_what_would_go_where_and_nothing_goes(peers: F
         await g["bob"].send(torch.randn(100, 64), tags=[tag, "images"], private=True)
         await g["bob"].send(torch.randint(0, 10, (100,)), tags=[tag, "labels"])
         await g["alice"].send(model, tags=[tag, "model"])
-        queries = {"images": f"#{tag} #images", "labels": f"#{tag} #labels", "model": f"#{tag} #model"}
+        queries: dict[str, Any] = {"images": f"#{tag} #images", "labels": f"#{tag} #labels", "model": f"#{tag} #model"}
         before = [await peer.status() for peer in asker]
         told = await asker.explain(accuracy, **queries)
         assert [status["temporaries"] for status in before] == [(await peer.status())["temporaries"] for peer in asker]
@@ -417,7 +417,7 @@ async def test_a_stored_plan_says_what_it_takes(peers: Folders) -> None:
         hit = await grid.plan(shifted).build(torch.zeros(4), torch.tensor(0.0)).send(g["alice"], tags=tag)
         x = await g["bob"].send(torch.ones(4))
         for args, kwargs, said in (
-            ((x,), {}, "takes x, by; given were x"),
+            ((x,), {}, "takes x, by; missing: by"),
             ((x, 1.0, 2.0), {}, "takes x, by; given were x, by, argument 3"),
             ((x,), {"bye": 1.0}, "takes x, by; given were x, bye"),
             ((x, "much"), {}, "cannot be the text 'much'"),
@@ -571,3 +571,104 @@ async def test_a_stored_plan_takes_its_large_constants_along(peers: Folders) -> 
         assert (await other.explain(f"#{tag} #looked", x)).found[-1].nbytes == 40_000
         (result,) = (await other.map(f"#{tag} #looked", x)).values()
         assert torch.allclose(await result.get(), table[[5, 7, 150, 3]].sum(1), atol=1e-5)
+
+
+# --- copies -----------------------------------------------------------------------------------------------
+
+
+async def test_of_copies_of_one_value_the_nearest_is_taken(peers: Folders) -> None:
+    tag = _tag()
+    async with grid.connect(folders=peers) as g:
+        alice, bob, carol = g["alice"], g["bob"], g["carol"]
+        model = await alice.send(nn.Linear(4, 2), tags=[tag, "model"])
+        await (await g.search(f"#{tag}")).one().copy(bob)
+        x = await alice.send(torch.randn(100, 4), tags=[tag, "x"])
+        await x.copy(carol)
+        y = await bob.send(torch.randn(300, 4), tags=[tag, "y"])
+
+        def plan(x: torch.Tensor, y: torch.Tensor, model: nn.Module) -> torch.Tensor:
+            return model(x).sum() + model(y).sum()
+
+        found: dict[str, Any] = {"x": f"#{tag} #x", "y": f"#{tag} #y", "model": f"#{tag} #model"}
+        told = await g.explain(plan, **found)
+        assert {(each.what, each.peer) for each in told.found} >= {("y", "bob"), ("model", "bob")}
+        assert told.peer == "bob" and all(move.what == "x" for move in told.moves)
+        here = await carol.send(torch.randn(500, 4))
+        assert (await g.explain(plan, x=f"#{tag} #x", y=here, model=f"#{tag} #model")).found[0].peer == "carol"
+        whole = await model.fetch()
+        want = whole(await x.fetch()).sum() + whole(await y.fetch()).sum()
+        assert torch.allclose(await (await g.run(plan, **found)).get(), want, rtol=1e-4, atol=1e-4)
+        await carol.send(torch.randn(100, 4), tags=[tag, "x"])  # looks the same, and is another value
+        with pytest.raises(grid.Ambiguous, match="3 objects match"):
+            await g.run(plan, **found)
+        for hit in await g.search(f"#{tag}"):
+            await hit.delete()
+
+
+async def test_copies_whose_values_are_for_others_alone_are_not_known_to_be_copies(peers: Folders) -> None:
+    tag = _tag()
+    async with grid.connect(folders=peers) as g, grid.connect(folders=peers, identity=Identity.generate()) as asker:
+        x = await g["alice"].send(torch.randn(100), tags=[tag], private=True)
+        await x.copy(g["bob"])
+        assert (await g.run(total, f"#{tag}")).shape == ()
+        with pytest.raises(grid.Ambiguous):
+            await asker.run(total, f"#{tag}")
+        for hit in await g.search(f"#{tag}"):
+            await hit.delete()
+
+
+# --- what a stored plan is ---------------------------------------------------------------------------------
+
+
+async def test_a_stored_plan_has_the_size_of_its_program_and_names_what_it_lacks(peers: Folders) -> None:
+    tag, model = _tag(), nn.Linear(4, 2)
+
+    def scores(x: torch.Tensor, model: nn.Module) -> torch.Tensor:
+        return model(x)
+
+    async with grid.connect(folders=peers) as g:
+        plan = grid.plan(scores).build(torch.zeros(3, 4), model)
+        stored = await plan.send(g["alice"], tags=[tag])
+        assert stored.record["nbytes"] == len(plan.program.to_bytes())
+        assert (await g.search(f"#{tag}")).one().record["nbytes"] == stored.record["nbytes"]
+        copy = await stored.copy(g["bob"])
+        assert copy.record["nbytes"] == stored.record["nbytes"]
+        x = await g["alice"].send(torch.ones(3, 4))
+        with pytest.raises(BadRequest, match=r"takes x, model \(of 2 tensors\); missing: model$"):
+            await stored(x)
+        with pytest.raises(
+            BadRequest, match=r"; model was given in other parts.*: model.weight, model.bias, model.0.weight"
+        ):
+            await stored(x, nn.Sequential(model))
+        assert (await stored(x, model)).shape == (3, 2)
+        for hit in await g.search(f"#{tag}"):
+            await hit.delete()
+
+
+async def test_numbers_that_a_stored_plan_computes_come_as_tensors(peers: Folders) -> None:
+    tag = _tag()
+
+    def sizes(x: torch.Tensor) -> dict[str, Any]:
+        return {"rows": x.shape[0], "mean": x.mean(0), "half": x.shape[0] / 2, "fixed": [1.5, (x.shape[1], "text")]}
+
+    async with grid.connect(folders=peers) as g:
+        stored = await grid.plan(sizes).build(torch.zeros(7, 3)).send(g["alice"], tags=[tag])
+        result = await stored(await g["bob"].send(torch.ones(9, 5)))
+        rows, half, columns = [await each.get() for each in (result["rows"], result["half"], result["fixed"][1][0])]
+        assert (rows.item(), half.item(), columns.item()) == (9, 4.5, 5)
+        assert (rows.dtype, half.dtype) == (torch.int64, torch.float64)
+        assert result["fixed"][0] == 1.5 and result["fixed"][1][1] == "text"
+        assert (await result["mean"].get()).tolist() == [1.0] * 5
+        await stored.delete()
+
+
+async def test_a_stored_model_called_on_what_is_elsewhere_says_what_brings_them_together(peers: Folders) -> None:
+    tag = _tag()
+    async with grid.connect(folders=peers) as g:
+        await g["alice"].send(nn.Linear(4, 2), tags=[tag])
+        model, x = (await g.search(f"#{tag}")).one(), await g["bob"].send(torch.ones(3, 4))
+        await model.load()
+        with pytest.raises(grid.NotCollocated, match=r"await g\.run\(model, x\)"):
+            model(x)
+        assert (await g.run(model, x)).shape == (3, 2)
+        await model.delete()

@@ -26,11 +26,19 @@ class OnShares:
     """A function as it runs on shares.
 
     Attributes:
-        values: of the secret inputs, in the order of the program's.
+        values: of the secret inputs by name, in the order of the program's.
     """
 
     lowered: Lowered
-    values: list[torch.Tensor]
+    named: Mapping[str, torch.Tensor]
+
+    @property
+    def values(self) -> list[torch.Tensor]:
+        return list(self.named.values())
+
+    def of(self, values: Mapping[str, torch.Tensor]) -> OnShares:
+        """The same function of other values."""
+        return OnShares(self.lowered, {name: values[name] for name in self.named})
 
     def script(self, count: int = 2) -> Script:
         shapes = [
@@ -63,10 +71,10 @@ def lowered(function: Callable[..., Any], inputs: Mapping[str, Any], public: Col
             flat |= {f"{name}.{inner}": each.detach() for inner, each in value.state_dict(keep_vars=True).items()}
         else:
             flat[name] = value
-    values = [flat[name] for name in captured.inputs]
     secret = [name not in captured.constants and name not in public for name in captured.inputs]
-    made = lower(captured.program, values, secret)
-    return OnShares(made, [value for value, is_secret in zip(values, secret, strict=True) if is_secret])
+    made = lower(captured.program, [flat[name] for name in captured.inputs], secret)
+    names = [name for name, is_secret in zip(captured.inputs, secret, strict=True) if is_secret]
+    return OnShares(made, {name: flat[name] for name in names})
 
 
 def on_shares(

@@ -172,7 +172,7 @@ def opened_bytes(openings: list[Opening], count: int) -> list[torch.Tensor]:
 def test_every_opened_word_and_every_share_of_it_is_uniform(name: str, count: int) -> None:
     for words in _INPUTS.values():
         collected: list[list[torch.Tensor]] = []
-        for _ in range(4):
+        for _ in range(2):
             collected.append(opened_bytes(_sent(PROTOCOLS[name], words, count), count))
         for parts in zip(*collected, strict=True):
             assert odds_of(torch.cat([part.reshape(-1) for part in parts])) > _ODDS

@@ -10,15 +10,20 @@ from typing import Any
 import pytest
 import torch
 
+from compute.capture import capture
+from compute.program import Program
 from mpc import field
 from mpc.authenticated import Authenticated, Tagged
 from mpc.bilinear import Convolve, MatrixProduct, Multiply
+from mpc.checked import Checked, run
 from mpc.field import P
+from mpc.lowering import lower
 from mpc.party import Party
 from mpc.rounds import Opening, Protocol
 from mpc.script import script_of
 from mpc.together import Ledger, run_together
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, OperationNotAllowed
+from tests.mpc.test_interpreter import _flat
 
 _BITS = 16
 Book = dict[int, list[torch.Tensor]]
@@ -196,3 +201,56 @@ def test_its_script_says_what_it_takes() -> None:
     script = script_of(protocol, 3)
     _, ledger = run_together(protocol, [()] * 3)
     assert (script.rounds, script.nbytes, script.dealt) == (ledger.rounds, ledger.nbytes, ledger.dealt)
+
+
+# --- programs -----------------------------------------------------------------------------------------------
+
+
+def _function(model: Any, x: torch.Tensor) -> torch.Tensor:
+    hidden = model[1](model[0](x).flatten(1) - 0.25)
+    return model[2](hidden * hidden * 0.5 + hidden).sum(1, keepdim=True) - hidden[:, :1]
+
+
+def _net_and_inputs() -> tuple[Program, list[torch.Tensor], torch.Tensor]:
+    torch.manual_seed(4)
+    net = torch.nn.ModuleList([torch.nn.Conv2d(1, 2, 3), torch.nn.Linear(32, 6), torch.nn.Linear(6, 3)])
+    x = torch.rand(3, 1, 6, 6)
+    captured = capture(_function, {"model": net, "x": x})
+    flat = {**_flat({"model": net}), "x": x}
+    return captured.program, [flat[name] for name in captured.inputs], _function(net, x).detach()
+
+
+def _of_program(program: Program, values: list[torch.Tensor], *, cheats: bool) -> Callable[..., Protocol[Any]]:
+    def protocol(party: Party, book: Book) -> Protocol[Any]:
+        own = Authenticated(party)
+        inputs = []
+        for at, each in enumerate(values):
+            tagged = yield from _input(own, at, _words(each), book)
+            inputs.append(Checked(tagged, _BITS, torch.float32))
+        if cheats and party.rank == 1:
+            inputs[0].tagged.value.view(-1)[0] ^= 1
+        return (yield from run(own, program, inputs))
+
+    return protocol
+
+
+def test_a_network_without_comparisons_runs_as_a_program() -> None:
+    program, values, wanted = _net_and_inputs()
+    lowered = lower(program, values, [True] * len(values))
+    assert not lowered.public
+    results, _ = _run(_of_program(lowered.program, values, cheats=False), 2)
+    for got in results:
+        assert torch.allclose(got, wanted, atol=2e-3)
+
+
+def test_a_changed_share_of_an_input_ends_a_program() -> None:
+    program, values, _ = _net_and_inputs()
+    lowered = lower(program, values, [True] * len(values))
+    with pytest.raises(BadRequest, match="without a result"):
+        _run(_of_program(lowered.program, values, cheats=True), 2)
+
+
+def test_a_comparison_has_no_form_with_macs_and_says_so() -> None:
+    program = capture(torch.relu, {"x": _X}).program
+    with pytest.raises(OperationNotAllowed, match=r"relu\.default has no form with malicious security"):
+        _run(_of_program(program, [_X], cheats=False), 2)

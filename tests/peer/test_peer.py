@@ -15,7 +15,7 @@ import grid
 from peer.connection import Connection
 from peer.folders import Folders
 from peer.keys import Identity
-from peer.opening import open_or_line, open_as_dialer
+from peer.opening import open_as_dialer, open_or_line
 from peer.peer import Peer, Settings
 from protocol.errors import (
     AmbiguousPeer,

@@ -18,6 +18,7 @@ class Thing:
     owner: str
     labels: frozenset[str] = frozenset()
     is_published: bool = True
+    reveal: tuple[str, ...] = ()
 
 
 def temporary(owner: str, *labels: str) -> Thing:

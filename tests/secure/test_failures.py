@@ -17,8 +17,9 @@ import grid
 from compute.capture import capture
 from grid.client import Grid
 from grid.ids import fresh_id
-from peer.agreement import program_hash
+from peer.agreement import Agreement, program_hash
 from peer.folders import Folders
+from peer.secure import _Session
 from protocol.errors import BadRequest, Cancelled, GridError, PartyFailed
 from protocol.rows import unpack_rows
 from tests.waiting import process_ended, until
@@ -147,8 +148,8 @@ def _agreement(g: Grid, **changes: Any) -> dict[str, Any]:
     }
 
 
-async def _asked(g: Grid, peer: str, agreement: dict[str, Any]) -> Any:
-    program = capture(lambda x: x + 1, {"x": torch.ones(2)}).program.to_bytes()
+async def _asked(g: Grid, peer: str, agreement: dict[str, Any], plan: Any = lambda x: x + 1) -> Any:
+    program = capture(plan, {"x": torch.ones(2)}).program.to_bytes()
     packed = msgpack.packb({**agreement, "program": program_hash(program, b"")})
     args = {"sizes": [len(packed), len(program), 0, 0], "seed": bytes(16)}
     return await (await g[peer].outbox.flush()).request("secure", args, packed + program)
@@ -165,6 +166,19 @@ async def test_all_have_to_be_told_the_same(team: Folders) -> None:
         assert all(isinstance(each, GridError) for each in answers)
         assert any("was told of another run" in each.message for each in answers if isinstance(each, GridError))
         await _all_is_well(g, dict.fromkeys(("alice", "bob", "carol"), 2**22 + 1))
+
+
+async def test_all_hear_why_it_ended_from_each_other(team: Folders) -> None:
+    async with grid.connect(folders=team) as g:
+        agreement = _agreement(g)
+        asked = [asyncio.create_task(_asked(g, name, agreement, long)) for name in ("alice", "bob", "carol")]
+        pids = await _pids(g)
+        os.kill(pids["bob"], signal.SIGKILL)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [getattr(each, "message", "") for each in answers] == [
+            "the process of bob in by hand was killed by SIGKILL"
+        ] * 3
+        await _all_is_well(g, pids)
 
 
 async def test_one_who_is_not_told_is_named(team: Folders) -> None:
@@ -194,3 +208,29 @@ async def test_what_is_no_agreement_is_refused(team: Folders, changes: dict[str,
         with pytest.raises(BadRequest):
             await _asked(g, "alice", _agreement(g, **changes))
         await until(lambda: True)
+
+
+# --- what a process says that has private data ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [None, 1])
+def test_words_of_a_process_with_private_data_are_not_passed_on(index: int | None) -> None:
+    ids = [letter * 52 for letter in "abc"]
+    told = {
+        "run": bytes(16),
+        "asker": "d" * 52,
+        "parties": ids[:2],
+        "provider": ids[2],
+        "inputs": [],
+        "public": [],
+        "program": "",
+        "reveal": "d" * 52,
+        "patience": 1.0,
+        "name": "test",
+    }
+    session = _Session(Agreement.of(msgpack.packb(told)), 0, "alice")
+    fields: dict[str, Any] = {} if index is None else {"index": index}
+    error = PartyFailed("the value is 4711", **fields)
+    assert "4711" not in session.named(error, frozenset({"e" * 52})).message
+    error = PartyFailed("the value is 4711", **fields)
+    assert "4711" in session.named(error, frozenset()).message

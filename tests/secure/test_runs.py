@@ -56,7 +56,7 @@ async def test_a_private_model_labels_private_images(team: Folders, parties: lis
         images, model = _digits()
         await owner["bob"].send(images, tags=["#s", "#images"], private=True, reveal=[g.id])
         await owner["alice"].send(model, tags=["#s", "#model"], private=True, reveal=[g.id])
-        told = {"images": "#s #images", "model": "#s #model", "parties": parties, "provider": "carol"}
+        told: dict[str, Any] = {"images": "#s #images", "model": "#s #model", "parties": parties, "provider": "carol"}
         result = await g.run(labels, **told)
         assert _agree(await result.get(), model(images))
         foreseen = await g.explain(labels, **told)
