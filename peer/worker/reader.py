@@ -154,8 +154,8 @@ def _mapped(fd: int, nbytes: int) -> mmap.mmap:
     return mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
 
 
-class Ended(BadFile):
-    """The reader is gone."""
+class Ended(Exception):
+    """The reader is gone: it is told as BadFile."""
 
 
 def _ended() -> Ended:
@@ -205,6 +205,9 @@ def read(kind: str, path: Path) -> Iterator[Found | None]:
             _kept[kinds] = Reader(kinds)
         try:
             yield from _kept[kinds].read(kind, path)
-        except (Ended, SetupError):
+        except SetupError:
             _kept.pop(kinds).close()
             raise
+        except Ended as end:
+            _kept.pop(kinds).close()
+            raise BadFile(str(end)) from None
