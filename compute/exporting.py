@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
 
 from compute.dtypes import DTYPE_OF
+from compute.inlining import ON_SIZES
 from compute.model import ProgramModule
 from compute.program import Input, Node
 from compute.table import lookup
@@ -18,20 +19,6 @@ from compute.tracing import quiet
 from compute.values import constant_tensor, decode
 from protocol.errors import BadFile
 
-_ARITHMETIC: Final[Mapping[str, Callable[..., Any]]] = {
-    "int.add": operator.add,
-    "int.sub": operator.sub,
-    "int.mul": operator.mul,
-    "int.floordiv": operator.floordiv,
-    "int.mod": operator.mod,
-    "int.neg": operator.neg,
-    "int.min": torch.sym_min,
-    "int.max": torch.sym_max,
-    "int.from_float": torch.sym_int,
-    "float.from_int": torch.sym_float,
-    "float.div": operator.truediv,
-    "float.sqrt": torch.sym_sqrt,
-}
 _SIZES: Final = (3, 5, 7, 11)  # what open dimensions are exported with, the first of each input first
 _INSTALL: Final = "pip install 'peergrid[onnx]'"
 
@@ -136,7 +123,7 @@ def _call(graph: fx.Graph, node: Node, values: Sequence[Any], constants: Sequenc
     refer = _refer(graph, values, constants)
     args = [decode(value, _no_tensor, refer) for value in node.args]
     kwargs = {name: decode(value, _no_tensor, refer) for name, value in node.kwargs.items()}
-    function = _ARITHMETIC.get(node.operation) or lookup(node.operation).overload
+    function = ON_SIZES.get(node.operation) or lookup(node.operation).overload
     return graph.call_function(function, tuple(args), kwargs)
 
 

@@ -52,7 +52,7 @@ class _Inlined:
                 continue
             args = [self._argument(value, values) for value in node.args]
             if node.operation in NUMBERS:
-                values.append(_ARITHMETIC[node.operation](*args))
+                values.append(ON_SIZES[node.operation](*args))
             else:
                 kwargs = {key: self._argument(value, values) for key, value in node.kwargs.items()}
                 values.append(lookup(node.operation).overload(*args, **kwargs))
@@ -121,7 +121,7 @@ def _no_object(reference: bytes) -> torch.Tensor:
     raise BadRequest("a program refers to its inputs, never to objects")
 
 
-_ARITHMETIC: Final[Mapping[str, Callable[..., Any]]] = {
+ON_SIZES: Final[Mapping[str, Callable[..., Any]]] = {
     "int.add": operator.add,
     "int.sub": operator.sub,
     "int.mul": operator.mul,
@@ -135,3 +135,4 @@ _ARITHMETIC: Final[Mapping[str, Callable[..., Any]]] = {
     "float.sqrt": torch.sym_sqrt,
     "float.from_int": torch.sym_float,
 }
+"""Arithmetic of programs (operations.NUMBERS), on numbers and on sizes that are open."""

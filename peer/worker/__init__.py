@@ -7,6 +7,7 @@ Files in import order. Those marked * import no torch: the peer's process uses t
 
     memory *          sealed memory files, private mappings
     guards *          hashes of the blocks of stored files, and which blocks were checked
+    giving *          how a tensor is given to a process by its channel
     reach *           which memory a strided view can touch
     channel *         framing, descriptors, the blocking and the asyncio form
     operation *       the wire form of one eager operation

@@ -33,11 +33,10 @@ from compute.dtypes import DTYPE_OF, NAME_OF
 from compute.jail import running
 from compute.jail.running import Printer, Work
 from compute.values import header_of
-from peer.worker import export, memory, sandbox
+from peer.worker import export, giving, memory, sandbox
 from peer.worker.channel import BlockingChannel
 from peer.worker.execution import executor
 from peer.worker.faults import as_error
-from peer.worker.guards import BlockHashes
 from peer.worker.objects import Objects
 from peer.worker.sandbox import Ground, Settings
 from protocol import limits
@@ -61,8 +60,8 @@ class Job:
     def take(self, message: Any, descriptors: list[int]) -> bool:
         """One message; True if it was the last. Its descriptors are closed, but for those of the last."""
         match message:
-            case ["provide", id, dtype, shape, offset, _, data, hashes, number]:
-                self._provide(id, TensorHeader(dtype, tuple(shape)), offset, data, hashes, number, descriptors)
+            case ["provide", *fields]:
+                giving.take(self.objects, fields, descriptors)
             case ["blank", id, dtype, shape]:
                 self.objects.put(id, _zeros(TensorHeader(dtype, tuple(shape))))
             case ["job", bytes(work), list(inputs), bool(has_numbers)]:
@@ -73,20 +72,6 @@ class Job:
         for fd in descriptors:
             os.close(fd)
         return False
-
-    def _provide(
-        self,
-        id: bytes,
-        header: TensorHeader,
-        offset: int,
-        data: bytes | None,
-        hashes: Any,
-        number: int | None,
-        descriptors: list[int],
-    ) -> None:
-        source: Any = data if data is not None else (descriptors[0], offset)
-        known = None if hashes is None else BlockHashes.from_wire(hashes)
-        self.objects.provide(id, header, source, read_only=True, hashes=known, number=number)
 
 
 def _zeros(header: TensorHeader) -> torch.Tensor:

@@ -21,6 +21,7 @@ from compute.jail import structure
 from peer.buffers import Buffer, BufferPool
 from peer.worker import answers, memory
 from peer.worker.channel import LoopChannel
+from peer.worker.giving import provided
 from peer.worker.guards import BlockHashes
 from peer.worker.remote import WorkerKey
 from peer.worker.sandbox import Settings
@@ -102,13 +103,7 @@ class Job:
         origin: Any = None,
     ) -> None:
         """A tensor of its inputs, as a worker gets it (remote.Worker.provide); it can never be written."""
-        fields = [object_id, header.dtype, list(header.shape), offset, True]
-        if isinstance(data, int):
-            parts = None if hashes is None or not header.nbytes else hashes.of(offset, header.nbytes).to_wire()
-            self._channel.send(["provide", *fields, None, parts, None], [data])
-        else:
-            header.check_payload(len(data))
-            self._channel.send(["provide", *fields, bytes(data), None, None])
+        self._channel.send(*provided(object_id, header, data, offset, hashes, read_only=True))
 
     def blank(self, object_id: bytes, header: TensorHeader) -> None:
         """Zeros in the place of a tensor of its inputs."""

@@ -15,6 +15,7 @@ from typing import Any
 from peer.buffers import Buffer, BufferPool
 from peer.worker import answers
 from peer.worker.channel import LoopChannel, close_all
+from peer.worker.giving import provided
 from peer.worker.guards import BlockHashes
 from peer.worker.remote import WorkerKey
 from peer.worker.sandbox import Settings
@@ -85,13 +86,7 @@ class Part:
         origin: Any = None,
     ) -> None:
         """A tensor, as a worker gets it (remote.Worker.provide); it can never be written."""
-        fields = [object_id, header.dtype, list(header.shape), offset, True]
-        if isinstance(data, int):
-            parts = None if hashes is None or not header.nbytes else hashes.of(offset, header.nbytes).to_wire()
-            self._channel.send(["provide", *fields, None, parts, None], [data])
-        else:
-            header.check_payload(len(data))
-            self._channel.send(["provide", *fields, bytes(data), None, None])
+        self._channel.send(*provided(object_id, header, data, offset, hashes, read_only=True))
 
     def start(self, what: Mapping[str, Any]) -> None:
         """What it is to do (party.Part)."""

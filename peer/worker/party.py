@@ -48,15 +48,13 @@ from mpc.ring import PRECISION, encode
 from mpc.rounds import Opened, Opening, Protocol, message, opened
 from mpc.script import script_of
 from mpc.secret import Secret
-from peer.worker import export, memory
+from peer.worker import export, giving, memory
 from peer.worker.channel import BlockingChannel
 from peer.worker.faults import as_error
-from peer.worker.guards import BlockHashes
 from peer.worker.objects import Objects
 from peer.worker.sandbox import Settings
 from protocol import limits
 from protocol.errors import BadRequest, GridError, InternalError, PartyFailed
-from protocol.tensors import TensorHeader
 
 SEED, CORRECTIONS, CREDIT, READY, MASK, SHARE, ROUND, BUSY = range(8)
 
@@ -209,8 +207,8 @@ class Mail:
         match each:
             case ["heard", int(sender), int(kind), int(number), int(total), bytes(piece)]:
                 self._on_piece(sender, kind, number, total, piece)
-            case ["provide", id, dtype, shape, offset, _, data, hashes, number]:
-                self._provide(id, TensorHeader(dtype, tuple(shape)), offset, data, hashes, number, descriptors)
+            case ["provide", *fields]:
+                giving.take(self.objects, fields, descriptors)
             case ["part", dict(what)]:
                 self.part = Part.of(what)
             case ["begin"]:
@@ -219,20 +217,6 @@ class Mail:
                 raise InternalError("a process of a secure run was told what is no part of one")
         for fd in descriptors:
             os.close(fd)
-
-    def _provide(
-        self,
-        id: bytes,
-        header: TensorHeader,
-        offset: int,
-        data: bytes | None,
-        hashes: Any,
-        number: int | None,
-        descriptors: list[int],
-    ) -> None:
-        source: Any = data if data is not None else (descriptors[0], offset)
-        known = None if hashes is None else BlockHashes.from_wire(hashes)
-        self.objects.provide(id, header, source, read_only=True, hashes=known, number=number)
 
     def value(self, id: bytes) -> torch.Tensor:
         """A tensor that was provided, its blocks checked."""

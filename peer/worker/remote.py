@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from peer.worker import answers
 from peer.worker.answers import Adopts, Exported, Far, Made, Result, Span, Usage
 from peer.worker.ending import STOPPED
+from peer.worker.giving import provided
 from peer.worker.guards import BlockHashes
 from peer.worker.holdings import Holdings
 from peer.worker.line import Line, WorkerKey
@@ -106,14 +107,9 @@ class Worker(Line):
             origin: what the caller knows a read-only file by. Large values that are parts of it are then not
                 copied: their export is a Span with this origin.
         """
-        fields = [object_id, header.dtype, list(header.shape), offset, read_only]
-        if isinstance(data, int):
-            number = None if origin is None else self._held.numbered(object_id, header.nbytes, origin)
-            parts = None if hashes is None or not header.nbytes else hashes.of(offset, header.nbytes).to_wire()
-            self._tell(["provide", *fields, None, parts, number], [data])
-        else:
-            header.check_payload(len(data))
-            self._tell(["provide", *fields, bytes(data)])
+        is_known = isinstance(data, int) and origin is not None
+        number = self._held.numbered(object_id, header.nbytes, origin) if is_known else None
+        self._tell(*provided(object_id, header, data, offset, hashes, read_only=read_only, number=number))
         self._held.provided(object_id, header, again=read_only)
 
     def run(self, operations: Sequence[Sequence[Any]]) -> asyncio.Future[list[Result]]:
