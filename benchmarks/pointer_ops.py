@@ -24,8 +24,9 @@ from benchmarks import calls, training
 from benchmarks.harness import Figure, interleaved, options, report
 from benchmarks.memory import descendants, memory_of
 from benchmarks.references import Reference
+from peer.pool_settings import PoolSettings, default_threads
 from peer.process import run_loop
-from peer.workers import PoolSettings, WorkerPool, default_threads
+from peer.workers import WorkerPool
 from protocol.tensors import TensorHeader
 
 _FLOATS = 64

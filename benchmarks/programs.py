@@ -21,8 +21,9 @@ import grid
 from benchmarks import calls, networks, steps, training
 from benchmarks.harness import Figure, interleaved, options, report
 from compute.program import Input, Node, Program
+from peer.pool_settings import PoolSettings, default_threads
 from peer.process import run_loop
-from peer.workers import PoolSettings, WorkerPool, default_threads
+from peer.workers import WorkerPool
 from protocol.tensors import TensorHeader
 
 _FLOATS = 64

@@ -18,8 +18,8 @@ from peer.jail_rules import JailRules
 from peer.keys import Identity
 from peer.membership import Member
 from peer.peer import Settings
+from peer.pool_settings import PoolSettings
 from peer.processes import PeerProcess
-from peer.workers import PoolSettings
 from protocol import limits
 from protocol.errors import AlreadyExists, BadRequest, UnknownPeer
 

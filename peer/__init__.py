@@ -37,6 +37,8 @@ Files in import order:
     worker/         the processes that run operations
     jail_rules.py   whose jails run here, and what one may take: decides
     watching.py     what they take of this machine: looked at, booked, bounded
+    pool_settings.py  how many there may be, and what each may use
+    forks.py        forked by a zygote: from the wish for one to its death
     workers.py      starts, finds and ends them
     objects.py      all objects of a peer, found under one rule
     spans.py        values of temporaries on their way out, parts of stored files among them

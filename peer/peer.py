@@ -35,6 +35,7 @@ from peer.neighbours import Neighbour, Neighbours
 from peer.notes import Notes
 from peer.objects import Objects
 from peer.opening import open_as_dialer, open_or_line
+from peer.pool_settings import PoolSettings
 from peer.programs import Programs
 from peer.pulls import Pulls
 from peer.requests import Parts, Requests
@@ -44,7 +45,7 @@ from peer.store.store import Store
 from peer.transfers import Transfers
 from peer.upkeep import Upkeep
 from peer.uploads import Uploads
-from peer.workers import PoolSettings, WorkerPool
+from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import GridError, LinkError, PortInUse, SetupError
 from protocol.handshake import Introduction, Remote

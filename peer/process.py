@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 from peer import failpoints
 from peer.folders import Folders
 from peer.peer import Peer, Settings
-from peer.workers import PoolSettings
+from peer.pool_settings import PoolSettings
 from protocol import limits
 from protocol.errors import GridError, InternalError
 

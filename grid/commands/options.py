@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from peer.workers import PoolSettings
+    from peer.pool_settings import PoolSettings
 
 
 def peer_names(incomplete: str) -> list[str]:
@@ -143,7 +143,7 @@ def pool_settings(
         BadParameter: a value that cannot be.
     """
     from peer.jail_rules import JailRules
-    from peer.workers import PoolSettings
+    from peer.pool_settings import PoolSettings
     from protocol.errors import BadRequest
     from search.fields import FIELDS
 

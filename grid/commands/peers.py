@@ -13,8 +13,8 @@ from protocol.errors import UnknownPeer
 if TYPE_CHECKING:
     from grid.mesh import Mesh
     from peer.peer import Peer, Settings
+    from peer.pool_settings import PoolSettings
     from peer.processes import PeerProcess
-    from peer.workers import PoolSettings
 
 
 def start(settings: Settings, log_level: str) -> None:

@@ -126,6 +126,11 @@ class Job:
         return self._why is not None
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether the process is to go on."""
+        return not (self.is_lost or self.is_over)
+
+    @property
     def is_over(self) -> bool:
         """Whether it has nothing more to say."""
         return self._over.done()

@@ -77,6 +77,11 @@ class Line:
     def is_lost(self) -> bool:
         return self.lost.done()
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the process is to go on."""
+        return not self.lost.done()
+
     def on_lost(self, callback: Callable[[WorkerLost], None]) -> None:
         """Called from the loop when the process is gone, with the error that its values have become."""
         self.lost.add_done_callback(lambda future: None if future.cancelled() else callback(future.result()))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from peer.worker.channel import LoopChannel, close_all
 from peer.worker.sandbox import Settings
@@ -22,6 +22,10 @@ MODULE: Final = "peer.worker.zygote"
 _PASSED_ON: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
 # One thread each: a process with more cannot be forked safely. A worker may raise its own number afterwards.
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+Kind = Literal["spawn", "jail", "party"]
+"""What a process is for: a worker, one jail, parts in secure runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +66,9 @@ class ZygoteProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def spawn(self, seq: int, settings: Settings, channel: socket.socket) -> None:
-        """One more worker, on the other end of `channel` (which stays the caller's to close)."""
-        self._channel.send(["spawn", seq, settings.to_wire()], [channel.fileno()])
-
-    def spawn_jail(self, seq: int, settings: Settings, channel: socket.socket) -> None:
-        """A process for one jail, likewise; told as one that was spawned, refused or has exited."""
-        self._channel.send(["jail", seq, settings.to_wire()], [channel.fileno()])
-
-    def spawn_party(self, seq: int, settings: Settings, channel: socket.socket) -> None:
-        """A process for one part in a secure run, likewise."""
-        self._channel.send(["party", seq, settings.to_wire()], [channel.fileno()])
+    def spawn(self, kind: Kind, seq: int, settings: Settings, channel: socket.socket) -> None:
+        """One more process, on the other end of `channel` (which stays the caller's to close)."""
+        self._channel.send([kind, seq, settings.to_wire()], [channel.fileno()])
 
     def kill(self, pid: int) -> None:
         """Kills a worker, unless it has ended already."""

@@ -26,9 +26,9 @@ from peer.folders import Folders
 from peer.jail_rules import JailRules
 from peer.keys import Identity
 from peer.neighbours import Neighbours
+from peer.pool_settings import PoolSettings
 from peer.worker import job, kernel, memory
 from peer.worker.sandbox import Settings
-from peer.workers import PoolSettings
 from protocol import limits
 from protocol.errors import Denied, GridError, TooLarge
 from tests.attacks import escapes, jail_escapes

@@ -9,7 +9,7 @@ import pytest
 
 from grid.commands import peers as commands
 from peer.peer import Settings
-from peer.workers import PoolSettings
+from peer.pool_settings import PoolSettings
 
 Grid = Callable[..., Any]
 

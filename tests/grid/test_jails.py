@@ -19,7 +19,7 @@ from grid.local_grid import Processes
 from peer.folders import Folders
 from peer.jail_rules import JailRules
 from peer.keys import Identity
-from peer.workers import PoolSettings
+from peer.pool_settings import PoolSettings
 from protocol.errors import BadJail, BadRequest, Denied, GridError, JailFailed
 from tests.grid import jail_sources
 from tests.waiting import PATIENCE, until

@@ -25,9 +25,10 @@ from peer import machine
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.peer import Peer, Settings
+from peer.pool_settings import PoolSettings
 from peer.processes import PeerProcess
 from peer.worker.remote import Worker
-from peer.workers import PoolSettings, WorkerPool
+from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import GridError, TooLarge, WorkerLost
 from tests.waiting import descriptors, process_ended, until

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from peer.buffers import Buffer
+from peer.pool_settings import PoolSettings
 from peer.worker import memory
-from peer.workers import PoolSettings, Result, Worker, WorkerPool
+from peer.workers import Result, Worker, WorkerPool
 from protocol.errors import GridError
 from protocol.tensors import TensorHeader
 from tests.waiting import until

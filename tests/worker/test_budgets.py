@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from peer import machine
+from peer.pool_settings import PoolSettings
 from peer.worker.budgets import Budgets
-from peer.workers import PoolSettings, PrincipalStatistics, Settings
+from peer.workers import PrincipalStatistics, Settings
 from protocol import limits
 from protocol.errors import BadRequest, GridError, TooLarge
 from tests.waiting import until
@@ -376,7 +377,7 @@ def test_to_die_is_no_way_not_to_be_counted(poor: Asker) -> None:
         worker = poor.worker
         await worker.usage()
         future = worker.run([["aten.rand.default", [[100]], {}, [new_id()]]])
-        poor.pool._by_pid.pop(worker.pid or 0, None)  # as if the zygote had told of its end
+        poor.pool._forks._by_pid.pop(worker.pid or 0, None)  # as if the zygote had told of its end
         poor.pool._watching._looked = asyncio.get_running_loop().time() - 0.7
         worker.kill()
         await asyncio.wait([future])

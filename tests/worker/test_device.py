@@ -12,11 +12,12 @@ from xxhash import xxh3_64_intdigest
 from compute.table import lookup
 from peer.folders import Folders
 from peer.peer import Peer, Settings
+from peer.pool_settings import PoolSettings
 from peer.worker.device import Device, unavailable
 from peer.worker.guards import BlockHashes
 from peer.worker.objects import Objects
-from peer.workers import PoolSettings, WorkerPool
 from peer.workers import Settings as WorkerSettings
+from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import BadRequest, Corrupt, ReadOnly, SetupError, TooLarge
 from protocol.tensors import TensorHeader

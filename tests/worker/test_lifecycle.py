@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from peer.pool_settings import PoolSettings
 from peer.worker.remote import Worker
-from peer.workers import PoolSettings, Settings, WorkerPool
+from peer.workers import Settings, WorkerPool
 from protocol.errors import GridError, InternalError, NotFound, TooLarge, WorkerLost
 from tests.waiting import PATIENCE, descriptors, no_descriptors_left, process_ended
 from tests.worker.conftest import Asker, Workplace, content, header_of, new_id

@@ -23,9 +23,10 @@ from peer.neighbours import Neighbours
 from peer.opening import open_as_dialer
 from peer.peer import Peer
 from peer.peer import Settings as PeerSettings
+from peer.pool_settings import PoolSettings
 from peer.worker import confinement, kernel, landlock, seccomp
 from peer.worker.sandbox import Settings
-from peer.workers import PoolSettings, WorkerPool
+from peer.workers import WorkerPool
 from protocol.errors import SetupError
 from protocol.handshake import Introduction
 from tests.attacks.den import Den

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from compute.program import Input, Node, Program
+from peer.pool_settings import PoolSettings
 from peer.worker.remote import Result
 from peer.worker.watch import Watch, beat
-from peer.workers import PoolSettings
 from protocol import limits
 from protocol.errors import GridError, TooLarge, WorkerLost
 from tests.waiting import PATIENCE, process_ended
