@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The tests start hundreds of processes from these sources: without bytecode each of them compiles them anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check format lint types install clean
 

@@ -337,8 +337,15 @@ async def run(
         str | None, typer.Option(metavar="PEERS", help="Compute on secret shares at these, such as alice,bob.")
     ] = None,
     provider: Annotated[
-        str | None, typer.Option(metavar="PEER", help="Who deals randomness to them, and sees no data.")
+        str | None,
+        typer.Option(metavar="PEER", help="Who deals randomness to them, and sees no data. Three can do without."),
     ] = None,
+    precision: Annotated[
+        int | None, typer.Option(metavar="BITS", help="Fractional bits of secret reals, 10 to 24; else 16.")
+    ] = None,
+    checked: Annotated[
+        bool, typer.Option("--checked", help="With MACs: nobody has a result if a party changes a bit of anything.")
+    ] = False,
     out: Out = None,
     force: Force = False,
     as_json: Json = False,
@@ -346,7 +353,7 @@ async def run(
     """Run a plan where its data are, and print its result: its arguments are found by query, one object each."""
     from grid.commands import computing as commands
 
-    team = commands.secure(parties, provider)
+    team = commands.secure(parties, provider, checked, precision)
     wanted = commands.Wanted(explain, at_each, reduce, out, force, as_json, team)
     await commands.run(g, plan, arguments or (), wanted)
 

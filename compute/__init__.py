@@ -41,12 +41,15 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     pulse          a running program looks at the clock
     report         what each node took
     looks          whether inputs look as declared, or as they did before
+    proven         values that need no second look: indices that a pooling made
+    known          what is known of the steps of a block that ran
     interpreter    runs a program
     stand_ins      what stands for values that have a shape alone
     following      a program on shapes alone: its values, cost and memory
     forecast       what a program costs, before it runs
     program_types  whether the types of a program's values fit, and its text with them
     tracing        what capture and model share: graphs to programs
+    scalar_indices x[i], where i is in a tensor
     refusals       what a captured function must not do
     effects        what it does besides giving a result
     frames         what it did, frame by frame
@@ -55,10 +58,12 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     steady         bodies of loops, settled
     through        gradients through loops and branches
     bodies         bodies of loops, traced
+    scans          scans, as one node each, and gradients through loops
     loops          loops and branches, as one node each
     hooks          torch's own operators for them
     inlining       programs that the function calls
     stepping       optimisers in it
+    keeping        modules as they were, after they were run for something else
     given          its arguments, with other tensors in their places
     assembling     frames to programs
     capturing      one capture
@@ -68,7 +73,9 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     lowering       exported graphs in operations of the table
     model_spec     a captured model as data
     open_sizes     sizes that an export fixed without need
-    model          an nn.Module as a program, for any batch size, and back
+    program_module programs as modules and functions here
+    looped_model   the same of a module with loops and branches that stay such
+    model          an nn.Module as a program, for any batch size
     jail/          source that runs where the data are: its rules, its scope, its results
     exporting      a program as plain torch: .pt2, .onnx
     importing/     models in files of other makers, read as data

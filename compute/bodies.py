@@ -19,9 +19,19 @@ recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
 """The capture that goes on, in whose frames loops are noted; None: they run as Python."""
 
 
+class LoopMet(BaseException):
+    """A loop or branch that is to stay one came up in what cannot hold it. Nothing but its catcher is to catch it."""
+
+
+refusing: ContextVar[bool] = ContextVar("refusing", default=False)
+"""Whether loops and branches raise LoopMet where nothing is recorded."""
+
+
 def active() -> Recorder | None:
     """The recorder that loops go into. None inside a transform of torch.func: there they are written out."""
     recorder = recording.get()
+    if recorder is None and refusing.get():
+        raise LoopMet
     if recorder is None or torch._C._functorch.peek_interpreter_stack() is not None:
         return None
     return recorder

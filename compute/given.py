@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from compute.dtypes import NAME_OF
+from compute.keeping import kept
 from protocol.errors import CannotCapture
 
 
@@ -140,27 +141,19 @@ class Given:
     def swapped(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Modules and optimisers with these tensors in place of their own, for a while. All of what they are comes back
         afterwards, also what the function made them keep."""
-        parts = {id(part): part for found in self.modules for part in found.module.modules()}.values()
-        tables = ("_parameters", "_buffers", "_modules")
-        saved = [(part, dict(part.__dict__), {t: dict(part.__dict__[t]) for t in tables}) for part in parts]
         groups = [[dict(group) for group in found.optimizer.param_groups] for found in self.optimizers]
-        kept = [found.optimizer.state for found in self.optimizers]
+        states = [found.optimizer.state for found in self.optimizers]
         try:
-            for found in self.modules:
-                for name, path in found.names.items():
-                    owner, leaf = _place(found.module, name)
-                    (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = tensors[path]  # type: ignore[assignment]
-            for template in self.optimizers:
-                _swap_optimizer(template, tensors)
-            yield
+            with kept(found.module for found in self.modules):
+                for found in self.modules:
+                    for name, path in found.names.items():
+                        owner, leaf = _place(found.module, name)
+                        (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = tensors[path]  # type: ignore[assignment]
+                for template in self.optimizers:
+                    _swap_optimizer(template, tensors)
+                yield
         finally:
-            for part, attributes, contents in saved:
-                part.__dict__.clear()
-                part.__dict__.update(attributes)
-                for table, content in contents.items():
-                    part.__dict__[table].clear()
-                    part.__dict__[table].update(content)
-            for template, before, state in zip(self.optimizers, groups, kept, strict=True):
+            for template, before, state in zip(self.optimizers, groups, states, strict=True):
                 for group, values in zip(template.optimizer.param_groups, before, strict=False):
                     group.clear()
                     group.update(values)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from compute import bodies, loops
+from compute import bodies, loops, scans
 from compute.recorder import Recorder
 from compute.refusals import refusal
 
@@ -46,7 +46,7 @@ def _scan(combine: Callable[..., Any], init: Sequence[Any], xs: Sequence[Any], m
             return list(torch.utils._pytree.tree_leaves(found[0])), list(torch.utils._pytree.tree_leaves(found[1]))
         return found[: len(init)], found[len(init) :]
 
-    carried, kept = loops.scan(_recorder("scan"), step, list(init), list(xs), False)
+    carried, kept = scans.scan(_recorder("scan"), step, list(init), list(xs), False)
     return carried, kept
 
 

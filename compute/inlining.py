@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from compute import bodies, flow, loops
+from compute import bodies, flow, loops, scans
 from compute.flow import Flow
 from compute.looks import check_inputs
 from compute.operations import NUMBERS
@@ -95,7 +95,7 @@ class _Inlined:
             given = run(last, *before, *slices)
             return given[: len(carried)], given[len(carried) :]
 
-        end, kept = loops.scan(recorder, step, carried, sliced, found.reverse)
+        end, kept = scans.scan(recorder, step, carried, sliced, found.reverse)
         return [*end, *kept]
 
     def _argument(self, value: Any, values: list[Any]) -> Any:

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from compute import numbers
 from compute.bounds import Result
-from compute.estimate import Estimate, check_allowed, check_size, failed, guarded, infer
+from compute.cost import ALLOWED
+from compute.estimate import Estimate, check_allowed, check_size, failed, guarded
 from compute.flow import Flow
 from compute.iterating import run_flow
+from compute.known import NO_CONJUGATES, Known, Look, Number, Operation, operation
 from compute.layout import laid_out
 from compute.looks import check_inputs, looks_of
 from compute.prepared import Block, Prepared, Step, arguments, outputs, prepare, resolve
@@ -34,7 +36,8 @@ from protocol import limits
 from protocol.errors import BadRequest, GridError
 
 Execute = Callable[[Entry, Sequence[Any], Mapping[str, Any]], Any]
-"""Runs one operation. It may have methods besides: `again` (see there) runs one of which is known what it looks like;
+"""Runs one operation. It may have methods besides: `again` (see there) runs one of which is known what it looks like,
+and `is_free` (see there) says when that need not be asked where nothing hangs on values and nothing is written;
 `flow(flow, carried, body)` and `number(operation, args)` run in its own way what is no operation of the table, and
 `stand_in(tensor)` gives what it has for a constant."""
 
@@ -79,9 +82,14 @@ def again(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any], estimate
     return call(entry, args, kwargs, estimate.results)
 
 
+def is_free(largest: int, seconds: float) -> bool:
+    """Whether an operation that takes so many bytes and so long may run, as far as this process has room and time."""
+    return largest + ALLOWED.held <= ALLOWED.memory and seconds <= ALLOWED.seconds
+
+
 def call(entry: Entry, bound: Sequence[Any], named: Mapping[str, Any], results: Sequence[Result | None]) -> Any:
     """Runs the operation on arguments that were checked. What it gives lies in memory as `results` say."""
-    if entry.name == _NO_CONJUGATES:
+    if entry.name == NO_CONJUGATES:
         bound = [bound[0].resolve_conj(), *bound[1:]]
     try:
         value = entry.overload(*bound, **named)
@@ -90,10 +98,6 @@ def call(entry: Entry, bound: Sequence[Any], named: Mapping[str, Any], results: 
         raise
     except Exception as error:
         raise failed(entry.name, error) from None
-
-
-# Who asks does not know which values are conjugated lazily where they are, so that it cannot resolve them before.
-_NO_CONJUGATES: Final = "aten.view_as_real.default"
 
 
 instead: ContextVar[Callable[[Program, Sequence[Any]], Any] | None] = ContextVar("instead", default=None)
@@ -126,7 +130,6 @@ def run(
     elsewhere = instead.get()
     if elsewhere is not None:
         return elsewhere(program, inputs)
-    check_inputs("the program", program.inputs, inputs)
     prepared = prepare(program)
     if report is not None:
         report.given(inputs)
@@ -135,28 +138,6 @@ def run(
 
 
 # --- a run ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Operation:
-    """What is known of a step: its results look like this."""
-
-    estimate: Estimate
-    guard: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _Number:
-    """What is known of a step: it gives this."""
-
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """Of a step whose results hang on data: so they looked, and what is known of later steps holds for that."""
-
-    key: Any
 
 
 class _Run:
@@ -175,6 +156,7 @@ class _Run:
         self._constants = prepared.constants() if stand_in is None else list(map(stand_in, prepared.constants()))
         is_watched = report is not None or note is not None or torch._C._len_torch_dispatch_stack()
         self._again = None if is_watched else _again_of(execute)
+        self._is_free = is_free if _again_of(execute) is again else getattr(execute, "is_free", _never)
 
     def block(self, block: Block, values: list[Any]) -> list[Any]:
         """The values of a block run on these inputs, without those that nothing needs; the list is used up."""
@@ -189,14 +171,13 @@ class _Run:
         if known is not None:
             self._run_again(block, values, known)
             return values
-        if block.body is not None:
-            check_inputs(f"body {block.body}", block.inputs, values[:count])
-        known = []
-        self._run(block, values, block.steps, known if key is not None else None)
+        check_inputs("the program" if block.body is None else f"body {block.body}", block.inputs, values[:count])
+        found: list[Any] = []
+        self._run(block, values, block.steps, found if key is not None else None)
         if key is not None:
             if len(block.known) >= limits.MAX_LOOKS:
                 block.known.clear()
-            block.known[key] = known
+            block.known[key] = Known.of(block, found)
         return values
 
     def _copy(self, value: Any) -> Any:
@@ -227,53 +208,63 @@ class _Run:
             values[step.number] = list(map(self._copy, results)) if step.copies else results
         elif step.entry is None:
             values[step.number] = number = self._number(step.operation, arguments(step, values)[0])
-            found = _Number(number)
+            found = Number(number)
         else:
             args, kwargs = arguments(step, values)
             if is_learning and step.entry.category != "size":
-                found = _found(step.entry, args, kwargs)
+                found = operation(step.entry, args, kwargs)
             # Straight into its place: a name for it here would keep it alive during the next step.
             values[step.number] = self._execute(step.entry, args, kwargs)
             if step.entry.category == "size":
-                found = _Number(values[step.number])
+                found = Number(values[step.number])
         if self._report is not None:
             self._report.ends(values[step.number])
         if self._note is not None:
             self._note(block.body, step.number, values[step.number])
-        return found if found is not None or not is_learning else _Look(looks_of(values[step.number]))
+        return found if found is not None or not is_learning else Look(looks_of(values[step.number]))
 
-    def _run_again(self, block: Block, values: list[Any], known: list[Any]) -> None:
+    def _run_again(self, block: Block, values: list[Any], found: Known) -> None:
         """Runs all steps, of each of which this is known."""
         again, pulse = self._again, self._pulse
         assert again is not None
-        for step, of_step in zip(block.steps, known, strict=True):
+        is_free = self._is_free(found.largest, found.seconds)
+        for step, known in zip(block.steps, found.steps, strict=True):
             try:
                 if clock() > pulse.due:
                     self._look(block, step)
-                if type(of_step) is _Operation:
-                    args = step.args.copy()
+                if isinstance(known, Operation):
+                    args, kwargs = step.args.copy(), step.kwargs
                     for position, number in step.direct:
                         args[position] = values[number]
                     for position, template in step.nested:
                         args[position] = resolve(template, values)
-                    kwargs = step.kwargs
                     if kwargs:
                         kwargs = {name: resolve(value, values) for name, value in kwargs.items()}
-                    values[step.number] = again(step.entry, args, kwargs, of_step.estimate, of_step.guard)
-                elif type(of_step) is _Number:
-                    values[step.number] = of_step.value
-                elif not self._looks_as_before(block, step, values, of_step):
+                    if is_free and known.stride is not None:
+                        value = known.entry.overload(*args, **kwargs)
+                        is_as_known = value.stride() == known.stride
+                        values[step.number] = value if is_as_known else laid_out(value, known.estimate.results)
+                        del value  # or it would live on during the next step
+                    else:
+                        values[step.number] = again(known.entry, args, kwargs, known.estimate, known.guard)
+                        if is_free and known.entry.writes:  # that may take memory
+                            is_free = self._is_free(found.largest, found.seconds)
+                elif isinstance(known, Number):
+                    values[step.number] = known.value
+                elif not self._looks_as_before(block, step, values, known):
                     self._run(block, values, block.steps[step.at + 1 :])
                     return
+                else:
+                    is_free = self._is_free(found.largest, found.seconds)
             except Exception as error:
                 raise _at_node(error, block, step) from None
             for number in step.frees:
                 values[number] = None
 
-    def _looks_as_before(self, block: Block, step: Step, values: list[Any], known: _Look) -> bool:
+    def _looks_as_before(self, block: Block, step: Step, values: list[Any], found: Look) -> bool:
         """Runs a step whose results hang on data, and says whether what is known of later steps holds this time."""
         self._step(block, step, values, False)
-        holds = known.key is not None and looks_of(values[step.number]) == known.key
+        holds = found.key is not None and looks_of(values[step.number]) == found.key
         if not holds:
             for number in step.frees:
                 values[number] = None
@@ -327,11 +318,8 @@ def _again_of(found: Any) -> Callable[..., Any] | None:
     return again if found is execute else getattr(found, "again", None)
 
 
-def _found(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Operation | None:
-    """What is known of this call before it runs; None where its results hang on data."""
-    bound, named = entry.bind(args, kwargs)
-    estimate = infer(entry, bound, named)
-    return _Operation(estimate, VALUE_GUARDS.get(entry.name)) if estimate.is_exact else None
+def _never(largest: int, seconds: float) -> bool:
+    return False
 
 
 def _at_node(error: Exception, block: Block, step: Step) -> GridError:

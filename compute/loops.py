@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 from compute import steady, through
 from compute.bodies import (
     Carried,
-    active,
     as_carried,
     begin,
     close,
@@ -31,6 +30,7 @@ from compute.bodies import (
 from compute.frames import Call, Frame, Ref, Source, replaced
 from compute.recorder import Recorder
 from compute.refusals import refusal
+from compute.scans import back_through, kept_of
 from compute.steady import Body, settled
 
 
@@ -62,8 +62,8 @@ def repeat(recorder: Recorder, count: Any, step: Callable[..., Any], values: tup
     def back(grads: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
         through.check_pure(body.carried, body.first)
         numbers = torch.arange(rest)
-        kept = _kept(recorder, here, call, carried.tensors, rest)
-        return _back_through(lambda c, s: run(s[0], *c), grads, (kept, [numbers]), parameters, len(made))[0]
+        kept = kept_of(recorder, here, call, carried.tensors, rest)
+        return back_through(lambda c, s: run(s[0], *c), grads, (kept, [numbers]), parameters, len(made))[0]
 
     inputs = [*carried.tensors, *parameters]
     return carried.rebuilt(through.attached(made, inputs, body.frame.is_smooth, back))
@@ -90,115 +90,6 @@ def _wire_count(recorder: Recorder, count: Any) -> Any:
     if isinstance(count, torch.SymInt) and recorder.open_sizes is not None:
         return recorder.open_sizes.value(count, recorder.frame)
     return count
-
-
-def scan(
-    recorder: Recorder, step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, reverse: bool
-) -> tuple[Any, Any]:
-    carried = Carried((init,), recorder)
-    sliced, spec = pytree.tree_flatten(xs)
-    length = sliced[0].shape[0]
-    if any(bool(tensor.shape[0] != length) for tensor in sliced):
-        raise refusal("what is scanned differs in length along dimension 0")
-    made_of: list[Any] = []
-
-    def run(*tensors: torch.Tensor) -> list[torch.Tensor]:
-        count = len(carried.tensors)
-        (before,) = carried.rebuilt(tensors[:count])
-        result = step(before, pytree.tree_unflatten(list(tensors[count:]), spec))
-        if not isinstance(result, tuple | list) or len(result) != 2:
-            raise refusal("the step of a scan gives two things: what is carried, and what is kept of each slice")
-        kept, made_spec = pytree.tree_flatten(result[1])
-        tensors_kept = [leaf if isinstance(leaf, torch.Tensor) else recorder.scalar(leaf) for leaf in kept]
-        made_of[:] = [made_spec, tensors_kept]
-        return [*carried.of((result[0],), "what the step of a scan carries"), *tensors_kept]
-
-    count = len(carried.tensors)
-    given = [*((f"carried.{n}", tensor) for n, tensor in enumerate(carried.tensors))]
-    given += [(f"slice.{n}", like_slice(recorder, tensor)) for n, tensor in enumerate(sliced)]
-    body = settled(lambda before: traced(recorder, given, run, before))
-    initial = [recorder.find(tensor) for tensor in carried.tensors]
-    heads: list[torch.Tensor] = []
-    if body.first is not None:
-        at = -1 if reverse else 0
-        firsts = [tensor.select(0, at) for tensor in sliced]
-        begin(recorder, body.first, [*initial, *(recorder.find(tensor) for tensor in firsts)])
-        initial = body.first.outputs[:count]
-        heads = results(recorder, made_of[1])
-        for tensor, value in zip(heads, body.first.outputs[count:], strict=True):
-            recorder.frame.know(tensor, value)
-        sliced = [tensor[:-1] if reverse else tensor[1:] for tensor in sliced]
-        length = length - 1
-    operands = close(body, count, len(sliced))
-    stacked = [recorder.empty((length, *like.shape), like.dtype) for like in made_of[1]]
-    made = results(recorder, carried.tensors)
-    args = [
-        body.frame,
-        [*initial, *outer(recorder, body.carried)],
-        [recorder.find(t) for t in sliced],
-        outer(recorder, operands),
-    ]
-    parameters = through.used(body.frame)
-    named = {"reverse": True} if reverse else {}
-    call = noted(recorder, "flow.scan", args, body, [*made, *stacked], count, **named)
-    here, slices = recorder.frame, sliced
-
-    def back(grads: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-        through.check_pure(body.carried, body.first)
-        kept = _kept(recorder, here, call, carried.tensors, length)
-        found, of_slices = _back_through(
-            lambda c, s: run(*c, *s), grads, (kept, slices), parameters, count, not reverse
-        )
-        return [*found[:count], *of_slices, *found[count:]]
-
-    inputs = [*carried.tensors, *slices, *parameters]
-    results_ = through.attached([*made, *stacked], inputs, body.frame.is_smooth, back)
-    made, stacked = results_[:count], results_[count:]
-    if heads:
-        parts = [(head.unsqueeze(0), rest) for head, rest in zip(heads, stacked, strict=True)]
-        stacked = [torch.cat((rest, head) if reverse else (head, rest)) for head, rest in parts]
-    return carried.rebuilt(made)[0], pytree.tree_unflatten(stacked, made_of[0])
-
-
-def _kept(
-    recorder: Recorder, frame: Frame, call: Call, carried: Sequence[torch.Tensor], length: Any
-) -> list[torch.Tensor]:
-    likes = [recorder.empty((length, *tensor.shape), tensor.dtype) for tensor in carried]
-    return through.keep_carried(recorder, frame, call, len(carried), likes)
-
-
-def _back_through(
-    run: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], Sequence[torch.Tensor]],
-    grads: Sequence[torch.Tensor],
-    before: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
-    parameters: Sequence[torch.Tensor],
-    count: int,
-    reverse: bool = True,
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The gradients of what was carried into the first step and of `parameters`, and those of the slices, stacked.
-
-    `before`: what was carried into each step, and the slices; `run` makes one step of them. `grads`: of what is carried
-    in the end (`count` values), and of what each step gave besides.
-    """
-    recorder = active()
-    assert recorder is not None
-    kept, slices = before
-
-    def step(carried: Any, given: Any) -> tuple[Any, Any]:
-        of_carried, sums = carried
-        inputs, parts, of_kept = (through.leaves(given[0]), through.leaves(given[1]), given[2])
-        with torch.enable_grad():
-            made = run(inputs, parts)
-            found = through.gradients(made, [*inputs, *parts, *parameters], [*of_carried, *of_kept])
-        found = [grad.detach() for grad in found]
-        so_far = [total + grad for total, grad in zip(sums, found[len(inputs) + len(parts) :], strict=True)]
-        return (found[: len(inputs)], so_far), found[len(inputs) : len(inputs) + len(parts)]
-
-    init = (list(grads[:count]), [torch.zeros_like(tensor) for tensor in parameters])
-    with torch.no_grad():
-        xs = (list(kept), [part.detach() for part in slices], list(grads[count:]))
-        (of_carried, sums), of_slices = scan(recorder, step, init, xs, reverse)
-    return [*of_carried, *sums], of_slices
 
 
 def while_loop(
@@ -325,7 +216,7 @@ def mapped(recorder: Recorder, function: Callable[..., Any], xs: Any, more: tupl
     noted(recorder, "flow.map", args, body, made, len(made))
 
     def back(grads: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-        found, of_slices = _back_through(lambda _, s: run(*s), grads, ([], sliced), parameters, 0)
+        found, of_slices = back_through(lambda _, s: run(*s), grads, ([], sliced), parameters, 0)
         return [*of_slices, *found]
 
     inputs = [*sliced, *parameters]

@@ -1,4 +1,4 @@
-"""An nn.Module of any architecture as a program, and a module made from such a program.
+"""An nn.Module of any architecture as a program.
 
 Captured with torch.export in evaluation form, with every dimension of the inputs left open that the module itself
 leaves open: one program serves any batch size. Composite operations (linear, flatten, conv2d) stay whole, so it
@@ -19,61 +19,24 @@ from torch.export import Dim, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from compute import interpreter
+from compute.bodies import LoopMet, refusing
 from compute.dtypes import NAME_OF
 from compute.examples import find_example, runs
+from compute.keeping import kept
+from compute.looped_model import looped_spec
 from compute.lowering import lowered
 from compute.model_spec import ModelSpec, Slot, named_tensors
 from compute.open_sizes import with_open_sizes
 from compute.program import Input
+from compute.program_module import ProgramModule
 from compute.sharing import written_inputs
 from compute.signature import Argument, Signature, template
 from compute.tracing import ProgramBuilder, is_small, quiet, shape_of, unique, without_checks
 from compute.values import header_of
-from protocol.errors import BadRequest, BadTensor, CannotCapture
+from protocol.errors import BadTensor, CannotCapture
 from protocol.tensors import TensorHeader
 
 __all__ = ["ModelSpec", "ProgramModule", "Slot", "capture_model"]
-
-
-class ProgramModule(nn.Module):
-    """A module that runs a ModelSpec on tensors of any kind: plain, meta, fake, or pointers.
-
-    Parameters, buffers and state_dict have the names of the original. It is the evaluation form that was captured:
-    dropout does nothing and batch normalisation uses its running statistics, also after `train()`. Gradients flow.
-
-    Args:
-        spec: what `capture_model` gave.
-        tensors: the value of every slot by name; those that are the same as another may be left out.
-
-    Raises:
-        BadRequest: a tensor is missing, or is not of the dtype and shape that the spec names.
-    """
-
-    def __init__(self, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        self._spec = spec
-        self._order: list[str] = [slot.name for slot in spec.slots if slot.same_as is None]
-        held: dict[str, torch.Tensor] = {}
-        for slot in spec.slots:
-            tensor = held.get(slot.same_as or "")
-            held[slot.name] = tensor = _fitting(slot, tensors) if tensor is None else tensor
-            _register(self, slot, tensor)
-        self.eval()
-
-    @property
-    def spec(self) -> ModelSpec:
-        """What it was made from."""
-        return self._spec
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The captured forward, with its arguments; those that were no tensors are as they were then."""
-        given = self._spec.signature.bind(args, kwargs)
-        held = [_held(self, name) for name in self._order]
-        return interpreter.run(self._spec.program, [*held, *(given[name] for name in self._spec.inputs)])
-
-    def extra_repr(self) -> str:
-        return f"{len(self._spec.program.nodes)} operations, program {self._spec.program.id[:12]}"
 
 
 def capture_model(module: nn.Module, example: Any = None) -> ModelSpec:
@@ -98,13 +61,16 @@ def capture_model(module: nn.Module, example: Any = None) -> ModelSpec:
             args, kwargs = find_example(module)
         else:
             args, kwargs = _two_rows(module, *_arguments(example))
-        return with_open_sizes(
-            module,
-            args,
-            kwargs,
-            lambda *given: _spec(module, lowered(_exported(module, *given))),
-            any_rank=example is None,
-        )
+        try:
+            return with_open_sizes(
+                module,
+                args,
+                kwargs,
+                lambda *given: _spec(module, lowered(_exported(module, *given))),
+                any_rank=example is None,
+            )
+        except LoopMet:
+            return looped_spec(module, args, kwargs)
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -132,10 +98,13 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             shapes = pytree.tree_map(
                 lambda t, dims=open_dims: dims(t) if isinstance(t, torch.Tensor) and t.dim() else None, dict(bound)
             )
+        token = refusing.set(True)
         try:
             return export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch raises whatever the module's code met
             refusal = refusal or error
+        finally:
+            refusing.reset(token)
     lines = [line for line in str(refusal).strip().splitlines() if line.strip()]
     raise CannotCapture(
         f"torch.export refuses the module: {type(refusal).__name__}: {(lines or ['no message'])[0][:500]}"
@@ -163,7 +132,7 @@ def _spec(module: nn.Module, exported: Any) -> ModelSpec:
         elif node.op == "output":
             leaves = node.args[0]
         elif node.op != "placeholder":
-            raise CannotCapture(f"the module branches through {node.target}, which programs do not have yet")
+            raise LoopMet  # torch.cond and the like: their bodies are graphs of their own
     specs = exported.graph_signature.output_specs
     kept = [leaf for leaf, spec in zip(leaves, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
     outputs = _plain(pytree.tree_unflatten(kept, exported.call_spec.out_spec))
@@ -294,55 +263,6 @@ def _fields(value: Any) -> Any:
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """The module in evaluation mode; afterwards all of it is as it was, also what its forward left behind."""
-    tables = ("_parameters", "_buffers", "_modules")
-    saved = [(part, dict(part.__dict__), {t: dict(part.__dict__[t]) for t in tables}) for part in module.modules()]
-    module.eval()
-    try:
+    with kept([module]):
+        module.eval()
         yield
-    finally:
-        for part, attributes, contents in saved:
-            part.__dict__.clear()
-            part.__dict__.update(attributes)
-            for table, content in contents.items():
-                part.__dict__[table].clear()
-                part.__dict__[table].update(content)
-
-
-def _fitting(slot: Slot, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    tensor = tensors.get(slot.name)
-    if tensor is None:
-        raise BadRequest(f"the model's {slot.kind} {slot.name!r} is missing")
-    if tuple(tensor.shape) != slot.header.shape or NAME_OF.get(tensor.dtype) != slot.header.dtype:
-        have = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
-        raise BadRequest(f"{slot.name!r} is {slot.header.dtype} {list(slot.header.shape)}, but {have} was given")
-    if slot.kind != "parameter" or isinstance(tensor, nn.Parameter):
-        return tensor
-    return nn.Parameter(tensor, requires_grad=slot.is_trainable)
-
-
-def _register(root: nn.Module, slot: Slot, tensor: torch.Tensor) -> None:
-    *path, leaf = slot.name.split(".")
-    owner = root
-    for part in path:
-        child = owner._modules.get(part)
-        if child is None:
-            owner._modules[part] = child = nn.Module()
-        owner = child
-    # Into the tables themselves: the names come from elsewhere, and setattr would let them meet a method.
-    if slot.kind == "parameter":
-        owner._parameters[leaf] = tensor  # type: ignore[assignment]  # _fitting made it a Parameter
-    else:
-        owner._buffers[leaf] = tensor
-        if not slot.is_persistent:
-            owner._non_persistent_buffers_set.add(leaf)
-
-
-def _held(root: nn.Module, name: str) -> torch.Tensor:
-    *path, leaf = name.split(".")
-    owner = root
-    for part in path:
-        owner = owner._modules[part]  # type: ignore[assignment]  # _register put a module there
-    found = owner._parameters.get(leaf)
-    held = owner._buffers[leaf] if found is None else found
-    assert held is not None
-    return held

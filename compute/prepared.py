@@ -64,7 +64,7 @@ class Block:
         body: its number; None for the program itself.
         constants: the numbers of the constants that it names: they stand behind the values of its nodes.
         copies: values that it writes and that are not its own: it works on copies of them.
-        known: what is known of runs on inputs that look alike (compute/interpreter.py).
+        known: what is known of runs on inputs that look alike (compute/known.py).
     """
 
     body: int | None
@@ -73,7 +73,7 @@ class Block:
     outputs: Any
     constants: tuple[int, ...]
     copies: tuple[int, ...]
-    known: dict[tuple[Any, ...], list[Any]]
+    known: dict[tuple[Any, ...], Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

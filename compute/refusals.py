@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from compute import scalar_indices
 from protocol.errors import CannotCapture
 
 _VALUE: Final = "a plan has no values while it is captured; "
@@ -71,6 +72,10 @@ class Watch(TorchFunctionMode):
             return loop(*args, **kwargs)
         if _has_elsewhere(args) or _has_elsewhere(tuple(kwargs.values())):
             args, kwargs = pytree.tree_map_only(_is_elsewhere, self._stand_in, (args, kwargs))
+        if name == "__getitem__" and scalar_indices.has_scalar(args[1]):
+            return scalar_indices.taken(*args)
+        if name == "__setitem__" and scalar_indices.has_scalar(args[1]) and scalar_indices.put(*args):
+            return None
         if name in _SCALED and _is_tensor(kwargs.get(_SCALED[name])):
             return _scaled(function, name, args, kwargs)
         return function(*args, **kwargs)

@@ -57,8 +57,18 @@ Files in import order:
     explaining.py what a run would do
     reports.py    what a run took, node by node
     executing.py  programs to peers, each run one request
+    at_hand.py    a stored plan on objects that are all at one peer
     running.py    a plan from its arguments to its result
+    secure_results.py what a secure run gave and took
+    secure_forecast.py what a secure run will take, from shapes alone
+    secure_inputs.py the inputs of a secure run, as all are told of them
+    secure_standing.py one secure session, and the shares that stay with it
+    secure_asking.py one secure run, asked for
+    secure_sessions.py which session a secure run belongs to, and what is known before
     secure.py     plans on secret shares
+    chained.py    what is asked of a result before it is there
+    secret/       secret tensors: torch operations on shares
+    fixed.py      fixed precision and shares, as old tutorials have them
     mapping.py    a plan at each of several peers, and what comes of it combined
     started.py    a run that is watched
     client.py     the grid: connect, peers, search, run
@@ -113,6 +123,9 @@ if TYPE_CHECKING:
     from grid.plans import Plan, RemotePlan, load, plan
     from grid.pointer import Pointer
     from grid.remote import RemotePeer
+    from grid.secret.modules import SecretModule
+    from grid.secret.sharing import share
+    from grid.secret.tensor import SecretTensor
 
 __version__ = "0.1.0"
 
@@ -145,6 +158,8 @@ __all__ = [
     "RemoteModule",
     "RemotePeer",
     "RemotePlan",
+    "SecretModule",
+    "SecretTensor",
     "TooLarge",
     "UnknownPeer",
     "Unreachable",
@@ -162,6 +177,7 @@ __all__ = [
     "read_model",
     "repeat",
     "scan",
+    "share",
     "text",
     "unhook",
     "while_loop",
@@ -198,6 +214,9 @@ _HOMES = {
     "read_model": "grid.files.models",
     "Pointer": "grid.pointer",
     "RemotePeer": "grid.remote",
+    "SecretModule": "grid.secret.modules",
+    "SecretTensor": "grid.secret.tensor",
+    "share": "grid.secret.sharing",
 }
 
 

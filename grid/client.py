@@ -18,8 +18,10 @@ from grid.plans import Plan, RemotePlan
 from grid.pointer import Pointer
 from grid.remote import RemotePeer, pointer_to
 from grid.running import Runner
-from grid.secure import SecureExplanation, SecureRunner, team
+from grid.secure import Prepared, SecureExplanation, SecureRunner, team
+from grid.secure_sessions import Sessions
 from grid.started import Profile, Run, profiled
+from mpc.ring import PRECISION
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.membership import Member
@@ -50,14 +52,26 @@ class Grid(Mesh):
         return Runner(self)
 
     @cached_property
+    def sessions(self) -> Sessions:
+        """The secure sessions of this client."""
+        return Sessions(self)
+
+    @cached_property
     def _secure(self) -> SecureRunner:
-        return SecureRunner(self, self._runner.found)
+        return SecureRunner(self, self._runner.found, self.sessions)
+
+    @cached_property
+    def secrets(self) -> dict[Any, Any]:
+        """The teams that tensors were shared with over this connection (grid/secret/sharing.py)."""
+        return {}
 
     @cached_property
     def _mapper(self) -> Mapper:
         return Mapper(self, self._runner)
 
     async def _before_leaving(self) -> None:
+        if "sessions" in self.__dict__:
+            await self.sessions.close()
         for remote in self._remotes.values():
             if remote.outbox.has_work:
                 with contextlib.suppress(GridError):
@@ -77,7 +91,7 @@ class Grid(Mesh):
         remote = self._remotes.get(member.id)
         if remote is None:
             loop = asyncio.get_running_loop()
-            remote = self._remotes[member.id] = RemotePeer(member, self._links, self.identity.id, loop, self.run)
+            remote = self._remotes[member.id] = RemotePeer(member, self._links, self.identity.id, loop, self)
         remote.member = member
         return remote
 
@@ -200,6 +214,9 @@ class Grid(Mesh):
         *args: Any,
         parties: Sequence[str | RemotePeer] | None = None,
         provider: str | RemotePeer | None = None,
+        reveal_to: str | RemotePeer | None = None,
+        precision: int = PRECISION,
+        checked: bool = False,
         patience: float | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -215,7 +232,12 @@ class Grid(Mesh):
 
         With `parties` (peers) it runs on secret shares instead (docs/secure.md): each input is shared by who has it,
         the parties compute, `provider` (another peer) deals randomness and sees no data, and the result is revealed to
-        you alone: a Revealed, with `.value` and `.cost`. `patience`: seconds that one waits for another.
+        you alone: a Revealed, with `.value` and `.cost`. Three parties can do without a provider. The team's processes
+        stand by for later runs. `reveal_to`: a peer that learns the result in your place: `value` is then a pointer to
+        it there, of which only that peer may take the value. `precision`: fractional bits of secret reals, 10 to 24.
+        `checked`: shares have MACs, so that nobody has any result if a party, or a line, changes a bit of anything; for
+        plans of sums and products, at many times the cost.
+        `patience`: seconds that one waits for another.
 
         Raises:
             NotFound, Ambiguous: a query does not find one object; it says what was perhaps meant.
@@ -225,8 +247,9 @@ class Grid(Mesh):
             On shares also: OperationNotAllowed: something has no secure form; Denied: an owner does not let you learn
             what is computed from an object (`reveal`); PartyFailed: it names who failed, and nothing was revealed.
         """
-        if parties is not None or provider is not None:
-            return await self._secure.run(plan, args, kwargs, team(self, parties or (), provider), patience)
+        if parties is not None or provider is not None or checked:
+            made = team(self, parties or (), provider)
+            return await self._secure.run(plan, args, kwargs, made, patience, reveal_to, precision, checked)
         if any(isinstance(value, MultiPointer) for value in (*args, *kwargs.values())):
             return await at_each(lambda *these, **named: self._runner.run(plan, these, named), args, kwargs)
         return await self._runner.run(plan, args, kwargs)
@@ -252,6 +275,7 @@ class Grid(Mesh):
         *args: Any,
         parties: Sequence[str | RemotePeer] | None = None,
         provider: str | RemotePeer | None = None,
+        checked: bool = False,
         **kwargs: Any,
     ) -> Explanation | SecureExplanation:
         """What `run` would do with these arguments: what each query finds, where it would run and why there, what would
@@ -261,9 +285,32 @@ class Grid(Mesh):
         Raises:
             NotFound, Ambiguous, CannotCapture: as `run`.
         """
-        if parties is not None or provider is not None:
-            return await self._secure.explain(plan, args, kwargs, team(self, parties or (), provider))
+        if parties is not None or provider is not None or checked:
+            made = team(self, parties or (), provider)
+            return await self._secure.explain(plan, args, kwargs, made, checked=checked)
         return await self._runner.explain(plan, args, kwargs)
+
+    async def prepare(
+        self,
+        plan: Any,
+        /,
+        *args: Any,
+        parties: Sequence[str | RemotePeer],
+        provider: str | RemotePeer,
+        runs: int = 1,
+        precision: int = PRECISION,
+        **kwargs: Any,
+    ) -> Prepared:
+        """Does what secure runs of this plan need of no new data, for so many runs: the provider deals ahead, inputs
+        that are stored are shared, and a model's weights opened under their masks. The next `runs` runs of the same
+        plan on inputs of the same shapes take it, each once, and need no provider. What was not used goes with your
+        lease.
+
+        Raises:
+            TooLarge: it is more than a party keeps (`SECURE_STOCK`). What `run` raises.
+        """
+        made = team(self, parties, provider)
+        return await self._secure.prepare(plan, args, kwargs, made, runs, precision)
 
     async def build(self, plan: Any, /, *args: Any, **kwargs: Any) -> Plan:
         """The plan built for these arguments, which are those of `run`: `await (await g.build(plan, ...)).send(alice,

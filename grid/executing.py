@@ -58,18 +58,23 @@ class Executor:
         *,
         name: str | None = None,
         record: dict[str, Any] | None = None,
+        contents: Mapping[str, bytes] | None = None,
     ) -> Any:
         """The program's outputs, with pointers in them, for these objects of a peer. Cancelling ends the run there.
 
         Args:
             name: what the run is called in `grid ps`.
             record: what is known of all results.
+            inputs: for those that the program does not name by their contents.
+            contents: by name, temporaries there with contents that the peer has in no published object.
 
         Raises:
             GridError: what the program failed with; Cancelled where somebody ended it.
         """
         outs = [fresh_id() for _ in references(program.outputs)]
         args: dict[str, Any] = {"program": program.id, "inputs": list(inputs), "outs": outs}
+        if contents:
+            args["contents"] = dict(contents)
         if name:
             args["name"] = name[: limits.MAX_OBJECT_NAME]
         watching = watched.get()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from compute.forecast import foresee
 from compute.program import Program
+from grid.jails import JailJob
 from grid.jobs import Job
-from grid.placement import Candidate, Input, not_collocated
+from grid.placement import Candidate, Input, place
+from grid.pointer import Pointer
 from grid.show import duration, size
 from grid.world import World
-from protocol.errors import GridError
+from protocol.errors import GridError, NotCollocated
+
+if TYPE_CHECKING:
+    from grid.hits import Hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +77,30 @@ class Expense:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a jail is, before it runs, and may take: `shipped` bytes of source and plain arguments, to the chosen peer,
+    which gives it `seconds` by the clock and `memory` bytes (None: not told, or as many as your workers have there).
+    `is_rehearsed`: private data of others go in, so it runs on zeros in their place first."""
+
+    shipped: int
+    seconds: float | None
+    memory: int | None
+    is_rehearsed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """What `g.run` would do with these arguments now. Print it: it is a table.
 
     Attributes:
-        plan, program: the plan's name, and the id of the program that it is for these arguments.
+        plan, program: the plan's name, and the id of the program that it is for these arguments; of a jail "".
         found: what each query found.
         peer: where it would run; None where it may run nowhere, and `problem` says why and what to do.
         places: all peers that come into question, the cheapest first.
         moves: what would go there, directly from where it is.
         nbytes: how many bytes in all.
-        cost: of the run.
+        cost: of the run; of a jail None, as it is known when it has run.
+        jail: where it is one, what is shipped of it and what it may take.
     """
 
     plan: str
@@ -93,7 +111,8 @@ class Explanation:
     places: tuple[Place, ...]
     moves: tuple[Movement, ...]
     nbytes: int
-    cost: Expense
+    cost: Expense | None
+    jail: Allowance | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain maps and lists."""
@@ -101,8 +120,9 @@ class Explanation:
 
     def __str__(self) -> str:
         where = f"runs at {self.peer}" if self.peer is not None else f"runs nowhere: {self.problem}"
+        what = f"jail {self.plan}" if self.jail is not None else f"plan {self.plan}, program {self.program[:12]}"
         parts = [
-            [f"plan {self.plan}, program {self.program[:12]}: {where}"],
+            [f"{what}: {where}"],
             self._found(),
             self._places(),
             self._moves(),
@@ -144,6 +164,8 @@ class Explanation:
 
     def _cost(self) -> list[str]:
         cost = self.cost
+        if cost is None:
+            return [self._allowed()]
         if cost.problem is not None:
             return [f"{_counted(cost.operations)}, and it would fail: {cost.problem}"]
         memory = "" if cost.memory is None else f", up to {size(cost.memory)} of memory beside the inputs"
@@ -151,33 +173,104 @@ class Explanation:
             f"{_counted(cost.operations)}, {cost.work:.3g} steps: {_seconds(cost.seconds)} or more on one core{memory}"
         ]
 
+    def _allowed(self) -> str:
+        """Of a jail."""
+        jail = self.jail
+        assert jail is not None
+        told = f"{size(jail.shipped)} of source and plain arguments are shipped; what it costs is known when it has run"
+        if jail.seconds is not None:
+            memory = "as much memory as your workers there" if jail.memory is None else f"{size(jail.memory)} of memory"
+            told += f", in at most {jail.seconds:g} s and with {memory}"
+        if jail.is_rehearsed:
+            told += ". Private data of others go in: it runs on zeros in their place first"
+        return told
+
+
+def explained_jail(
+    job: JailJob,
+    world: World,
+    inputs: Sequence[Input],
+    places: Sequence[Candidate],
+    allowed: Mapping[str, Mapping[str, Any]],
+    asker: str,
+) -> Explanation:
+    """The explanation of a run of a jail. `allowed`: what the peers that run the asker's jails give one, by id; why
+    others may not is in `places`."""
+    chosen = _chosen(places)
+    given = allowed.get(chosen.peer, {}) if chosen is not None else {}
+    return Explanation(
+        job.name,
+        "",
+        _all_found(world),
+        chosen.name if chosen else None,
+        None if chosen else _problem(inputs, places, asker),
+        _places(places),
+        tuple(_movements(inputs, chosen) if chosen else ()),
+        chosen.nbytes if chosen else 0,
+        None,
+        Allowance(
+            len(job.packed()),
+            given.get("seconds"),
+            given.get("memory"),
+            any(each.labels - {asker} for each in inputs),
+        ),
+    )
+
+
+def _chosen(places: Sequence[Candidate]) -> Candidate | None:
+    return places[0] if places and not places[0].forbidden else None
+
+
+def _problem(inputs: Sequence[Input], places: Sequence[Candidate], asker: str) -> str:
+    if not places:
+        return "nothing is at a peer: give a query or a pointer"
+    try:
+        place(inputs, asker)
+    except NotCollocated as error:
+        return error.message
+    return "; ".join(places[0].forbidden)
+
+
+def _all_found(world: World) -> tuple[FoundObject, ...]:
+    return tuple(_found(world.found(query), world.what(query), query) for query, hits in world.hits.items() if hits)
+
+
+def _places(places: Sequence[Candidate]) -> tuple[Place, ...]:
+    return tuple(Place(each.name, each.nbytes, each.forbidden) for each in places)
+
 
 def explained(job: Job, world: World, inputs: Sequence[Input], places: Sequence[Candidate], asker: str) -> Explanation:
     """The explanation of a run of this job. `places` are those of placement.candidates."""
-    chosen = places[0] if places and not places[0].forbidden else None
-    moves = _movements(inputs, chosen) if chosen else ()
-    problem = None
-    if chosen is None:
-        problem = not_collocated(inputs, asker).message if places else "nothing is at a peer: give a query or a pointer"
+    chosen = _chosen(places)
     return Explanation(
         job.name,
         job.program.id,
-        tuple(_found(query, world) for query, hits in world.hits.items() if len(hits)),
+        (
+            *_all_found(world),
+            *(
+                _found(_near(held, chosen), job.what[number], f"contents {job.program.inputs[number].content:.12}")
+                for number, held in job.held.items()
+            ),
+        ),
         chosen.name if chosen else None,
-        problem,
-        tuple(Place(each.name, each.nbytes, each.forbidden) for each in places),
-        tuple(moves),
+        None if chosen else _problem(inputs, places, asker),
+        _places(places),
+        tuple(_movements(inputs, chosen) if chosen else ()),
         chosen.nbytes if chosen else 0,
         _expense(job.program, job.inputs),
     )
 
 
-def _found(query: str, world: World) -> FoundObject:
-    hit = world.found(query)
+def _near(held: Sequence[Pointer], chosen: Candidate | None) -> Pointer:
+    """The one at the chosen peer, if it has one."""
+    return next((each for each in held if chosen is not None and each.location.id == chosen.peer), held[0])
+
+
+def _found(hit: Hit, what: str, query: str) -> FoundObject:
     record = hit.record
     shape = record.get("shape")
     return FoundObject(
-        world.what(query),
+        what,
         query,
         hit.location.name,
         hit.id_at_location,

@@ -11,7 +11,7 @@ from compute.values import tensor_from
 from grid.fresh import fresh
 from grid.handle import Handle
 from peer.calls import Response
-from peer.elsewhere import TensorName
+from peer.elsewhere import TensorName, check_name
 from peer.resuming import Download, Others, Progress
 from protocol import limits
 from protocol.errors import GridError
@@ -44,7 +44,7 @@ async def _fetch_large(home: RemotePeer, handle: Handle, progress: Progress | No
     if download.is_mixed and download.content is not None:
         name = TensorName(header)
         await asyncio.to_thread(name.update, data)
-        name.check(download.content)
+        check_name(name, download.content)
     return tensor_from(header, data)
 
 

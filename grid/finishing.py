@@ -33,13 +33,14 @@ class Finishing:
 
     async def _change(self, path: str, value: Any) -> None:
         """A module or an optimiser among the arguments holds what it would hold after the function had run here: a
-        pointer at the same peer where it had one, else the value."""
+        pointer at the same peer where it had one, else the value. (What a run on shares gave is here.)"""
         old = self.captured.given.get(path)
         if isinstance(old, Pointer):
-            old.data = (await value.move(old.location)).detach()
+            there = await (value.move(old.location) if isinstance(value, Pointer) else old.location.send(value))
+            old.data = there.detach()
         elif old is not None:
             with torch.no_grad():
-                old.copy_(await value.get())
+                old.copy_(await value.get() if isinstance(value, Pointer) else value)
         else:
             await self._add(path, value)
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from compute import bodies, loops
+from compute import bodies, loops, scans
 from compute.refusals import refusal
 from protocol import limits
 from protocol.errors import BadRequest, OperationFailed
@@ -79,7 +79,7 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, revers
         raise BadRequest("scan goes through tensors of one dimension at least, slice by slice")
     recorder = bodies.active()
     if recorder is not None:
-        return loops.scan(recorder, step, init, xs, reverse)
+        return scans.scan(recorder, step, init, xs, reverse)
     length = _length(sliced)
     kept: list[Any] = [None] * length
     carried = init

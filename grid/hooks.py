@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import torch
 from torch import nn
 
+from grid import fixed
+from grid.chained import Chained
 from grid.modules import RemoteModule, mixed
 from grid.modules import _set_class as set_class
 from grid.moving import together
@@ -30,8 +32,9 @@ from search.tags import parse_tags
 
 
 def hook() -> None:
-    """Add `send`, `send_`, `tag`, `describe`, `fix_prec`, `fix_precision` and `share` to torch.Tensor, the same (but
-    `send_`) and `copy` to nn.Module, `get_` and `move_` to pointers, `clear_objects` to peers.
+    """Add `send`, `send_`, `tag`, `describe`, `fix_prec`, `fix_precision`, `float_prec`, `float_precision` and `share`
+    to torch.Tensor, the same (but `send_`) and `copy` to nn.Module, `fix_prec` and `fix_precision` to optimisers,
+    `get_` and `move_` to pointers, `clear_objects` to peers.
 
     Calling it again changes nothing. Whoever imports torch in this process sees the names until `unhook()`; a module's
     own parameters, buffers and submodules of these names go first.
@@ -54,24 +57,6 @@ def unhook() -> None:
             delattr(kind, name)
 
 
-class Sending:
-    """What is on its way: `await` it, or go on with what it will be: `await x.send(bob).send(alice)`."""
-
-    def __init__(self, made: Awaitable[Any]) -> None:
-        self._made = made
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self._made.__await__()
-
-    def __getattr__(self, name: str) -> Callable[..., Sending]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda *args, **kwargs: Sending(self._then(name, args, kwargs))
-
-    async def _then(self, name: str, args: Any, kwargs: Any) -> Any:
-        return await getattr(await self._made, name)(*args, **kwargs)
-
-
 # --- tensors and modules ----------------------------------------------------------------------------------
 
 
@@ -88,22 +73,14 @@ def _describe(self: Any, text: str) -> Any:
     return self
 
 
-def _send(self: torch.Tensor, *peers: RemotePeer, tags: Sequence[str] | str = (), description: str = "") -> Sending:
+def _send(self: torch.Tensor, *peers: RemotePeer, tags: Sequence[str] | str = (), description: str = "") -> Chained:
     """A pointer to it at that peer (`RemotePeer.send`), or at several: a multi-pointer. With tags it is published."""
-    return Sending(send_to_all(self, peers, *_noted(self, tags, description)))
+    return Chained(send_to_all(self, peers, *_noted(self, tags, description)))
 
 
 def _noted(of: Any, tags: Sequence[str] | str, description: str) -> tuple[tuple[str, ...], str]:
     noted: tuple[str, ...] = getattr(of, "_noted_tags", ())
     return (*noted, *parse_tags(tags)), description or getattr(of, "_noted_description", "")
-
-
-def _share(self: Any, *_: Any, **__: Any) -> NoReturn:
-    """Not there yet."""
-    raise BadRequest(
-        "fixed precision and secret shares (fix_prec, fix_precision, share) are not in this version: nothing was "
-        "shared. Compute at the peers that hold the data instead, and get() what may be seen"
-    )
 
 
 # --- in place ---------------------------------------------------------------------------------------------
@@ -151,12 +128,12 @@ def _kept_for(module: nn.Module) -> list[torch.Tensor]:
     return list(kept_for({id(parameter) for parameter in module.parameters()}))
 
 
-def _send_module(self: nn.Module, *peers: RemotePeer, tags: Sequence[str] | str = (), description: str = "") -> Sending:
+def _send_module(self: nn.Module, *peers: RemotePeer, tags: Sequence[str] | str = (), description: str = "") -> Chained:
     """Its parameters and buffers are at that peer from now on, or at several; gives back the module itself.
 
     With tags it is published, and stays as it is: what is published is a module of its own, and read-only.
     """
-    return Sending(_sent(self, peers, *_noted(self, tags, description)))
+    return Chained(_sent(self, peers, *_noted(self, tags, description)))
 
 
 async def _sent(module: nn.Module, peers: Sequence[RemotePeer], tags: Sequence[str], description: str) -> nn.Module:
@@ -215,20 +192,33 @@ async def _clear_objects(self: RemotePeer) -> RemotePeer:
     return self
 
 
-_OF_ALL: Final[dict[str, Callable[..., Any]]] = {
+_OF_TENSORS: Final[dict[str, Callable[..., Any]]] = {
     "tag": _tag,
     "describe": _describe,
-    "fix_prec": _share,
-    "fix_precision": _share,
-    "share": _share,
+    "send": _send,
+    "send_": _send_in_place,
+    "fix_prec": fixed.fix_tensor,
+    "fix_precision": fixed.fix_tensor,
+    "float_prec": fixed.float_tensor,
+    "float_precision": fixed.float_tensor,
+    "share": fixed.share_tensor,
+}
+_OF_MODULES: Final[dict[str, Callable[..., Any]]] = {
+    "tag": _tag,
+    "describe": _describe,
+    "send": _send_module,
+    "copy": _copy_module,
+    "fix_prec": fixed.fix_module,
+    "fix_precision": fixed.fix_module,
+    "float_prec": fixed.float_module,
+    "float_precision": fixed.float_module,
+    "share": fixed.share_whole_module,
 }
 _ADDED: Final[list[tuple[type, str, Any]]] = [
-    *((torch.Tensor, name, function) for name, function in _OF_ALL.items()),
-    (torch.Tensor, "send", _send),
-    (torch.Tensor, "send_", _send_in_place),
-    *((nn.Module, name, _Behind(function, name)) for name, function in _OF_ALL.items()),
-    (nn.Module, "send", _Behind(_send_module, "send")),
-    (nn.Module, "copy", _Behind(_copy_module, "copy")),
+    *((torch.Tensor, name, function) for name, function in _OF_TENSORS.items()),
+    *((nn.Module, name, _Behind(function, name)) for name, function in _OF_MODULES.items()),
+    (torch.optim.Optimizer, "fix_prec", fixed.fix_optimizer),
+    (torch.optim.Optimizer, "fix_precision", fixed.fix_optimizer),
     (Pointer, "get_", _get_in_place),
     (Pointer, "move_", _move_in_place),
     (RemotePeer, "clear_objects", _clear_objects),

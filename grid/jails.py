@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,13 @@ from compute.dtypes import DTYPE_OF
 from compute.jail import structure
 from compute.jail.running import Work
 from compute.jail.source import Source, source_of
-from grid.given import walk
+from compute.jail.structure import Called
+from compute.model import capture_model
+from compute.program_module import ProgramFunction, ProgramModule
+from compute.spec import pack_spec
+from grid.given import mapped, walk
 from grid.handle import Handle
 from grid.ids import fresh_id
-from grid.modules import RemoteModel
 from grid.multi import MultiPointer
 from grid.plans import load
 from grid.pointer import Pointer
@@ -95,8 +98,8 @@ class Jail:
         """What is to be run, for arguments as `bind` gives them."""
         source = self.source
         await part.world.look({query: f"grid.load({query!r})" for query in source.loads})
-        given = await part.resolved(arguments)
-        loaded = {query: await part.resolved(query) for query in source.loads}
+        given = mapped(await part.resolved(arguments), _shipped)
+        loaded = {query: _shipped(await part.resolved(query)) for query in source.loads}
         bound = inspect.BoundArguments(self._signature, dict(given))
         collected = _Collected()
         work = Work(
@@ -109,7 +112,8 @@ class Jail:
             modules=source.modules,
             loads={query: collected.plain(value, f"grid.load({query!r})") for query, value in loaded.items()},
         )
-        named = {id(value): path for path, value in walk(given)}
+        named = {id(value): path for path, value in _tensors(given)}
+        named.update({id(value): f"grid.load({query!r})" for query, value in _tensors(loaded)})
         what = tuple(named.get(id(tensor), "a value of the jail's") for tensor in collected.tensors)
         return JailJob(self, source, work, tuple(collected.tensors), what)
 
@@ -117,6 +121,31 @@ class Jail:
 def jail(function: Callable[..., Any]) -> Jail:
     """Decorator: make a jail of a function. What cannot be shipped of it is said when it runs."""
     return Jail(function)
+
+
+def _shipped(value: Any) -> Any:
+    """A model or stored plan as what is rebuilt in the jail; all else as it is."""
+    if isinstance(value, ProgramFunction):
+        return Called("plan", value.program.to_bytes(), value.held)
+    if not isinstance(value, torch.nn.Module):
+        return value
+    if not isinstance(value, ProgramModule):
+        if value.training:
+            raise BadJail(
+                f"a {type(value).__name__} in training mode does not go into a jail: call eval() first, or define its "
+                "class inside and give its state_dict()"
+            )
+        spec = capture_model(value)
+        value = ProgramModule(spec, spec.tensors(value))
+    return Called("model", pack_spec(value.spec.to_wire()), value.held)
+
+
+def _tensors(given: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of arguments, each with the path of its argument; those of a model with that of the model."""
+    for path, value in walk(given):
+        for tensor in value.held.values() if isinstance(value, Called) else [value]:
+            if isinstance(tensor, torch.Tensor):
+                yield path, tensor
 
 
 class _Collected:
@@ -133,8 +162,6 @@ class _Collected:
             raise BadJail(f"{what}: {error.message}") from None
 
     def _number(self, value: Any) -> int | None:
-        if isinstance(value, torch.nn.Module | RemoteModel):
-            raise BadRequest("a module does not go into a jail: give its state_dict(), or run it in a plan")
         if not isinstance(value, torch.Tensor):
             return None
         key = value._handle if isinstance(value, Pointer) else id(value)
@@ -164,14 +191,19 @@ class JailJob:
     def name(self) -> str:
         return self.jail.name
 
-    async def run(self, home: RemotePeer, ids: Sequence[bytes], record: dict[str, Any] | None) -> Any:
-        """Run it at `home`, where its inputs have these ids now. `record`: of results that are private to somebody."""
-        packed = msgpack.packb(self.work.to_wire())
+    def packed(self) -> bytes:
+        """What is shipped, but for tensors. BadJail: it is too much."""
+        packed: bytes = msgpack.packb(self.work.to_wire())
         if len(packed) > limits.JAIL_REQUEST:
             raise BadJail(
                 f"{self.name} and its plain arguments have {len(packed)} bytes, and a jail takes "
                 f"{limits.JAIL_REQUEST}: give what is large as tensors"
             )
+        return packed
+
+    async def run(self, home: RemotePeer, ids: Sequence[bytes], record: dict[str, Any] | None) -> Any:
+        """Run it at `home`, where its inputs have these ids now. `record`: of results that are private to somebody."""
+        packed = self.packed()
         args = {"inputs": list(ids), "run": fresh_id(), "name": self.name}
         self.jail.printed = ""
         try:

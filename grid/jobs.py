@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -18,6 +18,7 @@ from compute.capture import LOADED, Captured, capture
 from compute.dtypes import DTYPE_OF, NAME_OF
 from compute.given import Given
 from compute.program import Input, Program
+from compute.program_module import ProgramFunction
 from compute.tracing import unique
 from grid.finishing import Finishing
 from grid.given import PerPeer, Text, as_query, joined, mapped, plain_texts, queries, walk
@@ -26,7 +27,7 @@ from grid.modules import RemoteModel
 from grid.multi import MultiPointer
 from grid.plans import Plan, RemotePlan
 from grid.pointer import Pointer
-from grid.stored_constants import find_constant
+from grid.stored_constants import holders
 from grid.unsized import Unsized
 from grid.world import Seen, World
 from protocol.errors import BadRequest, NotCollocated, QueryError, RequestError
@@ -45,6 +46,7 @@ class Job:
         what: of each input the argument that it is, or is a part of.
         holder: who has the plan, where it is a stored one.
         finish: makes the function's own result of what the program gave; None: it is that.
+        held: of inputs that the program names by their contents, by their numbers, all objects that have these.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Job:
     what: tuple[str, ...]
     holder: RemotePeer | None = None
     finish: Finishing | None = None
+    held: Mapping[int, tuple[Pointer, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +106,20 @@ class Part:
         if isinstance(value, RemoteModel):
             return (await value.load()).module
         if isinstance(value, RemotePlan):
-            return (await value.load()).inline
+            return await self._inlined(await value.load())
         if isinstance(value, Unsized):
             value = await value
         return str(value) if isinstance(value, Text) else value
+
+    async def _inlined(self, plan: RemotePlan) -> ProgramFunction:
+        """The plan as a function, for the body of another one; what it loads, or names by contents, is found."""
+        found: dict[str, torch.Tensor] = {}
+        for given in plan.program.inputs:
+            if given.content is not None:
+                found[given.name] = (await holders(given, self.world))[0]
+            elif given.name.startswith(LOADED) and given.name not in found:
+                found.update(await _loaded(given.name, self))
+        return plan.holding(found)
 
     def _of(self, results: PerPeer) -> Any:
         if self.peer is None:
@@ -252,16 +265,18 @@ async def _stored_plan(plan: RemotePlan, args: Sequence[Any], kwargs: Mapping[st
     found = dict(leaves(await part.resolved(arguments), ""))
     if found.keys() != set(own):
         raise BadRequest(_other_arguments(own, found))
-    for given in program.inputs:
+    held: dict[int, tuple[Pointer, ...]] = {}
+    for number, given in enumerate(program.inputs):
         if given.content is not None:
-            found[given.name] = await find_constant(given, plan, part.world)
+            held[number] = await holders(given, part.world)
+            found[given.name] = held[number][0]
         elif given.name not in found:
             found.update(await _loaded(given.name, part))
     inputs = tuple(_fitting(given, found[given.name]) for given in program.inputs)
-    _check_sizes(program, inputs)
+    check_sizes(program, inputs)
     constants = [given.name for given in program.inputs if given.content is not None]
     what = tuple(_argument(given.name, constants) for given in program.inputs)
-    return Job(str(plan.record.get("name") or "plan"), program, inputs, what, plan.location)
+    return Job(plan.called, program, inputs, what, plan.location, held=held)
 
 
 async def _stored_model(model: RemoteModel, args: Sequence[Any], kwargs: Mapping[str, Any], part: Part) -> Job:
@@ -273,7 +288,7 @@ async def _stored_model(model: RemoteModel, args: Sequence[Any], kwargs: Mapping
     weights = model.weights
     found = {**weights, **spec.signature.bind(given, named)}
     inputs = tuple(_fitting(given, found[given.name]) for given in spec.program.inputs)
-    _check_sizes(spec.program, inputs)
+    check_sizes(spec.program, inputs)
     what = tuple("the model" if given.name in weights else given.name for given in spec.program.inputs)
     return Job(str(model.record.get("name") or "model"), spec.program, inputs, what, model.location)
 
@@ -316,7 +331,7 @@ def _fitting(given: Input, value: Any) -> torch.Tensor:
     return tensor
 
 
-def _check_sizes(program: Program, inputs: Sequence[torch.Tensor]) -> None:
+def check_sizes(program: Program, inputs: Sequence[torch.Tensor]) -> None:
     """BadRequest where shapes are not those of the program's inputs: of one name is one size (PROGRAM.md, Inputs)."""
     sizes: dict[str, tuple[int, str]] = {}
     for given, value in zip(program.inputs, inputs, strict=True):

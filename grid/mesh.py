@@ -226,6 +226,10 @@ class Mesh:
         """Who else has the object of that record, for peer/resuming.py; None where nobody is to be asked."""
         return Elsewhere(self._links, self.id, self._links.members).of_record(record)
 
+    async def holders(self, content: str) -> list[tuple[Member, Record]]:
+        """The peers that have contents of that name, and what each says of the object."""
+        return [(m, dict(r)) for m, r in await Elsewhere(self._links, self.id, self._links.members).holders(content)]
+
     async def reach(self, member: Member, waiting: Waiting | None = None) -> None:
         """Before a large transfer begins: wait for a line that is down, where it was there before. LinkError."""
         await self._links.reach(member, bulk=True, waiting=waiting)

@@ -6,6 +6,7 @@ its class. Its weights are read-only; train a module that was sent without tags.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from grid.moving import move_together, replace, together
 from grid.optimizers import kept_for, watch
 from grid.pointer import Pointer
 from grid.stored import Stored
+from peer.elsewhere import check_name, name_of
 from peer.resuming import Download, Progress
 from protocol.codec import Buffer
 from protocol.errors import BadRequest, NeedsAwait, NotCollocated
@@ -305,7 +307,8 @@ class RemoteModel(Stored, nn.Module):
     async def fetch(self, progress: Progress | None = None) -> nn.Module:
         """The model as a module here, with its weights. Denied where they are private to others."""
         await self.load()
-        download = await self.location.download(self._handle.id, progress)
+        others = self.location.elsewhere.of_record(self.record)
+        download = await self.location.download(self._handle.id, progress, others)
         return ProgramModule(self.spec, await _read_weights(download, _layout(self.spec)))
 
     async def save(
@@ -346,6 +349,10 @@ async def _read_weights(download: Download, layout: Layout) -> dict[str, torch.T
         data[:] = download.payload
     else:
         await download.into(data)
+    if download.is_mixed and download.content is not None:
+        whole = name_of(download.result)
+        await asyncio.to_thread(whole.update, data)
+        check_name(whole, download.content)
     tensors, at = {}, int(download.result["spec_bytes"])
     for name, header in layout:
         tensors[name] = tensor_from(header, data[at : at + header.nbytes])

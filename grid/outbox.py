@@ -229,6 +229,7 @@ class Outbox:
 
     def run_and_fetch(self, id: bytes) -> asyncio.Future[Response] | None:
         """Send what is queued together with the wish for one value, as one request; the answer is that to `fetch`.
+        A value that was made before is wished for by itself: it may be there before all of that is done.
 
         None where that cannot be: nothing is queued, it is too much for one request, or there is no connection yet.
         """
@@ -236,6 +237,9 @@ class Outbox:
         is_one = count == 1 and self._queue[0][1] <= _ROOM  # as `_first` has it, without a call
         if not count or not self._link.is_open or not (is_one or self._first(count) == count):
             return None
+        if not any(handle.id == id for entry in reversed(self._queue) for handle in entry[2]):
+            self._post(count)
+            count = 0
         return self._post(count, fetch=id)
 
     async def settle(self, holds: Sequence[Hold] | None = None) -> Lasting:
@@ -284,7 +288,7 @@ class Outbox:
             args["fetch"] = fetch
         settle = _Settle(self._underway, list(map(_MADE, queued)), has_fetch=fetch is not None)
         first = None
-        shorter = self._stretches.shorter(queued, self._link.connection)
+        shorter = self._stretches.shorter(queued, self._link.connection) if queued else None
         if shorter is not None:
             first, settle.kept = args | shorter[0], shorter[1]
         args["operations"] = list(map(_OPERATION, queued))

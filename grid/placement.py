@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.errors import BadRequest, NotCollocated
@@ -20,6 +20,7 @@ class Input:
         labels: whose leave a copy of it needs.
         peer_name: that peer's name.
         key: the object that it is, where several inputs are one: that is brought once.
+        copies: other peers that have it too, names by ids.
     """
 
     what: str
@@ -28,6 +29,10 @@ class Input:
     labels: frozenset[str] = frozenset()
     peer_name: str = ""
     key: object = None
+    copies: Mapping[str, str] = field(default_factory=dict)
+
+    def is_at(self, peer: str) -> bool:
+        return peer == self.peer or peer in self.copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ def candidates(inputs: Sequence[Input], asker: str, choice: Choice = FREE) -> li
         asker: the id of who asks, who may copy what is its own.
     """
     names = {each.peer: each.peer_name for each in inputs if each.peer is not None}
+    names.update(copy for each in inputs for copy in each.copies.items())
     peers = sorted(names.items())
     if choice.at is not None:
         peers = [choice.at]
@@ -120,7 +126,7 @@ def not_collocated(inputs: Sequence[Input], asker: str, at: tuple[str, str] | No
 def _at(peer: str, name: str, inputs: Sequence[Input], asker: str, is_ready: bool) -> Candidate:
     brought: dict[object, int] = {}
     for index, each in enumerate(inputs):
-        if each.peer != peer:
+        if not each.is_at(peer):
             brought.setdefault(("alone", index) if each.key is None else each.key, index)
     forbidden = dict.fromkeys(
         f"{inputs[index].what} is private and stays at {inputs[index].peer_name}"

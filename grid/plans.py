@@ -18,13 +18,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from compute import capture as capturing
-from compute import interpreter
 from compute.capture import Captured, capture
 from compute.program import Program
+from compute.program_module import ProgramFunction
 from grid.handle import Handle
 from grid.ids import fresh_id
 from grid.stored import Stored
@@ -231,6 +232,16 @@ class RemotePlan(Stored):
         return self
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether its program is here."""
+        return self._program is not None
+
+    @property
+    def called(self) -> str:
+        """Its name, or what it is."""
+        return str((self._handle.record or {}).get("name") or "plan")
+
+    @property
     def program(self) -> Program:
         if self._program is None:
             raise NeedsAwait("the plan's program is not here yet: await plan.load()")
@@ -238,11 +249,11 @@ class RemotePlan(Stored):
 
     def inline(self, *args: Any, **kwargs: Any) -> Any:
         """Run its operations here, on tensors of any kind: as a part of a plan that is being captured, say."""
-        names = [given.name for given in self.program.inputs]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if len(args) + len(kwargs) != len(names) or given.keys() != set(names):
-            raise BadRequest(f"the plan {self.record.get('name')} takes {', '.join(names)}")
-        return interpreter.run(self.program, [given[name] for name in names])
+        return self.holding({})(*args, **kwargs)
+
+    def holding(self, held: Mapping[str, torch.Tensor]) -> ProgramFunction:
+        """The plan as a function here, with values for the inputs that it loads, or names by their contents."""
+        return ProgramFunction(self.program, held, str(self.record.get("name") or "plan"))
 
     async def fetch(self, progress: Callable[[int, int], None] | None = None) -> Program:
         """Its program."""

@@ -27,6 +27,7 @@ from search.tags import parse_tags
 
 if TYPE_CHECKING:
     from grid.remote import RemotePeer
+    from grid.secret.tensor import SecretTensor
 
 
 _CPU = torch.device("cpu")
@@ -76,8 +77,11 @@ class Pointer(LocalForms, torch.Tensor):  # type: ignore[misc]  # two forms refu
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks the first argument
         cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if len(types) > 1 and Unsized in types:
-            return Unsized.__torch_dispatch__(function, types, args, kwargs)
+        if len(types) > 1:
+            if Unsized in types:
+                return Unsized.__torch_dispatch__(function, types, args, kwargs)
+            if not _others.isdisjoint(types):
+                return NotImplemented
         if draws(function):
             return drawn(_dispatch, function, args, kwargs or {})
         return _dispatch(function, args, kwargs or {})
@@ -253,6 +257,16 @@ class Pointer(LocalForms, torch.Tensor):  # type: ignore[misc]  # two forms refu
         self.data = await holder.link(moved)
         return self
 
+    def share(self, *parties: RemotePeer, provider: RemotePeer | None = None, **options: Any) -> SecretTensor:
+        """What it names as shares at these peers, dealt randomness by `provider`: its peer splits it, and you see none
+        of it. `await` it to have that done at once. See grid.share."""
+        from grid.secret.sharing import share
+
+        if hasattr(self, "_noted_precision"):
+            options.setdefault("precision", self._noted_precision)
+        secret: SecretTensor = share(self, *parties, provider=provider, **options)
+        return secret
+
     async def _copy_to(self, peer: RemotePeer) -> Pointer:
         return await self.location.transfer(self, peer, move=False, publish=False)
 
@@ -292,6 +306,14 @@ class Pointer(LocalForms, torch.Tensor):  # type: ignore[misc]  # two forms refu
             handle.home.outbox.release(handle.id)
         elif handle.target is not None:
             await handle.home.delete([handle.id])
+
+
+_others: set[type] = set()
+
+
+def defer_to(kind: type) -> None:
+    """Operations on pointers and tensors of this kind together are the kind's: it says what is wrong."""
+    _others.add(kind)
 
 
 # What traces calls (torch.func.linearize) takes tensors of classes that are not in this list for constants, and what

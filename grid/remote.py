@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -37,10 +37,8 @@ from protocol.rows import unpack_rows
 from search.tags import parse_tags
 
 if TYPE_CHECKING:
+    from grid.client import Grid
     from grid.modules import RemoteModule
-
-
-RunPlan = Callable[..., Awaitable[Any]]
 
 
 class RemotePeer:
@@ -49,11 +47,9 @@ class RemotePeer:
     Awaited: `send` (a tensor, a module), `objects`, `status`, `clear`, `delete`. It is found by `name` and `id`.
     """
 
-    def __init__(
-        self, member: Member, links: Links, asker: str, loop: asyncio.AbstractEventLoop, run_plan: RunPlan
-    ) -> None:
+    def __init__(self, member: Member, links: Links, asker: str, loop: asyncio.AbstractEventLoop, grid: Grid) -> None:
         self.member = member
-        self.run_plan = run_plan  # of its grid, for the plans that it holds
+        self.grid = grid
         self.asker = asker
         self.loop = loop
         self._links = links
@@ -68,6 +64,10 @@ class RemotePeer:
     @property
     def id(self) -> str:
         return self.member.id
+
+    def run_plan(self, plan: Any, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """`grid.run`, for the plans that it holds."""
+        return self.grid.run(plan, *args, **kwargs)
 
     def __repr__(self) -> str:
         return f"RemotePeer({self.name}, {self.id[:12]}, {self.member.urls[0]})"

@@ -9,22 +9,24 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from grid.at_hand import at_hand
 from grid.executing import Executor
-from grid.explaining import Explanation, explained
+from grid.explaining import Explanation, explained, explained_jail
 from grid.given import walk
 from grid.jails import JailJob
 from grid.jobs import Call, Job, Part
 from grid.placement import Candidate, Choice, Input, candidates, place
 from grid.plans import Plan
 from grid.pointer import Pointer
+from grid.remote import pointer_to
 from grid.several import settled
 from grid.world import Seen, World
-from protocol.errors import Ambiguous, BadRequest, Changed, GridError, LinkError, NotCollocated, NotFound
+from protocol.errors import Ambiguous, Changed, GridError, LinkError, NotCollocated, NotFound
 
 if TYPE_CHECKING:
     from grid.client import Grid
@@ -64,6 +66,9 @@ class Runner:
 
     async def run(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """See Grid.run."""
+        found = at_hand(plan, args, kwargs)
+        if found is not None and found[1].grid is self._grid:
+            return await self._run_there(*found)
         call = Call(plan, args, kwargs)
 
         async def whole(world: World) -> Mapping[str, Part]:
@@ -79,10 +84,25 @@ class Runner:
         call = Call(plan, args, kwargs)
         part = Part(await self.found(call))
         job = await call.job(part)
-        if isinstance(job, JailJob):
-            raise BadRequest(f"{job.name} is a jail: what it does is known when it has run. explain() is for plans")
         inputs, choice = described(job), self._choice(job, part)
-        return explained(job, part.world, inputs, candidates(inputs, self._grid.id, choice), self._grid.id)
+        places = candidates(inputs, self._grid.id, choice)
+        if isinstance(job, Job):
+            return explained(job, part.world, inputs, places, self._grid.id)
+        answers = await asyncio.gather(*(self._allowance(each) for each in places))
+        refused = [
+            each if answer is not None else replace(each, forbidden=(*each.forbidden, _runs_none(each, self._grid.id)))
+            for each, answer in zip(places, answers, strict=True)
+        ]
+        allowed = {each.peer: answer for each, answer in zip(places, answers, strict=True) if answer}
+        return explained_jail(job, part.world, inputs, refused, allowed, self._grid.id)
+
+    async def _allowance(self, at: Candidate) -> Mapping[str, Any] | None:
+        """What a jail may take there; None: the peer runs none of ours. Empty where it does not answer."""
+        try:
+            answer = (await self._grid[at.peer].status()).get("jails")
+        except GridError:
+            return {}
+        return answer if isinstance(answer, dict) else None
 
     async def build(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
         """See Grid.build."""
@@ -91,9 +111,13 @@ class Runner:
 
     async def found(self, call: Call) -> World:
         """What the queries of a call find."""
-        world = World(self._grid.search, _near(call))
+        world = World(self._grid.search, self._holders, _near(call))
         await world.look(call.queries)
         return world
+
+    async def _holders(self, content: str) -> list[Pointer]:
+        found = await self._grid.holders(content)
+        return [pointer_to(self._grid[member.id], record) for member, record in found if record["kind"] == "tensor"]
 
     # --- a world that changes -----------------------------------------------------------------------------
 
@@ -139,15 +163,18 @@ class Runner:
         return {**answers, **dict(zip(ready, await settled(running), strict=True))}
 
     def _place(self, job: Job | JailJob, part: Part) -> Candidate:
+        home = _only_home(job)
+        if home is not None and part.peer in (None, home):
+            return Candidate(home.id, home.name, (), 0)  # as would come out below
         return place(described(job), self._grid.id, self._choice(job, part))
 
     async def _run_part(self, part: Part, job: Job | JailJob, placement: Candidate) -> Ran:
         home = self._grid[placement.peer]
         if not part.world.hits:
-            return Ran(job, await self._run_there(job, placement, home), home.name, False)
+            return Ran(job, await self._run_there(job, home, placement), home.name, False)
         looking = asyncio.create_task(part.is_doubtful())
         try:
-            outputs = await self._run_there(job, placement, home)
+            outputs = await self._run_there(job, home, placement)
             return Ran(job, outputs, home.name, await looking)
         finally:
             looking.cancel()
@@ -160,15 +187,21 @@ class Runner:
 
     # --- bringing together --------------------------------------------------------------------------------
 
-    async def _run_there(self, job: Job | JailJob, placement: Candidate, home: RemotePeer) -> Any:
-        brought = await self._bring(job, placement, home)
-        ids = [_at(home, tensor, brought)._handle.id for tensor in job.inputs]
+    async def _run_there(self, job: Job | JailJob, home: RemotePeer, placement: Candidate | None = None) -> Any:
+        brought = {} if placement is None or not placement.brought else await self._bring(job, placement, home)
+        named = job.held if isinstance(job, Job) else {}
+        ids = [_at(home, each, brought)._handle.id for number, each in enumerate(job.inputs) if number not in named]
         labels = frozenset().union(*(t._handle.labels for t in job.inputs if isinstance(t, Pointer)))
         record = {"labels": sorted(labels), "owner": self._grid.id, "published": False} if labels else None
         try:
             if isinstance(job, JailJob):
                 return await job.run(home, ids, record)
-            return await self._executor.run(home, job.program, ids, name=job.name, record=record)
+            contents = {
+                str(job.program.inputs[number].content): brought[key]._handle.id
+                for number, key in ((number, _key(job.inputs[number])) for number in named)
+                if key in brought
+            }
+            return await self._executor.run(home, job.program, ids, name=job.name, record=record, contents=contents)
         except NotFound:
             for given in job.inputs:
                 if isinstance(given, Pointer):
@@ -190,6 +223,10 @@ class Runner:
         return dict(zip(map(_key, tensors), made, strict=True))
 
 
+def _runs_none(at: Candidate, asker: str) -> str:
+    return f"{at.name} runs no jails of yours: its owner has to say so ('grid start {at.name} --jails-for {asker}')"
+
+
 def _near(call: Call) -> Counter[str]:
     """How many bytes of the tensors that a call was given are at which peer, by its id."""
     near: Counter[str] = Counter()
@@ -201,15 +238,22 @@ def _near(call: Call) -> Counter[str]:
 
 def described(job: Job | JailJob) -> list[Input]:
     """The inputs, as placement sees them."""
-    found = []
-    for what, tensor in zip(job.what, job.inputs, strict=True):
+    found, held = [], job.held if isinstance(job, Job) else {}
+    for number, (what, tensor) in enumerate(zip(job.what, job.inputs, strict=True)):
         nbytes, key = tensor.numel() * tensor.element_size(), _key(tensor)
         if isinstance(tensor, Pointer):
             handle = tensor._handle
-            found.append(Input(what, handle.home.id, nbytes, handle.labels, handle.home.name, key))
+            copies = {copy.location.id: copy.location.name for copy in held.get(number, ())}
+            found.append(Input(what, handle.home.id, nbytes, handle.labels, handle.home.name, key, copies))
         else:
             found.append(Input(what, None, nbytes, key=key))
     return found
+
+
+def _only_home(job: Job | JailJob) -> RemotePeer | None:
+    """The peer at which all inputs are; None where they are at several, or one is here."""
+    homes = {tensor._handle.home if isinstance(tensor, Pointer) else None for tensor in job.inputs}
+    return homes.pop() if len(homes) == 1 else None
 
 
 def _key(tensor: torch.Tensor) -> object:
@@ -217,7 +261,7 @@ def _key(tensor: torch.Tensor) -> object:
 
 
 def _at(home: RemotePeer, tensor: torch.Tensor, brought: Mapping[object, Pointer]) -> Pointer:
-    if isinstance(tensor, Pointer) and tensor._handle.home.id == home.id:
+    if isinstance(tensor, Pointer) and (tensor._handle.home is home or tensor._handle.home.id == home.id):
         return tensor
     return brought[_key(tensor)]
 

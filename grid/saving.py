@@ -13,7 +13,7 @@ from compute.spec import layout_of, unpack_spec
 from grid.files.formats import MODELS, Layout
 from grid.files.writing import check_room, check_target, is_whole, save
 from grid.ids import PART_BYTES
-from peer.elsewhere import TensorName
+from peer.elsewhere import check_name, name_of
 from peer.resuming import Connect, Download, Others, Progress, Waiting
 from protocol import limits
 from protocol.codec import Buffer
@@ -61,7 +61,7 @@ async def save_object(
     download = await _begin(source, source.id, progress)
     try:
         if is_model_file:
-            return await _save_model(target, download, overwrite)
+            return await _save_model(target, source, download, overwrite)
         layout, pieces = await (_model if source.kind == "model" else _tensor)(source, download)
         if is_whole(target):
             return await _save_whole(target, source.kind, layout, pieces, overwrite)
@@ -71,30 +71,31 @@ async def save_object(
 
 
 async def _begin(source: Source, id: bytes, progress: Progress | None = None) -> Download:
-    others = source.others if source.kind == "tensor" else None
+    others = source.others if id == source.id else None  # a part of a model has no name of its own
     return await Download.begin(source.connect, "fetch", {"id": id}, source.name, progress, source.waiting, others)
 
 
 async def _tensor(source: Source, download: Download) -> tuple[Layout, AsyncIterator[Buffer]]:
     header = TensorHeader.from_wire(download.result)
     header.check_payload(download.nbytes)
-    if source.others is None or download.content is None:
-        return [("value", header)], aiter(download)
-    return [("value", header)], _compared(download, TensorName(header), download.content)
+    return [("value", header)], _compared(source, download)
 
 
-async def _compared(download: Download, name: TensorName, content: str) -> AsyncIterator[Buffer]:
+async def _compared(source: Source, download: Download) -> AsyncIterator[Buffer]:
     """Its pieces; Corrupt at the end, where what came from several peers is not what it was to be."""
+    content = download.content
+    name = name_of(download.result) if source.others is not None and content is not None else None
     async for piece in download:
-        name.update(piece)
+        if name is not None:
+            name.update(piece)
         yield piece
-    if download.is_mixed:
-        name.check(content)
+    if name is not None and content is not None and download.is_mixed:
+        check_name(name, content)
 
 
 async def _model(source: Source, download: Download) -> tuple[Layout, AsyncIterator[Buffer]]:
     """What its state dict holds: tensors that are not persistent are passed over, and tied ones come again."""
-    rest = _Rest(download)
+    rest = _Rest(_compared(source, download))
     spec = await rest.take(_size(download.result.get("spec_bytes")))
     slots, layout = unpack_spec(spec)["slots"], layout_of(spec)
     kept = {slot["name"] for slot in slots if slot.get("persistent", True)}
@@ -111,6 +112,7 @@ async def _model(source: Source, download: Download) -> tuple[Layout, AsyncItera
             async for piece in rest.next(header.nbytes):
                 if name in kept:
                     yield piece
+        await rest.end()
         for slot in tied:
             async for piece in await _begin(source, _part_id(source.id, numbers[slot["same_as"]])):
                 yield piece
@@ -118,18 +120,19 @@ async def _model(source: Source, download: Download) -> tuple[Layout, AsyncItera
     return wanted, pieces()
 
 
-async def _save_model(target: Path, download: Download, overwrite: bool) -> Path:
+async def _save_model(target: Path, source: Source, download: Download, overwrite: bool) -> Path:
     """With its program, as another format has it: torch makes the file from memory."""
     from compute.model import ModelSpec
     from grid.files.models import built, write_model
 
-    rest = _Rest(download)
+    rest = _Rest(_compared(source, download))
     spec = ModelSpec.from_wire(unpack_spec(await rest.take(_size(download.result.get("spec_bytes")))))
     check_room(target, spec.nbytes)
     data, at = memoryview(bytearray(spec.nbytes)), 0
     async for piece in rest.next(spec.nbytes):
         data[at : at + len(piece)] = piece
         at += len(piece)
+    await rest.end()
     return write_model(built(spec, data), target, overwrite)
 
 
@@ -146,9 +149,14 @@ def _part_id(id: bytes, number: int) -> bytes:
 class _Rest:
     """The pieces of a download, cut where they are wanted."""
 
-    def __init__(self, download: Download) -> None:
-        self._download = download
+    def __init__(self, pieces: AsyncIterator[Buffer]) -> None:
+        self._pieces = pieces
         self._left: Buffer = b""
+
+    async def end(self) -> None:
+        """All that is wanted came: what reads the pieces hears of it too."""
+        async for _ in self._pieces:
+            pass
 
     async def take(self, nbytes: int) -> bytes:
         return b"".join([bytes(piece) async for piece in self.next(nbytes)])
@@ -156,7 +164,7 @@ class _Rest:
     async def next(self, nbytes: int) -> AsyncIterator[Buffer]:
         while nbytes:
             if not self._left:
-                self._left = memoryview(await anext(self._download))
+                self._left = memoryview(await anext(self._pieces))
             piece = memoryview(self._left)[:nbytes]
             self._left = memoryview(self._left)[len(piece) :]
             nbytes -= len(piece)

@@ -1,75 +1,35 @@
 """Secure runs, as their users see them: `g.run(plan, ..., parties=["alice", "bob"], provider="carol")`.
 
 The asker finds what the queries mean, captures the plan and lowers it to what has a secure form, all before anything is
-shared; then it tells everybody the same agreement, and gets the parties' shares of the result, which it adds up. Of
-what peers hold it sees nothing else.
+shared; then the team's session runs it (secure_sessions.py). Of what peers hold the asker sees the result alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgpack
 import torch
 
-from compute.dtypes import DTYPE_OF, NAME_OF
-from compute.values import tensor_bytes, tensor_from
-from grid.executing import rebuilt, references
-from grid.ids import fresh_id
+from grid.executing import rebuilt
 from grid.jails import JailJob
 from grid.jobs import Call, Job, Part
 from grid.pointer import Pointer
-from mpc.fresh import freshly
-from mpc.interpreter import run
-from mpc.lowering import Lowered, lower
-from mpc.masks import SEED, Masks, fresh_seed
-from mpc.ring import PRECISION, decode, encode
-from mpc.script import Script, script_of
-from mpc.secret import Secret
-from peer.agreement import program_hash
+from grid.secure_forecast import lowered_once, program_key, script_with_macs
+from grid.secure_results import Phase, SecureCost
+from grid.secure_sessions import Sessions, Team, foreseen_with_macs
+from mpc.lowering import Lowered
+from mpc.ring import PRECISION
 from protocol import limits
-from protocol.errors import BadRequest, Cancelled, GridError, LinkError, PartyFailed
-from protocol.tensors import TensorHeader
+from protocol.errors import BadRequest
 
 if TYPE_CHECKING:
     from grid.client import Grid
     from grid.remote import RemotePeer
 
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """What one half of a secure run took, by the parties' own clocks.
-
-    Attributes:
-        seconds: of the party that took longest.
-        rounds: how often the parties sent to each other and waited.
-        nbytes: bytes that were sent in all, by everybody.
-    """
-
-    seconds: float
-    rounds: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class SecureCost:
-    """What a secure run cost: `offline` is dealing, which needs no data; `online` all from the first share on."""
-
-    offline: Phase
-    online: Phase
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain maps."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return "; ".join(
-            f"{name} {phase.seconds * 1e3:.1f} ms, {phase.rounds} rounds, {phase.nbytes} bytes"
-            for name, phase in (("online", self.online), ("offline", self.offline))
-        )
+__all__ = ["Phase", "Prepared", "Revealed", "SecureCost", "SecureExplanation", "SecureRunner", "Team", "team"]
 
 
 class Revealed:
@@ -98,8 +58,9 @@ class SecureExplanation:
 
     Attributes:
         holders: of each secret input the argument that it belongs to, and who has it ("" is the asker).
-        rounds, nbytes: of the parties; bytes in all, in both directions.
-        dealt: bytes from the dealer.
+        rounds, nbytes: online, of the parties; bytes in all, in both directions.
+        dealt: offline: bytes from the dealer, or those that three parties without one send beforehand.
+        prepared: for how many such runs was dealt ahead: these take nothing offline.
     """
 
     plan: str
@@ -110,6 +71,7 @@ class SecureExplanation:
     rounds: int
     nbytes: int
     dealt: int
+    prepared: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain maps and lists."""
@@ -117,34 +79,33 @@ class SecureExplanation:
 
     def __str__(self) -> str:
         held = "; ".join(f"{what} shared by {holder or 'you'}" for what, holder in dict.fromkeys(self.holders))
+        dealer = f"dealt by {self.provider}" if self.provider else "who deal for themselves"
+        ahead = f"dealt ahead for {self.prepared} runs" if self.prepared else f"{self.dealt} bytes dealt before"
         return (
-            f"plan {self.plan} on shares at {', '.join(self.parties)}, dealt by {self.provider}\n\n{held}\n\n"
-            f"{self.operations} operations, {self.rounds} rounds, {self.nbytes} bytes between the parties, "
-            f"{self.dealt} bytes dealt before"
+            f"plan {self.plan} on shares at {', '.join(self.parties)}, {dealer}\n\n{held}\n\n"
+            f"{self.operations} operations, {self.rounds} rounds, {self.nbytes} bytes between the parties, {ahead}"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Team:
-    """Who computes and who deals."""
-
-    parties: tuple[RemotePeer, ...]
-    provider: RemotePeer
 
 
 def team(grid: Grid, parties: Sequence[str | RemotePeer], provider: str | RemotePeer | None) -> Team:
     """BadRequest, UnknownPeer for what is none."""
     if isinstance(parties, str) or not 2 <= len(parties) <= limits.SECURE_PARTIES:
         raise BadRequest(f'parties are 2 to {limits.SECURE_PARTIES} peers, such as parties=["alice", "bob"]')
-    if provider is None:
-        raise BadRequest('a run on shares needs a provider of randomness, a peer that is no party: provider="carol"')
-    made = Team(tuple(_peer(grid, each) for each in parties), _peer(grid, provider))
+    if provider is None and len(parties) != _ALONE:
+        raise BadRequest(
+            'a run on shares needs a provider of randomness, a peer that is no party: provider="carol". Only three '
+            "parties can do without one"
+        )
+    made = Team(tuple(_peer(grid, each) for each in parties), None if provider is None else _peer(grid, provider))
     ids = [each.id for each in made.parties]
-    if len(set(ids)) < len(ids) or made.provider.id in ids:
+    if len(set(ids)) < len(ids) or (made.provider is not None and made.provider.id in ids):
         raise BadRequest(
             "each party is another peer, and the provider is none of them: it knows every mask that hides a secret"
         )
     return made
+
+
+_ALONE = 3
 
 
 def _peer(grid: Grid, given: str | RemotePeer) -> RemotePeer:
@@ -152,7 +113,7 @@ def _peer(grid: Grid, given: str | RemotePeer) -> RemotePeer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Lowered:
     """A job, lowered. `secret`: the inputs that are shared, in order, and of each the argument that it belongs to."""
 
     job: Job
@@ -160,199 +121,105 @@ class _Prepared:
     secret: tuple[torch.Tensor, ...]
     what: tuple[str, ...]
 
-    def script(self, count: int) -> Script:
-        meta = [
-            Secret(torch.empty(each.shape, dtype=torch.int64, device="meta"), _bits(each), each.dtype)
-            for each in self.secret
-        ]
-        return script_of(
-            lambda party: freshly(party, run(party, self.lowered.program, [*meta, *self.lowered.public])), count
-        )
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `g.prepare` has made: `runs` runs were dealt ahead, at this cost; `left` says how many are not used."""
+
+    plan: str
+    runs: int
+    cost: SecureCost
+    left: Callable[[], int]
+
+    def __repr__(self) -> str:
+        return f"Prepared({self.plan}, {self.left()} of {self.runs} left, {self.cost})"
 
 
 class SecureRunner:
     """Runs plans on shares for one grid."""
 
-    def __init__(self, grid: Grid, found: Any) -> None:
+    def __init__(self, grid: Grid, found: Any, sessions: Sessions) -> None:
         self._grid = grid
         self._found = found  # what the queries of a call find
+        self._sessions = sessions
 
     async def run(
-        self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any], team: Team, patience: float | None
+        self,
+        plan: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        team: Team,
+        patience: float | None,
+        reveal_to: str | RemotePeer | None = None,
+        precision: int = PRECISION,
+        checked: bool = False,
     ) -> Revealed:
         """See Grid.run."""
-        prepared = await self._prepared(plan, args, kwargs)
-        asking = _Asking(self._grid, prepared, team, patience or limits.SECURE_PATIENCE)
-        answers = await _all_or_none([asking.ask(peer) for peer in asking.everybody])
-        try:
-            value = _revealed(prepared.lowered, answers[: len(team.parties)])
-            cost = _cost(answers, len(team.parties))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise PartyFailed(f"what the parties gave makes no sense: {type(error).__name__}") from None
-        if prepared.job.finish is not None:
-            value = await prepared.job.finish(value)
-        return Revealed(value, cost)
+        made = await self._lowered(plan, args, kwargs, precision)
+        to = None if reveal_to is None else _peer(self._grid, reveal_to)
+        if checked:
+            if to is not None or team.provider is None:
+                raise BadRequest("a checked run has a provider, and reveals its result to you: leave out reveal_to")
+            # What has no form with MACs is told before anything is shared.
+            await asyncio.to_thread(script_with_macs, made.lowered, made.secret, len(team.parties))
+        ran = await self._sessions.run(
+            made.lowered, made.secret, team, to=to, patience=patience, name=made.job.name or "plan", checked=checked
+        )
+        value = rebuilt(made.lowered.program.outputs, iter(ran.outputs))
+        if made.job.finish is not None:
+            value = await made.job.finish(value)
+        return Revealed(value, ran.cost)
 
-    async def explain(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any], team: Team) -> SecureExplanation:
+    async def prepare(
+        self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any], team: Team, runs: int, precision: int
+    ) -> Prepared:
+        """See Grid.prepare."""
+        if type(runs) is not int or not 0 < runs <= limits.SECURE_AHEAD_RUNS:
+            raise BadRequest(f"runs is a number from 1 to {limits.SECURE_AHEAD_RUNS}")
+        if team.provider is None:
+            raise BadRequest('only a provider deals ahead: provider="carol"')
+        made = await self._lowered(plan, args, kwargs, precision)
+        name = made.job.name or "plan"
+        ran = await self._sessions.run(made.lowered, made.secret, team, name=name, ahead=runs)
+        key = program_key(made.lowered)
+        return Prepared(name, runs, ran.cost, lambda: self._sessions.prepared(team, key))
+
+    async def explain(
+        self,
+        plan: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        team: Team,
+        precision: int = PRECISION,
+        checked: bool = False,
+    ) -> SecureExplanation:
         """See Grid.explain."""
-        prepared = await self._prepared(plan, args, kwargs)
-        count = len(team.parties)
-        script = await asyncio.to_thread(prepared.script, count)
+        made = await self._lowered(plan, args, kwargs, precision)
+        find = foreseen_with_macs if checked else self._sessions.foreseen
+        foreseen = await asyncio.to_thread(find, made.lowered, made.secret, team)
         return SecureExplanation(
-            prepared.job.name,
+            made.job.name,
             tuple(each.name for each in team.parties),
-            team.provider.name,
-            tuple((what, _holder_name(each)) for what, each in zip(prepared.what, prepared.secret, strict=True)),
-            len(prepared.lowered.program.nodes),
-            script.rounds,
-            script.nbytes * count * (count - 1),
-            script.dealt + count * SEED,
+            team.provider.name if team.provider is not None else "",
+            tuple((what, _holder_name(each)) for what, each in zip(made.what, made.secret, strict=True)),
+            len(made.lowered.program.nodes),
+            foreseen.rounds,
+            foreseen.nbytes,
+            foreseen.dealt,
+            foreseen.prepared,
         )
 
-    async def _prepared(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Prepared:
+    async def _lowered(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any], precision: int) -> _Lowered:
         """Found, captured and lowered, before anything is shared."""
         call = Call(plan, args, kwargs)
         job = await call.job(Part(await self._found(call)))
         if isinstance(job, JailJob):
             raise BadRequest(f"{job.name} is a jail: only plans run on shares")
         secret = [what != "a constant of the plan" for what in job.what]
-        shapes = [
-            torch.empty(each.shape, dtype=each.dtype, device="meta") if is_secret else each
-            for each, is_secret in zip(job.inputs, secret, strict=True)
-        ]
-        lowered = await asyncio.to_thread(lower, job.program, shapes, secret)
+        lowered = await lowered_once(job.program, job.inputs, secret, precision)
         chosen = [(each, what) for each, what, is_one in zip(job.inputs, job.what, secret, strict=True) if is_one]
-        return _Prepared(job, lowered, tuple(each for each, _ in chosen), tuple(what for _, what in chosen))
-
-
-class _Asking:
-    """One run: what everybody is told, and what each is told alone."""
-
-    def __init__(self, grid: Grid, prepared: _Prepared, team: Team, patience: float) -> None:
-        self._grid = grid
-        self._prepared = prepared
-        self._team = team
-        holders = [each._handle.home for each in prepared.secret if isinstance(each, Pointer)]
-        by_id = {each.id: each for each in (*team.parties, team.provider, *holders)}
-        self.everybody = list(by_id.values())
-        self._program = prepared.lowered.program.to_bytes()
-        self._public = b"".join(bytes(tensor_bytes(each)) for each in prepared.lowered.public)
-        self._agreement = msgpack.packb(
-            {
-                "run": fresh_id(),
-                "asker": grid.id,
-                "parties": [each.id for each in team.parties],
-                "provider": team.provider.id,
-                "inputs": [_input(each) for each in prepared.secret],
-                "public": [[NAME_OF[each.dtype], list(each.shape)] for each in prepared.lowered.public],
-                "program": program_hash(self._program, self._public),
-                "reveal": grid.id,
-                "patience": patience,
-                "name": (prepared.job.name or "plan")[: limits.MAX_OBJECT_NAME],
-            }
-        )
-        self._seeds = [fresh_seed() for _ in team.parties[1:]]  # the first gets its shares in full
-        self._shares = self._first_shares()
-
-    def _first_shares(self) -> bytes:
-        pieces = []
-        for number, tensor in enumerate(self._prepared.secret):
-            if not isinstance(tensor, Pointer):
-                words = encode(tensor.detach(), _bits(tensor))
-                for seed in self._seeds:
-                    words = words - Masks(seed, number).draw(tuple(words.shape), torch.int64)
-                pieces.append(bytes(tensor_bytes(words)))
-        return b"".join(pieces)
-
-    async def ask(self, peer: RemotePeer) -> tuple[dict[str, Any], bytes]:
-        """Has one peer take part; what it answers when the run is over."""
-        rank = self.everybody.index(peer)
-        shares = self._shares if rank == 0 else b""
-        args: dict[str, Any] = {"sizes": [len(self._agreement), len(self._program), len(self._public), len(shares)]}
-        if 0 < rank < len(self._team.parties):
-            args["seed"] = self._seeds[rank - 1]
-        payload = b"".join((self._agreement, self._program, self._public, shares))
-        link = await peer.outbox.flush()
-        answer = await link.post("secure", args, payload, now=True)
-        return answer.result, bytes(await answer.read(limits.SECURE_MESSAGE))
-
-
-def _input(tensor: torch.Tensor) -> list[Any]:
-    if not isinstance(tensor, Pointer):
-        return ["", fresh_id(), NAME_OF[tensor.dtype], list(tensor.shape)]
-    return [tensor._handle.home.id, tensor._handle.id, NAME_OF[tensor.dtype], list(tensor.shape)]
-
-
-def _bits(tensor: torch.Tensor) -> int:
-    return PRECISION if tensor.dtype.is_floating_point else 0
+        return _Lowered(job, lowered, tuple(each for each, _ in chosen), tuple(what for _, what in chosen))
 
 
 def _holder_name(tensor: torch.Tensor) -> str:
     return tensor._handle.home.name if isinstance(tensor, Pointer) else ""
-
-
-async def _all_or_none(asked: Sequence[Awaitable[tuple[dict[str, Any], bytes]]]) -> list[tuple[dict[str, Any], bytes]]:
-    """All answers; where one fails all others are given up, and the error that names a culprit is raised."""
-    tasks = [asyncio.ensure_future(each) for each in asked]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        failed = [task for task in tasks if task.done() and task.exception() is not None]
-        if failed:
-            raise _first([task.exception() for task in failed])
-        return [task.result() for task in tasks]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _first(errors: Sequence[BaseException | None]) -> BaseException:
-    """Of what several peers failed with at the same time: what says most."""
-
-    def rank(error: BaseException | None) -> int:
-        if isinstance(error, PartyFailed):
-            return 1
-        return 2 if isinstance(error, Cancelled | LinkError) else 0 if isinstance(error, GridError) else 3
-
-    found = min(errors, key=rank)
-    assert found is not None
-    return found
-
-
-# --- what comes back --------------------------------------------------------------------------------------
-
-
-def _revealed(lowered: Lowered, answers: Sequence[tuple[dict[str, Any], bytes]]) -> Any:
-    """The program's outputs, of the parties' shares of them."""
-    listed = answers[0][0]["outputs"]
-    if any(result["outputs"] != listed for result, _ in answers[1:]):
-        raise PartyFailed("the parties do not agree on what came out")
-    if len(listed) != sum(1 for _ in references(lowered.program.outputs)):
-        raise PartyFailed("the parties gave another number of results than the program has")
-    return rebuilt(lowered.program.outputs, _values(listed, [memoryview(shares) for _, shares in answers]))
-
-
-def _values(listed: Sequence[Any], shares: Sequence[memoryview]) -> Iterator[Any]:
-    at = 0
-    for bits, dtype, shape in listed:
-        if bits == "plain":
-            yield dtype
-            continue
-        header = TensorHeader("int64" if bits is not None else dtype, tuple(shape))
-        end = at + header.nbytes
-        parts = [tensor_from(header, bytearray(each[at:end])) for each in shares]
-        at = end
-        yield parts[0] if bits is None else decode(sum(parts[1:], parts[0]), bits, DTYPE_OF[dtype])
-
-
-def _cost(answers: Sequence[tuple[dict[str, Any], bytes]], parties: int) -> SecureCost:
-    told = [result for result, _ in answers]
-    computed = told[:parties]
-    return SecureCost(
-        Phase(max(float(each["offline"]) for each in told), 0, sum(int(each["dealt"]) for each in told)),
-        Phase(
-            max(float(each["online"]) for each in computed),
-            max(int(each["rounds"]) for each in computed),
-            sum(int(each["sent"]) for each in computed),
-        ),
-    )

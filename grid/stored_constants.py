@@ -16,7 +16,6 @@ from peer.elsewhere import TensorName
 from protocol.errors import CannotCapture, NotFound
 
 if TYPE_CHECKING:
-    from grid.plans import RemotePlan
     from grid.remote import RemotePeer
     from grid.world import World
 
@@ -50,19 +49,18 @@ async def _published(tensor: torch.Tensor, peer: RemotePeer, description: str) -
     return name.value
 
 
-async def find_constant(given: Input, plan: RemotePlan, world: World) -> Pointer:
-    """The object that an input of a stored plan names by its contents: of the plan's owner, best at the plan's peer.
+async def holders(given: Input, world: World) -> tuple[Pointer, ...]:
+    """The objects that have the contents which this input names, one at each peer that has one.
 
     Raises:
-        NotFound: it is nowhere.
+        NotFound: no peer that answers has them in an object that you may take.
     """
-    query = f"name:{given.content}"
-    await world.look({query: f"the constant {given.name!r}"}, for_all=True)
-    hits = [hit for hit in world.hits[query] if isinstance(hit, Pointer) and hit.owner == plan.owner]
-    hits.sort(key=lambda hit: hit.location.id != plan.location.id)
-    if not hits:
+    content = str(given.content)
+    found = tuple(await world.having(content))
+    if not found:
         raise NotFound(
-            f"{given.name!r} of the plan are the contents {str(given.content)[:12]}, which its owner has published "
-            "nowhere that can be reached now: the plan is to be sent again"
+            f"{given.name!r} is to have the contents {content[:12]}, which no peer that can be reached has for you: "
+            "publish a tensor that has them (a plan's are published anew when it is sent again)",
+            content=content,
         )
-    return hits[0]
+    return found

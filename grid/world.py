@@ -18,8 +18,10 @@ from search.terms import And, Tag, all_of, leaves
 
 if TYPE_CHECKING:
     from grid.hits import Hit, Hits
+    from grid.pointer import Pointer
 
 Search = Callable[[str], Awaitable["Hits"]]
+Holders = Callable[[str], Awaitable["list[Pointer]"]]
 _MOST_COPIES: Final = 16  # of a query that finds more, several values are meant
 Seen = tuple[tuple[str, str, str], ...]  # of each query: the peer of what it found there, and the object
 
@@ -27,21 +29,23 @@ Seen = tuple[tuple[str, str, str], ...]  # of each query: the peer of what it fo
 class World:
     """The hits of all queries of one run, each asked once. `what` is where the query stands: the argument's name.
 
-    `near`: how many bytes of what was given otherwise are at which peer, by its id.
+    `near`: how many bytes of what was given otherwise are at which peer, by its id. `holders` finds objects by the name
+    of their contents, one at each peer that has one.
     """
 
-    def __init__(self, search: Search, near: Mapping[str, int] | None = None) -> None:
+    def __init__(self, search: Search, holders: Holders, near: Mapping[str, int] | None = None) -> None:
         self._search = search
+        self._holders = holders
+        self._contents: dict[str, list[Pointer]] = {}
         self._given = dict(near or {})
         self._hits: dict[str, Hits] = {}
         self._what: dict[str, str] = {}
-        self._for_all: set[str] = set()
         self._taken: dict[str, Hit] = {}  # of copies
 
     @property
     def spread(self) -> list[str]:
         """The queries that found several objects, of which each peer may have its own."""
-        return [query for query, hits in self._hits.items() if len(hits) > 1 and query not in self._for_all]
+        return [query for query, hits in self._hits.items() if len(hits) > 1]
 
     @property
     def hits(self) -> Mapping[str, Hits]:
@@ -55,10 +59,8 @@ class World:
     def what(self, query: str) -> str:
         return self._what[query]
 
-    async def look(self, queries: Mapping[str, str], *, for_all: bool = False) -> None:
-        """Ask all of these (each with its `what`) at once; those that were asked before are known. `for_all`: of
-        several objects any is as good as the others."""
-        self._for_all.update(queries if for_all else ())
+    async def look(self, queries: Mapping[str, str]) -> None:
+        """Ask all of these (each with its `what`) at once; those that were asked before are known."""
         new = [query for query in queries if query not in self._hits]
         found = await asyncio.gather(*(self._search(query) for query in new))
         self._hits.update(zip(new, found, strict=True))
@@ -66,10 +68,15 @@ class World:
 
     async def again(self) -> World:
         """The same queries, asked now."""
-        later = World(self._search, self._given)
-        later._for_all = self._for_all
-        await later.look(self._what)
+        later = World(self._search, self._holders, self._given)
+        await asyncio.gather(later.look(self._what), *(later.having(content) for content in self._contents))
         return later
+
+    async def having(self, content: str) -> list[Pointer]:
+        """The objects with contents of that name, one at each peer that has one; asked for once."""
+        if content not in self._contents:
+            self._contents[content] = await self._holders(content)
+        return self._contents[content]
 
     async def one(self, query: str, peer: str | None = None) -> Hit:
         """What the query found: the only object, of several the one at the peer of that id, or of copies of one value
@@ -122,6 +129,10 @@ class World:
             f"{query!r} found {_listed(hits)}, and now {_listed(later._hits[query])}"
             for query, hits in self._hits.items()
             if _ids(hits) != _ids(later._hits[query])
+        ] + [
+            f"the contents {content[:12]} were at {_places(held)}, and are now at {_places(later._contents[content])}"
+            for content, held in self._contents.items()
+            if _places(held) != _places(later._contents[content])
         ]
 
     async def is_doubtful(self, peer: str | None = None) -> bool:
@@ -185,6 +196,10 @@ async def _is_other(hit: Hit) -> bool:
 
 def _said(record: Mapping[str, Any], key: str) -> Any:
     return sorted(record["tags"]) if key == "tags" else record.get(key)
+
+
+def _places(held: list[Pointer]) -> str:
+    return ", ".join(sorted(pointer.location.name for pointer in held)) or "no peer"
 
 
 def _ids(hits: Hits) -> set[tuple[str, str]]:

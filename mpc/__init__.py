@@ -3,6 +3,7 @@
 Files in import order. Nothing here knows of peers or sockets: protocols are generators that yield what is to be opened.
 
     ring           fixed point in the ring of integers modulo 2^64
+    pieces         work on long tensors, piece by piece
     masks          AES-128 in counter mode
     rounds         Opening, Protocol: one round each; several protocols in the same rounds
     correlations   what the dealer deals, and how little of it travels
@@ -12,6 +13,7 @@ Files in import order. Nothing here knows of peers or sockets: protocols are gen
     bilinear       what a product may be: of elements, matrices, convolutions
     arithmetic     products of secrets
     secret         Secret: a share, and how its words are to be read
+    standing       factors that are opened once for many runs
     table          the secure form of each operation
     exact          functions of public words, the same bits everywhere
     waves          sine, cosine, exponential: one opening each
@@ -19,11 +21,13 @@ Files in import order. Nothing here knows of peers or sockets: protocols are gen
     operations     secure forms: linear, products, comparisons, largest, choices, functions, quotients
     fresh          outputs under new shares, before they leave the parties
     interpreter    runs a program on shares
+    moments        division by roots of what is tiny
     rewrites       what lowering knows better than torch's decompositions
     unrolled       loops written out
     assembly       a program of what was written down
     lowering       a program in secure forms; what is public computed beforehand
     script         what a run takes, before it runs
+    remembered     lowering and scripts that were found before
     dealer         the dealer's side of a run, and the supply of each party
     replicated     three parties without a dealer: they make their correlations themselves
     field          arithmetic modulo 2^61 - 1

@@ -9,6 +9,7 @@ Why a field: in the ring modulo 2^64 an error of 2^63 hits its tag with odds of 
 with words of 64 + 60 bits, for which int64 is too narrow; the field costs six products of limbs for one, and three
 bits: |x| is below 2^59.
 
+    private    no round; its holder tells each party 8 bytes an element
     multiply   1 round, 8 bytes for each element of both factors from each party to each other
     truncate   1 round, 8 bytes an element
     check      4 rounds, 32, 32, 32 and 40 bytes for each pair of parties, however much was opened
@@ -21,6 +22,7 @@ protocols without an honest majority; who cheats earlier sees nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
@@ -36,7 +38,7 @@ from mpc.field import P
 from mpc.masks import SEED, Masks
 from mpc.party import Party
 from mpc.rounds import Opening, Protocol
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, PartyFailed
 
 MAGNITUDE = 59
 """Secrets are below 2^59 in absolute value, so that truncation is exact."""
@@ -54,14 +56,14 @@ _MOST_PARTIES = 7  # the sum of so many shares fits 64 bits
 class Elements(Words):
     """Elements of the field; uniform to within 2^-61."""
 
-    def combine(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return field.add(one, self.cut(other))
+    def combine_(self, total: torch.Tensor, other: torch.Tensor) -> None:
+        total.copy_(field.add(total, self.cut(other)))
 
     def cut(self, words: torch.Tensor) -> torch.Tensor:
         return field.reduced(words & P)
 
-    def without(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return field.sub(one, self.cut(other))
+    def without_(self, total: torch.Tensor, other: torch.Tensor) -> None:
+        total.copy_(field.sub(total, self.cut(other)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,32 @@ class TaggedMask(_Tagged):
     @property
     def shapes(self) -> Sequence[Shape]:
         return (self.shape,)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateMask(_Tagged):
+    """A uniform r that one other knows, and its tag. `seed`: who is to know r has drawn it, and told the dealer alone;
+    parties do without."""
+
+    shape: Shape
+    at: int
+    seed: bytes = dataclasses.field(default=b"", compare=False, repr=False)
+
+    @property
+    def free(self) -> Sequence[Words]:
+        return ()
+
+    @property
+    def shapes(self) -> Sequence[Shape]:
+        return (self.shape,)
+
+    def made(self, free: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        return [private_mask(self.seed, self.at, self.shape)]
+
+
+def private_mask(seed: bytes, at: int, shape: Shape) -> torch.Tensor:
+    """The r of a PrivateMask, to who has its seed. Each `at` of a seed is used once."""
+    return Elements(shape).cut(Masks(seed, at).draw(shape, torch.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +210,7 @@ class Authenticated:
         if party.count > _MOST_PARTIES:
             raise BadRequest(f"runs with malicious security have at most {_MOST_PARTIES} parties, not {party.count}")
         self._party = party
+        self.precision = party.precision
         self._number = party.taken
         self._key = party.take(Key()).free[0]
         self._unchecked: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -198,8 +227,14 @@ class Authenticated:
         return Tagged(value, field.add(secret.tag, field.times(self._key.expand(public.shape), public)))
 
     def mask(self, shape: Shape) -> Tagged:
-        """A uniform r. For an input x its holder is told r by the dealer, and tells all parties x - r."""
+        """A uniform r."""
         return self._take(TaggedMask(self._number, shape))[0]
+
+    def private(self, shape: Shape, at: int, seed: bytes = b"") -> Tagged:
+        """A uniform r that one other knows, who has told the dealer its seed (`seed`: at the dealer alone). Of its
+        input x that one tells all parties x - r: whoever is told another word than others are finds a wrong tag.
+        """
+        return self._take(PrivateMask(self._number, shape, at, seed))[0]
 
     def open(self, *secrets: Tagged) -> Protocol[list[torch.Tensor]]:
         """Their values, which are masked ones: they are not checked yet. One round."""
@@ -230,7 +265,7 @@ class Authenticated:
         opened and checked.
 
         Raises:
-            BadRequest: somebody did not do as agreed; nobody who did has any of the values.
+            PartyFailed: somebody did not do as agreed; nobody who did has any of the values.
         """
         masks = [self.mask(tuple(secret.value.shape)) for secret in secrets]
         masked = yield from self.open(*(secret + mask for secret, mask in zip(secrets, masks, strict=True)))
@@ -240,7 +275,7 @@ class Authenticated:
         return [field.to_words(field.sub(one, other)) for one, other in zip(masked, opened, strict=True)]
 
     def check(self) -> Protocol[None]:
-        """Whether all that was opened since the last check has right MACs. Four rounds.
+        """Whether all that was opened since the last check has right MACs; PartyFailed. Four rounds.
 
         A coin that nobody chooses, then the coin's combination of (tag - key * value): it sums to 0. Each is committed
         to before any is seen, so that none is made to fit the others. Who was told another value than others are is
@@ -285,5 +320,5 @@ def _commitment(rank: int, said: bytes) -> bytes:
     return hashlib.sha256(b"commitment" + rank.to_bytes(8, "big") + said).digest()
 
 
-def _cheated(how: str) -> BadRequest:
-    return BadRequest(f"the run is over, without a result: {how}")
+def _cheated(how: str) -> PartyFailed:
+    return PartyFailed(f"the run is over, without a result: {how}")

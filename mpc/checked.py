@@ -6,7 +6,7 @@ outputs are revealed (authenticated.py has the protocols, the adversary and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -16,13 +16,15 @@ import torch
 from compute.prepared import arguments, outputs, prepare
 from compute.program import Program
 from mpc import field
-from mpc.authenticated import Authenticated, Tagged
+from mpc.authenticated import MAGNITUDE, Authenticated, Tagged, private_mask
 from mpc.bilinear import Bilinear, Convolve, MatrixProduct, Multiply
+from mpc.field import P
 from mpc.operations.linear import _call, result_type
-from mpc.ring import PRECISION, decode, encode
+from mpc.party import Party
+from mpc.ring import decode, encode
 from mpc.rounds import Protocol
-from mpc.secret import bits_of
-from protocol.errors import OperationNotAllowed
+from mpc.secret import Secret, bits_of
+from protocol.errors import BadRequest, OperationNotAllowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,74 @@ def run(own: Authenticated, program: Program, inputs: Sequence[Any]) -> Protocol
 
     Raises:
         OperationNotAllowed: an operation on a secret that is not one of sums and products.
-        BadRequest: somebody did not do as agreed: there are no outputs.
+        PartyFailed: somebody did not do as agreed: there are no outputs.
     """
+    made = yield from _computed(own, program, inputs)
+    secrets = list(_secrets(made))
+    words = iter((yield from own.reveal(*(each.tagged for each in secrets))))
+    return _with(made, lambda secret: decode(next(words), secret.bits, secret.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A secret input: its shape, fractional bits and dtype."""
+
+    shape: tuple[int, ...]
+    bits: int
+    dtype: torch.dtype
+
+
+def hide(value: torch.Tensor, bits: int, seed: bytes, at: int) -> torch.Tensor:
+    """What the holder of input number `at` tells all parties: its elements less their mask (authenticated.private).
+
+    Raises:
+        BadRequest: a value does not fit.
+    """
+    words = encode(value, bits)
+    if words.numel() and int(words.abs().max()) >= 1 << MAGNITUDE:
+        raise BadRequest(f"a value is {2.0 ** (MAGNITUDE - bits):g} or more: runs with MACs hold smaller ones")
+    return field.sub(field.from_words(words), private_mask(seed, at, tuple(words.shape)))
+
+
+def shown(masked: torch.Tensor, bits: int, dtype: torch.dtype, seed: bytes, at: int) -> torch.Tensor:
+    """Output number `at`, of what all parties have told who has the seed (they have to tell the same)."""
+    elements = field.sub(field.reduced(masked & P), private_mask(seed, at, tuple(masked.shape)))
+    return decode(field.to_words(elements), bits, dtype)
+
+
+def whole(
+    party: Party,
+    program: Program,
+    inputs: Sequence[Hidden],
+    public: Sequence[torch.Tensor],
+    masked: Callable[[int], torch.Tensor],
+    seeds: Callable[[int], bytes] = lambda at: b"",
+) -> Protocol[Any]:
+    """A run for somebody who is no party: inputs come masked (`hide`), and what secrets come out leave masked (`shown`,
+    numbered on behind the inputs), as Secrets of elements. Parties learn nothing, and whoever is given what they open
+    has a result only if all that went before was right.
+
+    Args:
+        masked: what the holder of an input has told this party.
+        seeds: at the dealer: of each input and then of each output, that of who is to know its mask.
+    """
+    own = Authenticated(party)
+    masks = [own.private(each.shape, at, seeds(at)) for at, each in enumerate(inputs)]
+    secrets = [
+        Checked(own.plus(mask, masked(at)), each.bits, each.dtype)
+        for at, (mask, each) in enumerate(zip(masks, inputs, strict=True))
+    ]
+    made = yield from _computed(own, program, [*secrets, *public])
+    yield from own.check()  # before anything of the result is opened to somebody who knows its mask
+    hidden = []
+    for at, each in enumerate(_secrets(made), len(inputs)):
+        hidden.append(each.tagged + own.private(tuple(each.shape), at, seeds(at)))
+    opened = iter((yield from own.open(*hidden)))
+    yield from own.check()
+    return _with(made, lambda secret: Secret(next(opened), secret.bits, secret.dtype))
+
+
+def _computed(own: Authenticated, program: Program, inputs: Sequence[Any]) -> Protocol[Any]:
     prepared = prepare(program)
     block, constants = prepared.main, prepared.constants()
     values: list[Any] = [*inputs, *[None] * len(block.steps), *(constants[at] for at in block.constants)]
@@ -56,14 +124,30 @@ def run(own: Authenticated, program: Program, inputs: Sequence[Any]) -> Protocol
         if step.entry is None or not any(isinstance(each, Checked) for each in (*args, *kwargs.values())):
             raise OperationNotAllowed(f"{step.operation} on public values: lower the program first")
         values[step.number] = yield from _operation(own, step.operation, step.entry.named(args, kwargs))
-    return (yield from _revealed(own, outputs(block.outputs, values)))
+    return outputs(block.outputs, values)
 
 
-def _revealed(own: Authenticated, made: Any) -> Protocol[Any]:
-    secrets = [each for each in (made if isinstance(made, list | tuple) else [made]) if isinstance(each, Checked)]
-    words = yield from own.reveal(*(each.tagged for each in secrets))
-    values = [decode(each, secret.bits, secret.dtype) for each, secret in zip(words, secrets, strict=True)]
-    return values if isinstance(made, list | tuple) else values[0]
+def _secrets(made: Any) -> Iterator[Checked]:
+    """Those in a result, in the order of `_with`."""
+    if isinstance(made, Checked):
+        yield made
+    elif isinstance(made, Mapping):
+        for key in sorted(made):
+            yield from _secrets(made[key])
+    elif isinstance(made, list | tuple):
+        for each in made:
+            yield from _secrets(each)
+
+
+def _with(made: Any, change: Callable[[Checked], Any]) -> Any:
+    """A result, in which each secret was changed."""
+    if isinstance(made, Checked):
+        return change(made)
+    if isinstance(made, Mapping):
+        return {key: _with(made[key], change) for key in sorted(made)}
+    if isinstance(made, list | tuple):
+        return type(made)(_with(each, change) for each in made)
+    return made
 
 
 def _operation(own: Authenticated, name: str, named: dict[str, Any]) -> Protocol[Checked]:
@@ -106,7 +190,7 @@ def _sum(name: str, named: dict[str, Any], share: torch.Tensor) -> torch.Tensor:
 
 def _sum_of(own: Authenticated, one: Any, other: Any, sign: int) -> Checked:
     dtype = result_type(*map(_stand_in, (one, other)))
-    bits = max(each.bits if isinstance(each, Checked) else bits_of(each) for each in (one, other))
+    bits = max(each.bits if isinstance(each, Checked) else bits_of(each, own.precision) for each in (one, other))
     if not isinstance(other, Checked):
         return Checked(_plus(own, _finer(one, bits), _elements(other, bits), sign), bits, dtype)
     right = _finer(other, bits) if sign > 0 else _finer(other, bits).map(field.opposite)
@@ -140,7 +224,7 @@ def _product(own: Authenticated, operation: Bilinear, x: Any, y: Any) -> Protoco
         made = yield from own.multiply(operation, x.tagged, y.tagged)
         return Checked(made, x.bits + y.bits, x.dtype)
     secret, public = (x, y) if isinstance(x, Checked) else (y, x)
-    bits = bits_of(public)
+    bits = bits_of(public, own.precision)
     words = _elements(public, bits)
     if isinstance(x, Checked):
         made = secret.tagged.by(operation, words)
@@ -150,10 +234,10 @@ def _product(own: Authenticated, operation: Bilinear, x: Any, y: Any) -> Protoco
 
 
 def _settled(own: Authenticated, value: Any) -> Protocol[Any]:
-    if not isinstance(value, Checked) or value.bits <= PRECISION:
+    if not isinstance(value, Checked) or value.bits <= own.precision:
         return value
-    made = yield from own.truncate(value.tagged, value.bits - PRECISION)
-    return Checked(made, PRECISION, value.dtype)
+    made = yield from own.truncate(value.tagged, value.bits - own.precision)
+    return Checked(made, own.precision, value.dtype)
 
 
 def _convolve(own: Authenticated, named: dict[str, Any]) -> Protocol[Checked]:

@@ -5,7 +5,7 @@ tells nothing. What follows works on the public c = x + r and on dealt bits of r
 probabilities, no statistical masks.
 
     truncate       1 round, 8 bytes an element from each party to each other
-    negative bits  4 rounds, 25.5 bytes (the opening, and three levels of a carry tree of fan-in four)
+    negative bits  3 rounds, 12.4 bytes (the opening, and a carry tree of fan-in four, whose first level is dealt)
     as numbers     1 round more, 1/8 byte; the choice of x or 0 by the bit goes along
 
 Adversary: semi-honest, all parties but one may collude, but not with the dealer.
@@ -13,8 +13,9 @@ Adversary: semi-honest, all parties but one may collude, but not with the dealer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -22,14 +23,19 @@ import torch
 from mpc import bits
 from mpc.correlations import XOR, Correlation, Dealt, Words
 from mpc.party import Party
+from mpc.pieces import by_pieces
 from mpc.ring import MAGNITUDE, WIDTH, shift_logical
-from mpc.rounds import Opening, Protocol
+from mpc.rounds import Opening, Protocol, together
 
 # Lanes of a level: what propagates a carry (3 down to 0), and what makes one (2 down to 0; that of lane 3 is linear).
 _P3, _P2, _P1, _P0, _G2, _G1, _G0 = range(7)
 CARRY: Final = ((_P3, _G2), (_P3, _P2, _G1), (_P3, _P2, _P1, _G0))
 ALL: Final = (_P3, _P2, _P1, _P0)
-_LOW: Final = (1 << (WIDTH - 1)) - 1
+_TOP: Final = bits.LANES - 1  # the highest bit of the highest digit is that of the words of the highest lane
+_BELOW_TOP: Final = (1 << 15) - 1
+_WITHOUT_TOP: Final = torch.tensor(
+    [[_BELOW_TOP if _TOP in factors else -1] for factors in bits.DIGIT_PRODUCTS], dtype=torch.int16
+)
 _SHIFT_IN: Final = 1 << MAGNITUDE  # makes values non-negative while they are truncated
 
 
@@ -38,8 +44,8 @@ _SHIFT_IN: Final = 1 << MAGNITUDE  # makes values non-negative while they are tr
 
 @dataclass(frozen=True, slots=True)
 class Mask(Correlation):
-    """A uniform r, [count]; where wanted its bits (XOR, in the order of bits.py), and what truncation by `shift` needs:
-    r >> shift, and its highest bit."""
+    """A uniform r, [count]; where wanted the products of the bits of its digits (XOR, as bits.digit_products has them),
+    and what truncation by `shift` needs: r >> shift, and its highest bit."""
 
     count: int
     shift: int = 0
@@ -52,11 +58,15 @@ class Mask(Correlation):
     @property
     def derived(self) -> Sequence[Words]:
         word = Words((self.count,))
-        return [*[Words((self.count,), sharing=XOR)] * self.has_bits, *[word, word] * bool(self.shift)]
+        products = Words((bits.PRODUCTS, self.count), torch.int16, XOR)
+        return [*[products] * self.has_bits, *[word, word] * bool(self.shift)]
 
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
         r = free[0]
-        found = [bits.to_lanes(r)] if self.has_bits else []
+        return by_pieces(self._parts, r)
+
+    def _parts(self, r: torch.Tensor) -> Sequence[torch.Tensor]:
+        found = [bits.digit_products(r)] if self.has_bits else []
         if self.shift:
             found += [shift_logical(r, self.shift), shift_logical(r, WIDTH - 1)]
         return found
@@ -72,7 +82,7 @@ class Level(Correlation):
 
     @property
     def factors(self) -> list[int]:
-        return sorted({factor for chain in self.chains for factor in chain})
+        return bits.factors_of(self.chains)
 
     @property
     def free(self) -> Sequence[Words]:
@@ -83,12 +93,9 @@ class Level(Correlation):
         return (Words((len(bits.products_of(self.chains)), self.size), self.dtype, XOR),)
 
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
-        masks = dict(zip(self.factors, free[0], strict=True))
-        products: dict[frozenset[int], torch.Tensor] = {frozenset((k,)): mask for k, mask in masks.items()}
-        for wanted in bits.products_of(self.chains):
-            *smaller, last = sorted(wanted)
-            products[wanted] = products[frozenset(smaller)] & masks[last]
-        return [torch.stack([products[wanted] for wanted in bits.products_of(self.chains)])]
+        return by_pieces(
+            lambda masks: [bits.products_of_masks(self.chains, dict(zip(self.factors, masks, strict=True)))], free[0]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,10 @@ class Choice(Correlation):
 
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
         s = bits.unpack(free[0])
+        return by_pieces(self._products, *((s,) if kept is None else (s, kept)))
+
+    def _products(self, bit: torch.Tensor, kept: torch.Tensor | None = None) -> Sequence[torch.Tensor]:
+        s = bit.to(torch.int64)
         if kept is None:
             return [s]
         if not self.shift:
@@ -130,25 +141,25 @@ class Masked:
     """A secret x as the public c = x + r and what is shared of r.
 
     Attributes:
-        c: x + r, or with a shift x + 2^62 + r.
-        number: that of the mask.
+        c: x + r.
         scale, constant: x >> shift is scale * (highest bit of r) - (r >> shift) + constant, all parties know both;
             None without a shift.
+        number: that of the mask.
     """
 
     c: torch.Tensor
+    scale: torch.Tensor | None
+    constant: torch.Tensor | None
     dealt: Dealt
     number: int
     shift: int
-    scale: torch.Tensor | None = None
-    constant: torch.Tensor | None = None
 
     @property
     def r(self) -> torch.Tensor:
         return self.dealt.free[0]
 
     @property
-    def r_bits(self) -> torch.Tensor:
+    def r_digits(self) -> torch.Tensor:
         return self.dealt.derived[0]
 
     @property
@@ -174,17 +185,22 @@ def mask(party: Party, x: torch.Tensor, shift: int = 0, *, has_bits: bool = True
     opened = yield Opening(sums=[share])
     c = opened.sums[0]
     if not shift:
-        return Masked(c, dealt, number, shift)
+        return Masked(c, None, None, dealt, number, shift)
+    c, scale, constant = by_pieces(partial(_known, shift), c)
+    return Masked(c, scale, constant, dealt, number, shift)
+
+
+def _known(shift: int, c: torch.Tensor) -> Sequence[torch.Tensor]:
+    """What follows from x + 2^62 + r: x + r, and the scale and constant of x >> shift."""
     scale = (1 - shift_logical(c, WIDTH - 1)) << (WIDTH - shift)
-    constant = shift_logical(c, shift) - (_SHIFT_IN >> shift)
-    return Masked(c - _SHIFT_IN, dealt, number, shift, scale, constant)
+    return c - _SHIFT_IN, scale, shift_logical(c, shift) - (_SHIFT_IN >> shift)
 
 
 def shifted(party: Party, masked: Masked) -> torch.Tensor:
     """A share of x >> shift, rounded down or up: off by less than 1. No round."""
     assert masked.scale is not None and masked.constant is not None
-    share = masked.scale * masked.r_top - masked.r_shifted
-    return share + masked.constant if party.is_first else share
+    share = (masked.scale * masked.r_top).sub_(masked.r_shifted)
+    return share.add_(masked.constant) if party.is_first else share
 
 
 def truncate(party: Party, x: torch.Tensor, shift: int) -> Protocol[torch.Tensor]:
@@ -199,66 +215,63 @@ def truncate(party: Party, x: torch.Tensor, shift: int) -> Protocol[torch.Tensor
 
 
 def negative_bits(party: Party, masked: Masked) -> Protocol[torch.Tensor]:
-    """Packed XOR shares of x < 0. Three rounds, 17.5 bytes an element.
+    """Packed XOR shares of x < 0. Two rounds, 4.4 bytes an element.
 
     x = c - r, so its highest bit is that of c, that of r, and the borrow from below: whether the low 63 bits of r are
     more than those of c. A bit of r that is 1 where c has 0 makes a borrow, equal bits pass it on.
     """
-    c, r = bits.to_lanes(masked.c), masked.r_bits
-    low, absent = r & _LOW, ~(c & _LOW)  # above them a place that passes on
-    makes, passes = low & absent, low ^ absent if party.is_first else low
-    lanes = bits.first_lanes(makes), bits.first_lanes(passes)
-    borrow, through = yield from _combine(party, *lanes)
-    assert through is not None
-    lanes = bits.second_lanes(borrow), bits.second_lanes(through)
-    borrow, through = yield from _combine(party, *lanes)
-    assert through is not None
-    lanes = bits.third_lanes(borrow), bits.third_lanes(through)
-    borrow, _ = yield from _combine(party, *lanes, is_last=True)
-    top = shift_logical(r, WIDTH - 1)
-    if party.is_first:
-        top ^= shift_logical(c, WIDTH - 1)
+    borrow, through, top = by_pieces(partial(_borrows, party.is_first), masked.r_digits, masked.c)
+    borrow, passes = yield from _combine(party, bits.second_lanes(borrow), bits.second_lanes(through))
+    assert passes is not None
+    borrow, _ = yield from _combine(party, bits.third_lanes(borrow), bits.third_lanes(passes), is_last=True)
     return borrow ^ bits.pack(top)
 
 
+def _borrows(is_first: bool, r: torch.Tensor, c: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Whether each digit makes a borrow, and passes one on, [n] int16; and a share of the highest bit of c - r where
+    nothing is borrowed, uint8."""
+    lanes = bits.first_lanes(bits.to_lanes(c))
+    top = (r[_TOP] ^ lanes[_TOP] if is_first else r[_TOP]) < 0
+    # The highest bit itself passes on: as if it were 0 in c and in r.
+    lanes[_TOP] = lanes[_TOP] & _BELOW_TOP
+    return *bits.compared(lanes, r & _WITHOUT_TOP.to(r.device), is_first), top.view(torch.uint8)
+
+
 def _combine(
-    party: Party, makes: list[torch.Tensor], passes: list[torch.Tensor], *, is_last: bool = False
+    party: Party, makes: Sequence[torch.Tensor], passes: Sequence[torch.Tensor], *, is_last: bool = False
 ) -> Protocol[tuple[torch.Tensor, torch.Tensor | None]]:
     """Four bits as one: whether they make a borrow together, and (but for the last level) pass one on. One round."""
     chains = CARRY if is_last else (*CARRY, ALL)
-    level = Level(makes[0].shape[0], makes[0].dtype, chains)
     lanes = {_P3: passes[3], _P2: passes[2], _P1: passes[1], _P0: passes[0]}
     lanes |= {_G2: makes[2], _G1: makes[1], _G0: makes[0]}
-    masked, masks = yield from masked_bits(party, level, lanes)
-    made = makes[3]
-    for chain in CARRY:
-        made = made ^ bits.product(masked, masks, chain, adds=party.is_first)
-    return made, None if is_last else bits.product(masked, masks, ALL, adds=party.is_first)
+    first, second, third, *through = yield from ands(party, chains, lanes)
+    return makes[3] ^ first.bitwise_xor_(second).bitwise_xor_(third), None if is_last else through[0]
 
 
-def masked_bits(
-    party: Party, level: Level, lanes: dict[int, torch.Tensor]
-) -> Protocol[tuple[dict[int, torch.Tensor], dict[frozenset[int], torch.Tensor]]]:
+def ands(
+    party: Party, chains: Sequence[bits.Factors], lanes: Mapping[int, torch.Tensor]
+) -> Protocol[Sequence[torch.Tensor]]:
+    """For each chain shares of the AND of its factors' words, [n] of one dtype. One round."""
+    like = next(iter(lanes.values()))
+    level = Level(like.shape[0], like.dtype, tuple(chains))
     dealt = party.take(level)
     share = torch.stack([lanes[factor] for factor in level.factors])
     share ^= dealt.free[0]
     opened = yield Opening(xors=[share])
-    masked = dict(zip(level.factors, opened.xors[0], strict=True))
-    masks = dict(zip(bits.products_of(level.chains), dealt.derived[0], strict=True))
-    for factor, each in zip(level.factors, dealt.free[0], strict=True):
-        masks[frozenset((factor,))] = each
-    return masked, masks
+    return by_pieces(partial(bits.products, chains, party.is_first), opened.xors[0], dealt.free[0], dealt.derived[0])
 
 
 def zero_bits(party: Party, masked: Masked) -> Protocol[torch.Tensor]:
-    """Packed XOR shares of x == 0: whether all bits of c and r are equal. Three rounds, 10.5 bytes an element."""
-    equal = masked.r_bits ^ ~bits.to_lanes(masked.c) if party.is_first else masked.r_bits
-    for lanes_of in (bits.first_lanes, bits.second_lanes, bits.third_lanes):
-        lanes = lanes_of(equal)
-        level = Level(lanes[0].shape[0], lanes[0].dtype, (ALL,))
-        opened, masks = yield from masked_bits(party, level, dict(zip(reversed(ALL), lanes, strict=True)))
-        equal = bits.product(opened, masks, ALL, adds=party.is_first)
+    """Packed XOR shares of x == 0: whether all digits of c and r are equal. Two rounds, 2.5 bytes an element."""
+    (equal,) = by_pieces(partial(_equal, party.is_first), masked.r_digits, masked.c)
+    for lanes_of in (bits.second_lanes, bits.third_lanes):
+        lanes = dict(zip(reversed(ALL), lanes_of(equal), strict=True))
+        (equal,) = yield from ands(party, (ALL,), lanes)
     return equal
+
+
+def _equal(is_first: bool, r: torch.Tensor, c: torch.Tensor) -> Sequence[torch.Tensor]:
+    return [bits.equal_to(bits.first_lanes(bits.to_lanes(c)), r, is_first)]
 
 
 # --- bits as numbers ----------------------------------------------------------------------------------------
@@ -274,18 +287,77 @@ def as_numbers(
     """
     count = packed.shape[0] * bits.GROUP
     choice = Choice(count) if masked is None else Choice(count, masked.number, masked.shift)
+    return _numbers(party, masked, *(yield from _open_bits(party, packed, choice)))
+
+
+def truncate_and_choose(
+    party: Party, x: torch.Tensor, shift: int, packed: torch.Tensor
+) -> Protocol[tuple[torch.Tensor, torch.Tensor]]:
+    """Shares of x >> shift and of the packed bit times that, [n]. One round."""
+    choice = Choice(x.shape[0], party.taken, shift)
+    masked, (t, dealt) = yield from together(mask(party, x, shift, has_bits=False), _open_bits(party, packed, choice))
+    _, chosen = _numbers(party, masked, t, dealt)
+    assert chosen is not None
+    return shifted(party, masked), chosen
+
+
+def _open_bits(party: Party, packed: torch.Tensor, choice: Choice) -> Protocol[tuple[torch.Tensor, Dealt]]:
+    """t = bit XOR s for each bit, [n] uint8. One round."""
     dealt = party.take(choice)
     opened = yield Opening(xors=[packed ^ dealt.free[0]])
-    t = bits.unpack(opened.xors[0])
-    sign = 1 - 2 * t
-    bit = sign * dealt.derived[0]
-    if party.is_first:
-        bit += t
+    return bits.unpack(opened.xors[0]), dealt
+
+
+def _numbers(
+    party: Party, masked: Masked | None, t: torch.Tensor, dealt: Dealt
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What `as_numbers` gives, of the opened t."""
     if masked is None:
-        return bit, None
+        return by_pieces(partial(_number, party.is_first), t, *dealt.derived)[0], None
     if not masked.shift:
-        own = -masked.r + masked.c if party.is_first else -masked.r
-        return bit, own * t + sign * (masked.c * dealt.derived[0] - dealt.derived[1])
+        given = (t, masked.c, masked.r, *dealt.derived)
+        bit, chosen = by_pieces(partial(_number_and_choice, party.is_first), *given)
+        return bit, chosen
     assert masked.scale is not None and masked.constant is not None
-    inner = masked.scale * dealt.derived[1] - dealt.derived[2] + masked.constant * dealt.derived[0]
-    return bit, shifted(party, masked) * t + sign * inner
+    given = (t, masked.scale, masked.constant, masked.r_top, masked.r_shifted, *dealt.derived)
+    bit, chosen = by_pieces(partial(_number_and_choice_shifted, party.is_first), *given)
+    return bit, chosen
+
+
+def _number(is_first: bool, t: torch.Tensor, s: torch.Tensor) -> list[torch.Tensor]:
+    t = t.to(torch.int64)
+    bit = (1 - 2 * t).mul_(s)
+    return [bit.add_(t) if is_first else bit]
+
+
+def _number_and_choice(
+    is_first: bool, t: torch.Tensor, c: torch.Tensor, r: torch.Tensor, s: torch.Tensor, s_r: torch.Tensor
+) -> list[torch.Tensor]:
+    """The bit, and the bit times c - r: that t times, and (c - r) s times 1 - 2 t."""
+    t = t.to(torch.int64)
+    sign = 1 - 2 * t
+    chosen = (c * s).sub_(s_r).mul_(sign).add_((c - r if is_first else -r).mul_(t))
+    bit = sign.mul_(s)
+    return [bit.add_(t) if is_first else bit, chosen]
+
+
+def _number_and_choice_shifted(
+    is_first: bool,
+    t: torch.Tensor,
+    scale: torch.Tensor,
+    constant: torch.Tensor,
+    r_top: torch.Tensor,
+    r_shifted: torch.Tensor,
+    s: torch.Tensor,
+    s_top: torch.Tensor,
+    s_shifted: torch.Tensor,
+) -> list[torch.Tensor]:
+    """The bit, and the bit times scale * r_top - r_shifted + constant."""
+    t = t.to(torch.int64)
+    sign = 1 - 2 * t
+    own = (scale * r_top).sub_(r_shifted)
+    if is_first:
+        own.add_(constant)
+    inner = (scale * s_top).sub_(s_shifted).add_(constant * s)
+    bit = sign * s
+    return [bit.add_(t) if is_first else bit, inner.mul_(sign).add_(own.mul_(t))]

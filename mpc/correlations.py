@@ -11,13 +11,14 @@ apart from those of all others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 import torch
 
 from mpc.masks import Masks
+from mpc.pieces import BYTES
 
 SUM: Final = "sum"
 XOR: Final = "xor"
@@ -33,15 +34,19 @@ class Words:
     width: int = 0
     """0: all bits of the dtype."""
 
-    def combine(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return self.cut(one + other if self.sharing == SUM else one ^ other)
-
     def cut(self, words: torch.Tensor) -> torch.Tensor:
         """The words modulo 2^width."""
         return words & ((1 << self.width) - 1) if self.width else words
 
-    def without(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return one - other if self.sharing == SUM else one ^ other
+    def combine_(self, total: torch.Tensor, other: torch.Tensor) -> None:
+        """Puts one party's words to those of others."""
+        total.add_(other) if self.sharing == SUM else total.bitwise_xor_(other)
+        if self.width:
+            total.bitwise_and_((1 << self.width) - 1)
+
+    def without_(self, total: torch.Tensor, other: torch.Tensor) -> None:
+        """Takes one party's words from all."""
+        total.sub_(other) if self.sharing == SUM else total.bitwise_xor_(other)
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +64,8 @@ class Dealt:
 class Correlation:
     """What may be asked of the dealer. Subclasses are frozen dataclasses of shapes and settings.
 
-    `kept`: the number of an earlier correlation whose first free words this one uses too (a mask that stays).
+    `kept`: the number of an earlier correlation whose first free words this one uses too (a mask that stays); below
+    zero, of a mask that stands since before the run (standing.py).
     """
 
     __slots__ = ()
@@ -89,11 +95,16 @@ def deal(
     """
     masks = [Masks(seed, number) for seed in seeds]
     values = [_total(words, masks) for words in correlation.free]
-    derived = list(correlation.derive(values, kept))
-    for index, words in enumerate(correlation.derived):
+    derived = [share.contiguous() for share in correlation.derive(values, kept)]
+    for share, words in zip(derived, correlation.derived, strict=True):
         for each in masks[:-1]:
-            derived[index] = words.without(derived[index], each.draw(words.shape, words.dtype))
+            _fold(share, words.without_, words, each)
     return Corrections(values[0] if values else None, derived)
+
+
+def drawn(correlation: Correlation, number: int, seeds: Sequence[bytes]) -> torch.Tensor:
+    """The value of a correlation's first free words: a mask, for the dealer alone."""
+    return _total(correlation.free[0], [Masks(seed, number) for seed in seeds])
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +118,18 @@ class Corrections:
 def _total(words: Words, masks: Sequence[Masks]) -> torch.Tensor:
     total = words.cut(masks[0].draw(words.shape, words.dtype))
     for each in masks[1:]:
-        total = words.combine(total, each.draw(words.shape, words.dtype))
+        _fold(total, words.combine_, words, each)
     return total
+
+
+def _fold(
+    total: torch.Tensor, change: Callable[[torch.Tensor, torch.Tensor], None], words: Words, masks: Masks
+) -> None:
+    """Masks put to words or taken from them, in place and piece by piece: only a piece of them is ever there."""
+    flat, size = total.view(-1), BYTES // total.element_size()
+    for start in range(0, flat.shape[0], size):
+        part = flat[start : start + size]
+        change(part, masks.draw(tuple(part.shape), words.dtype))
 
 
 def take(

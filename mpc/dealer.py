@@ -7,13 +7,14 @@ hangs on data; it does not even learn when the parties run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
 from compute.values import tensor_bytes
 from mpc.correlations import Correlation, Dealt, deal, take
 from mpc.masks import fresh_seed
+from mpc.ring import words_in
 from mpc.script import Script
 from protocol.errors import BadRequest
 
@@ -21,12 +22,16 @@ from protocol.errors import BadRequest
 class Dealer:
     """Deals one script, once.
 
+    Args:
+        standing: the masks that were fixed before the run, by their numbers (standing.masks_of).
+
     Attributes:
         seeds: those of the parties, in their order: each for the eyes of one party alone.
     """
 
-    def __init__(self, script: Script, count: int) -> None:
+    def __init__(self, script: Script, count: int, standing: Mapping[int, torch.Tensor] | None = None) -> None:
         self._script = script
+        self._standing = standing or {}
         self.seeds = [fresh_seed() for _ in range(count)]
         self._has_dealt = False
 
@@ -39,7 +44,7 @@ class Dealer:
 
     def _pieces(self) -> Iterator[memoryview]:
         last_use = {each.kept: at for at, each in enumerate(self._script.correlations) if each.kept is not None}
-        kept: dict[int, torch.Tensor] = {}
+        kept = dict(self._standing)
         for number, correlation in enumerate(self._script.correlations):
             mask = None if correlation.kept is None else kept[correlation.kept]
             made = deal(correlation, number, self.seeds, mask)
@@ -52,7 +57,7 @@ class Dealer:
 
 
 Read = Callable[[int], memoryview | bytes]
-"""The next so many bytes of the corrections."""
+"""The next so many bytes of the corrections; they stay as they are."""
 
 
 class Supply:
@@ -79,7 +84,5 @@ class Supply:
     def _corrections(correlation: Correlation, read: Read) -> Sequence[torch.Tensor]:
         shares = []
         for words in correlation.derived:
-            data = bytearray(read(words.nbytes))
-            flat = torch.frombuffer(data, dtype=words.dtype) if data else torch.empty(0, dtype=words.dtype)
-            shares.append(flat.reshape(words.shape))
+            shares.append(words_in(read(words.nbytes), words.dtype, words.shape))
         return shares

@@ -1,47 +1,81 @@
-"""Functions of public words, in integers alone.
+"""Functions of public words, the same at all parties bit by bit.
 
 What all parties multiply their shares by has to be the same bit by bit: where one had a unit more, the result would be
 off by its share, which is anything. The mathematical functions of processors and libraries differ in their last bits;
-integer arithmetic does not. So everything here is int64, with constants that are written out or computed exactly.
+integer arithmetic does not, and neither do single sums and products of doubles (IEEE 754). So there is nothing else
+here, and constants are written out or computed exactly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Final
 
 import torch
 
-TURN_BITS: Final = 46
-"""Angles are words modulo one turn, in units of 2^-46 turns."""
+TURN_BITS: Final = 32
+"""Angles are words modulo one turn, in units of 2^-32 turns: all of an int32."""
 
-CIRCLE_BITS: Final = 24
+CIRCLE_BITS: Final = 30
 """Fractional bits of the cosines and sines that are given."""
 
-_FINE: Final = 30  # bits of the arithmetic inside
+_QUARTER: Final = TURN_BITS - 2
 # sin(pi x / 2) = x (k0 + k1 x^2 + ...) on [0, 1], to within 2e-11; in units of 2^-30.
 _SINE: Final = (1686629713, -693598663, 85569264, -5026852, 172032, -3670)
 
 
 def cosine_sine(turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of angles, int64 words modulo 2^46, with 24 fractional bits; errors below 2^-24."""
-    angle = (turns & ((1 << TURN_BITS) - 1)) >> (TURN_BITS - _FINE)
-    quarter = angle >> (_FINE - 2)
-    within = (angle & ((1 << (_FINE - 2)) - 1)) << 2  # 2^30 is a quarter of a turn
-    rising, falling = _sine(within), _sine((1 << _FINE) - within)
-    is_odd = (quarter & 1).bool()
-    sine = torch.where(is_odd, falling, rising)
-    cosine = torch.where(is_odd, rising, falling)
-    return torch.where((quarter == 1) | (quarter == 2), -cosine, cosine), torch.where(quarter >= 2, -sine, sine)
+    """Cosine and sine of angles, int32 words, as int64 with 30 fractional bits; errors below 2^-28."""
+    angle = turns.to(torch.int64) & ((1 << TURN_BITS) - 1)
+    quarter, within = angle >> _QUARTER, angle & ((1 << _QUARTER) - 1)
+    sine, cosine = _sine(within), _sine((1 << _QUARTER) - within)
+    # In the second and fourth quarter they change places; then the signs. Without a branch: -1 is all bits.
+    changed = (sine ^ cosine) & -(quarter & 1)
+    sine, cosine = sine ^ changed, cosine ^ changed
+    below, left = -(quarter >> 1), -((quarter ^ (quarter >> 1)) & 1)
+    return (cosine ^ left) - left, (sine ^ below) - below
 
 
 def _sine(x: torch.Tensor) -> torch.Tensor:
-    """sin(pi x / 2) for x in [0, 1], in units of 2^-30; rounded to 24 bits."""
-    square = (x * x) >> _FINE
-    total = torch.full_like(x, _SINE[-1])
-    for coefficient in reversed(_SINE[:-1]):
-        total = coefficient + ((total * square) >> _FINE)
-    return (((total * x) >> _FINE) + (1 << (_FINE - CIRCLE_BITS - 1))) >> (_FINE - CIRCLE_BITS)
+    """sin(pi x / 2) for x in [0, 1], in units of 2^-30."""
+    square = (x * x) >> CIRCLE_BITS
+    total = square * _SINE[-1]
+    for coefficient in reversed(_SINE[1:-1]):
+        total = (total >> CIRCLE_BITS).add_(coefficient).mul_(square)
+    return (total >> CIRCLE_BITS).add_(_SINE[0]).mul_(x).add_(1 << (CIRCLE_BITS - 1)) >> CIRCLE_BITS
+
+
+def circles(turns: torch.Tensor, multiples: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Cosine and sine of multiples of angles, one after the other, as doubles in units of 2^-30; errors below 2^-27.
+
+    Each is turned on by the first from the one before. Sums, differences and products of doubles are exact to the last
+    bit everywhere (IEEE 754), as long as each is an operation of its own.
+
+    Args:
+        multiples: 1, 2, 3 and so on, or 1, 3, 5 and so on.
+    """
+    cosine, sine = (each.to(torch.float64) for each in cosine_sine(turns))
+    step = (cosine * _UNIT, sine * _UNIT)
+    distance = multiples[1] - 1 if len(multiples) > 1 else 1
+    assert distance in (1, 2) and list(multiples) == [1 + at * distance for at in range(len(multiples))]
+    if distance == 2:
+        step = _turned(step, step)
+    for at in range(len(multiples)):
+        if at:
+            cosine, sine = _turned((cosine, sine), step)
+        yield cosine, sine
+
+
+_UNIT: Final = 2.0**-CIRCLE_BITS
+Circle = tuple[torch.Tensor, torch.Tensor]
+
+
+def _turned(one: Circle, other: Circle) -> Circle:
+    """Cosine and sine of the sum of two angles."""
+    cosine = (one[0] * other[0]).sub_(one[1] * other[1])
+    sine = (one[1] * other[0]).add_(one[0] * other[1])
+    return cosine, sine
 
 
 POWER_BITS: Final = 18

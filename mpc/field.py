@@ -27,6 +27,8 @@ _SHORT: Final = 1 << 10
 
 def reduced(words: torch.Tensor) -> torch.Tensor:
     """Any words, read as unsigned, modulo P."""
+    if words.is_meta:  # here and below: scripts ask for shapes alone, of which one operation tells as much
+        return words
     folded = (words & P) + shift_logical(words, BITS)
     return torch.where(folded >= P, folded - P, folded)
 
@@ -57,6 +59,8 @@ def turned(elements: torch.Tensor, by: int) -> torch.Tensor:
 
 def times(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Element by element, broadcast."""
+    if one.is_meta or other.is_meta:
+        return one * other
     low = (1 << _HALF) - 1
     a, b, c, d = one >> _HALF, one & low, other >> _HALF, other & low
     middle = turned(reduced(a * d + b * c), _HALF)
@@ -80,6 +84,8 @@ def summed(elements: torch.Tensor, add_up: Callable[[torch.Tensor], torch.Tensor
 
 def apply(operation: Bilinear, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """operation(one, other)."""
+    if one.is_meta or other.is_meta:
+        return operation(one, other)
     if isinstance(operation, Multiply):
         return times(one, other)
     places = (0, _HALF) if _inner(operation, one, other) <= _SHORT else _LIMBS

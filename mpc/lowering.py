@@ -8,7 +8,7 @@ out, the error names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,10 +30,10 @@ from compute.values import encode_call, header_of, inline_tensor
 from mpc.assembly import assembled
 from mpc.operations import SECURE
 from mpc.rewrites import RULES
-from mpc.ring import PRECISION
+from mpc.ring import PRECISION, check_precision
 from mpc.unrolled import unrolled
 from protocol import limits
-from protocol.errors import BadRequest, OperationNotAllowed
+from protocol.errors import OperationNotAllowed
 
 _OF_SHAPE: Final = frozenset(
     f"aten::{name}"
@@ -46,17 +46,6 @@ _OF_SHAPE: Final = frozenset(
 masks) is public: it tells nothing of any data."""
 
 
-_SUMS: Final = frozenset({"aten::add", "aten::add_", "aten::sub", "aten::sub_"})
-_LOST: Final = 2.0 ** -(PRECISION + 1)
-
-
-def _largest(term: Any) -> float:
-    """The largest magnitude in a tensor of reals; 0 for anything else."""
-    if not isinstance(term, torch.Tensor) or not term.is_floating_point() or not term.numel():
-        return 0.0
-    return float(term.abs().max())
-
-
 @dataclass(frozen=True, slots=True)
 class Lowered:
     """What runs on shares.
@@ -64,30 +53,40 @@ class Lowered:
     Attributes:
         program: its inputs are the secret ones, in their order, and then the public ones.
         public: the values of the latter: all parties are given them.
+        precision: fractional bits of secret reals that the program is meant for: Party and script_of are given them.
     """
 
     program: Program
     public: tuple[torch.Tensor, ...]
+    precision: int = PRECISION
 
 
-def lower(program: Program, inputs: Sequence[torch.Tensor], secret: Sequence[bool]) -> Lowered:
+def lower(
+    program: Program, inputs: Sequence[torch.Tensor], secret: Sequence[bool], precision: int = PRECISION
+) -> Lowered:
     """The program, for inputs of these shapes.
 
     Args:
         inputs: the values of public ones; of secret ones only the shape and dtype count.
         secret: which of them are.
+        precision: fractional bits of secret reals, 10 to 24.
 
     Raises:
         OperationNotAllowed: an operation on a secret has no secure form; `fields["node"]` is its number.
-        BadRequest: a secret where a value has to be known.
+        BadRequest: a secret where a value has to be known, or a precision that cannot be.
     """
-    return _Lowering(program, inputs, secret).lowered()
+    check_precision(precision)
+    return _Lowering(program, inputs, secret, precision).lowered()
 
 
 class _Lowering:
-    def __init__(self, program: Program, inputs: Sequence[torch.Tensor], secret: Sequence[bool]) -> None:
+    def __init__(
+        self, program: Program, inputs: Sequence[torch.Tensor], secret: Sequence[bool], precision: int
+    ) -> None:
         self._prepared = prepare(program)
+        self._precision = precision
         self._origins: dict[int, tuple[str, Mapping[str, Any]]] = {}
+        self._users: dict[int, list[int]] = {}  # of a tensor, what came from it
         self._nodes: list[Node] = []
         self._inputs: list[Input] = []
         self._public: list[torch.Tensor] = []
@@ -95,6 +94,7 @@ class _Lowering:
         self._references: dict[int, dict[str, Any]] = {}  # of what stands for a secret, by its identity
         self._known: dict[int, dict[str, Any]] = {}  # of public tensors that were written down
         self._alive: list[torch.Tensor] = []
+        self._remembered: dict[Any, Any] = {}
         self._inside: list[str] = []  # what is being taken apart
         self._mode = _Recording(self)
         self._values = [
@@ -118,7 +118,9 @@ class _Lowering:
             values = self._block(self._prepared.main, self._values)
         outputs = self._output(outputs_of(self._prepared.main.outputs, values))
         return Lowered(
-            assembled(self._inputs, self._public, self._nodes, self._constants, outputs), tuple(self._public)
+            assembled(self._inputs, self._public, self._nodes, self._constants, outputs),
+            tuple(self._public),
+            self._precision,
         )
 
     def _block(self, block: Block, given: Sequence[Any]) -> list[Any]:
@@ -148,6 +150,8 @@ class _Lowering:
         copy = value.clone()
         if self.is_secret(value):
             self._note(copy, self._references[id(value)])
+            if id(value) in self._origins:
+                self._came_from(copy, *self._origins[id(value)])
         return copy
 
     def body(self, number: int, given: list[Any]) -> list[Any]:
@@ -172,8 +176,6 @@ class _Lowering:
 
     def secret(self, operation: str, overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """An operation on a secret: as it is, or in parts."""
-        if overload._schema.name in _SUMS:
-            self._check_not_lost(operation, args)
         if overload._schema.name in _OF_SHAPE:
             made = overload(*args, **kwargs)
             return made.zero_() if "empty" in overload._schema.name else made
@@ -183,8 +185,10 @@ class _Lowering:
         if rule is not None:
             result = rule(self, self._named(overload, args, kwargs))
             if result is not None:
+                if any(result is each for each in pytree.tree_leaves((args, kwargs))):
+                    return self._copy(result)
                 if isinstance(result, torch.Tensor) and self.is_secret(result):
-                    self._origins[id(result)] = operation, self._named(overload, args, kwargs)
+                    self._came_from(result, operation, self._named(overload, args, kwargs))
                 return result
         if operation in SECURE and not self._is_plainer(overload, args, kwargs):
             made = overload(*args, **kwargs)
@@ -232,30 +236,6 @@ class _Lowering:
         name = overload._schema.name.removeprefix("aten::")
         return name.startswith("nll_loss") and not self.is_secret(self._named(overload, args, kwargs)["target"])
 
-    def _check_not_lost(self, operation: str, args: Sequence[Any]) -> None:
-        """BadRequest for a term that is not zero and would be: who adds 1e-8 to a root means to divide by what is far
-        below a secret's precision, as Adam does, and would get something else. Elsewhere nothing much is lost."""
-        if not any(isinstance(term, torch.Tensor) and self._is_root(term) for term in args[:2]):
-            return
-        for term in args[:2]:
-            if isinstance(term, bool | int) or (isinstance(term, torch.Tensor) and self.is_secret(term)):
-                continue
-            size = abs(term) if isinstance(term, float) else _largest(term)
-            if 0 < size < _LOST:
-                raise BadRequest(
-                    f"{operation} adds {size:.2g} to a secret, whose precision is 2^-{PRECISION}: it would be nothing. "
-                    "Optimisers that divide by the root of squared gradients (Adam, RMSprop) need more precision than "
-                    "secrets have: use SGD; elsewhere add at least 1e-4",
-                    operation=operation,
-                )
-
-    def _is_root(self, tensor: torch.Tensor) -> bool:
-        """Whether it is a square root of a secret, or that times something."""
-        made = self.made_by(tensor)
-        while made is not None and made[0] in ("aten.mul.Tensor", "aten.div.Tensor"):
-            made = self.made_by(made[1]["self"])
-        return made is not None and made[0] == "aten.sqrt.default"
-
     def _in_place(self, operation: str, overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What changes a tensor is what makes a new one, which from then on is meant by the old one's name."""
         changed = args[0]
@@ -271,6 +251,8 @@ class _Lowering:
             plain = getattr(packet, overload._overloadname, None)
         if plain is None:
             raise OperationNotAllowed(f"{operation} has no secure form: it cannot run on shares", operation=operation)
+        # What it was goes on under another name, for whom looks how the new value was made.
+        args = [self._copy(each) if each is changed else each for each in args]
         made = self.secret(str(plain), plain, args, kwargs) if self.is_secret(args) else plain(*args, **kwargs)
         if changed._base is None:
             self._renamed(changed, made)
@@ -294,13 +276,34 @@ class _Lowering:
             self._renamed(other, self.apply(aten.index.Tensor, flat, [_places(base, other)]))
 
     def _renamed(self, changed: torch.Tensor, made: torch.Tensor) -> None:
-        """From now on one means the other."""
+        """From now on one means the other; who was made of what it was, was made of its copy."""
+        before = self._copy(changed)
         self._note(changed, self._reference(made))
-        self._origins = {
-            each: origin
-            for each, origin in self._origins.items()
-            if each != id(changed) and not any(value is changed for value in origin[1].values())
-        }
+        of_before = self._users.pop(id(changed), [])
+        for each in of_before:
+            name, given = self._origins[each]
+            self._origins[each] = name, {key: before if value is changed else value for key, value in given.items()}
+        self._users[id(before)] = of_before
+        self._origins.pop(id(changed), None)
+        if id(made) in self._origins:
+            self._came_from(changed, *self._origins[id(made)])
+
+    def _came_from(self, made: torch.Tensor, operation: str, given: Mapping[str, Any]) -> None:
+        self._origins[id(made)] = operation, given
+        for value in given.values():
+            if isinstance(value, torch.Tensor):
+                self._users.setdefault(id(value), []).append(id(made))
+
+    def remembered(self, tensor: torch.Tensor, purpose: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, once for each value and purpose."""
+        key = tuple(sorted(self._reference(tensor).items())), purpose
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]
+
+    def is_input(self, tensor: torch.Tensor) -> bool:
+        """Whether it is a secret as it was given."""
+        return "secret" in self._reference(tensor)
 
     def is_secret(self, value: Any) -> bool:
         leaves = pytree.tree_leaves(value)
@@ -311,7 +314,7 @@ class _Lowering:
         self._nodes.append(Node(operation, *encode_call(args, kwargs, self._reference)))
         if isinstance(made, torch.Tensor):
             self._note(made, {"made": number})
-            self._origins[id(made)] = operation, self._named(lookup(operation).overload, args, kwargs)
+            self._came_from(made, operation, self._named(lookup(operation).overload, args, kwargs))
         else:
             for item, each in enumerate(made):
                 if isinstance(each, torch.Tensor):

@@ -1,78 +1,126 @@
-"""How large a positive secret is: which of its hexadecimal digits is the first that is not zero.
+"""How large a secret is: which of its hexadecimal digits is the first that is not zero.
 
 x = c - r for the opened c. A digit of x is zero where c's and r's digits are equal and nothing is borrowed from it, or
-c's is one more and something is. Whether digits are equal, and what they borrow, comes from one level of products of
-four bits; the borrows of all digits from two levels of a prefix network of fan-in four (Kogge and Stone, 1973; the
-masks of a word serve for all its shifts, so that two words are opened a level); the leading zeros from two more.
+c's is one more and something is. Whether digits are equal, and what they borrow, comes from what was dealt; the borrows
+of all digits from two levels of a prefix network of fan-in four (Kogge and Stone, 1973; the masks of a word serve for
+all its shifts, so that two words are opened a level); the leading zeros from two more.
 
-    8 rounds, 48 bytes an element from each party to each other
+    7 rounds, 25 bytes an element from each party to each other; 31 where it may be negative, with its sign
 
 Adversary: semi-honest, all parties but one may collude, but not with the dealer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Final
 
 import torch
 
 from mpc import bits
-from mpc.comparison import ALL, CARRY, Level, as_numbers, mask, masked_bits
+from mpc.comparison import ALL, CARRY, Masked, ands, as_numbers, mask
 from mpc.correlations import XOR, Correlation, Words
 from mpc.party import Party
-from mpc.rounds import Opening, Protocol
+from mpc.pieces import by_pieces
+from mpc.rounds import Opening, Protocol, together
 
-DIGITS: Final = 9
-"""A secret's words are below 16^9."""
+NARROW: Final = 20
+WIDE: Final = 28
+"""Secrets are below 2^20 in absolute value, or 2^28."""
 
 _PLACES: Final = 16  # hexadecimal digits of a word
-_ONE_MORE: Final = (7, 8, 9, 10)  # lanes beside those of a carry: whether c's digit is one more
-_DIGIT_CHAINS: Final = (*CARRY, ALL, _ONE_MORE)
+_SIGN_DIGIT: Final = 12  # one that is 0 or 15, as all are above the highest that counts
+# Whether a digit is that of a sign: equal, but for what a borrow changes, and a sign, and both.
+_BORROWED, _DIFFERS, _NEGATIVE, _WITH_SIGN, _WITH_BOTH = range(5)
+_CHOICES: Final = ((_BORROWED, _DIFFERS), (_NEGATIVE, _WITH_SIGN), (_BORROWED, _NEGATIVE, _WITH_BOTH))
 
 
-def leading_digit(party: Party, x: torch.Tensor) -> Protocol[torch.Tensor]:
-    """Shares, [DIGITS, n], of 1 at the first digit of x that is not zero, 0 at all others; the lowest digit is row 0.
+def digits_of(precision: int, domain: int) -> int:
+    """How many digits the words of secrets below 2^domain have."""
+    return -(-(domain + precision) // 4)
 
-    `x` is a share of words in [0, 16^9), [n] with n a multiple of bits.GROUP. For 0 all are 0.
+
+def leading_digit(party: Party, x: torch.Tensor, digits: int) -> Protocol[torch.Tensor]:
+    """Shares, [digits, n], of 1 at the first digit of x that is not zero, 0 at all others; the lowest digit is row 0.
+
+    `x` is a share of words in [0, 16^digits), [n] with n a multiple of bits.GROUP. For 0 all are 0. Seven rounds.
     """
     masked = yield from mask(party, x)
-    makes, equal, one_more = yield from _digits(party, bits.to_lanes(masked.c), masked.r_bits)
-    borrow = yield from _prefix(party, makes, equal)
-    taken = _up(borrow, 1)  # what is borrowed from a digit: by those below it
-    zero = equal ^ (yield from _both(party, taken, equal ^ one_more))
-    zeros_from = yield from _all_above(party, zero)
-    first = _down(zeros_from, 1, party.is_first) ^ zeros_from
-    rows = torch.stack([(first >> place) & 1 for place in range(DIGITS)])
-    numbers, _ = yield from as_numbers(party, bits.pack(rows.view(-1)))
-    return numbers.view(DIGITS, -1)
+    found = _digits(party, masked, False)
+    taken = _up((yield from _prefix(party, found.makes, found.equal)), 1)  # what is borrowed from a digit
+    zero = found.equal ^ (yield from _both(party, taken, found.equal ^ found.one_more))
+    numbers, _ = yield from as_numbers(party, bits.pack((yield from _first(party, zero, digits)).view(-1)))
+    return numbers.view(digits, -1)
 
 
-def _digits(
-    party: Party, c: torch.Tensor, r: torch.Tensor
+def leading_digit_and_sign(
+    party: Party, x: torch.Tensor, digits: int
 ) -> Protocol[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """For each digit, [n] int16 words in their natural order: whether it borrows by itself, whether those of c and r
-    are equal, and whether c's is one more. One round."""
-    of_c, of_r = bits.first_lanes(c), bits.first_lanes(r)
-    less = _one_less(of_c)
+    """For words of |x| < 16^digits, [n]: the leading digit of |x| as `leading_digit` has it (where x is negative, of
+    |x| - 1), packed XOR shares of x < 0, and |x|. Seven rounds.
 
-    def same(lane: torch.Tensor, public: torch.Tensor) -> torch.Tensor:
-        return lane ^ ~public if party.is_first else lane
+    The digits of x above its size are 0, or 15 where it is negative. What says which, is a bit between two digits: that
+    of c, that of r, and the borrow, which are there.
+    """
+    masked = yield from mask(party, x)
+    found = _digits(party, masked, True)
+    assert found.one_fewer is not None
+    taken = _up((yield from _prefix(party, found.makes, found.equal)), 1)
+    open_bit = masked.c >> (4 * _SIGN_DIGIT) if party.is_first else 0
+    # The lowest bits of digits are row 0; digit 12 = 4 * 3 + 0 is at place 4 * 0 + 3.
+    negative = (open_bit ^ (masked.r_digits[0] >> 3) ^ (taken >> _SIGN_DIGIT)) & 1
+    lanes = {_BORROWED: taken, _DIFFERS: found.equal ^ found.one_more, _NEGATIVE: -negative.to(torch.int16)}
+    lanes |= {_WITH_SIGN: found.equal ^ found.one_fewer, _WITH_BOTH: found.one_more ^ found.one_fewer}
+    of_sign = reduce(torch.bitwise_xor, (yield from ands(party, _CHOICES, lanes)), found.equal)
+    first = yield from _first(party, of_sign, digits)
+    sign = bits.pack(negative)
+    (numbers, _), (_, below) = yield from together(
+        as_numbers(party, bits.pack(first.view(-1))), as_numbers(party, sign, masked)
+    )
+    assert below is not None
+    return numbers.view(digits, -1), sign, x - 2 * below
 
-    lanes = {ALL[3 - at]: same(of_r[at], of_c[at]) for at in range(4)}
-    lanes |= {_ONE_MORE[3 - at]: same(of_r[at], less[at]) for at in range(4)}
-    makes = [lane & ~public for lane, public in zip(of_r, of_c, strict=True)]
-    lanes |= {4: makes[2], 5: makes[1], 6: makes[0]}
-    opened, masks = yield from masked_bits(party, Level(c.shape[0], torch.int16, _DIGIT_CHAINS), lanes)
 
-    def product(chain: bits.Factors) -> torch.Tensor:
-        return bits.product(opened, masks, chain, adds=party.is_first)
+def _first(party: Party, empty: torch.Tensor, digits: int) -> Protocol[torch.Tensor]:
+    """[digits, n] bits: whether a digit is not empty, and all above it are. Two rounds."""
+    empty_from = yield from _all_above(party, empty)
 
-    made = makes[3]
-    for chain in CARRY:
-        made = made ^ product(chain)
-    return _natural(made), _natural(product(ALL)), _natural(product(_ONE_MORE))
+    def rows(words: torch.Tensor) -> list[torch.Tensor]:
+        first = _down(words, 1, party.is_first) ^ words
+        return [torch.stack([(first >> place) & 1 for place in range(digits)])]
+
+    return by_pieces(rows, empty_from)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Digits:
+    """Of each digit, in [n] int16 words in their natural order: whether it borrows by itself, whether those of c and r
+    are equal, whether c's is one more, and, where that was wanted, one fewer."""
+
+    makes: torch.Tensor
+    equal: torch.Tensor
+    one_more: torch.Tensor
+    one_fewer: torch.Tensor | None = None
+
+
+def _digits(party: Party, masked: Masked, has_sign: bool) -> _Digits:
+    """What is to be known of the digits of c and r. No round."""
+
+    def work(r: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
+        of_c = bits.first_lanes(bits.to_lanes(c))
+        makes, equal = bits.compared(of_c, r, party.is_first)
+        others = [_one_less(of_c), *[_one_more(of_c)] * has_sign]
+        return [_natural(each) for each in (makes, equal, *(bits.equal_to(c, r, party.is_first) for c in others))]
+
+    return _Digits(*by_pieces(work, masked.r_digits, masked.c))
+
+
+def _one_more(lanes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The bits of each digit and one, modulo 16."""
+    zero, one, two, three = lanes
+    return [~zero, one ^ zero, two ^ (zero & one), three ^ (zero & one & two)]
 
 
 def _one_less(lanes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -123,12 +171,16 @@ class Prefix(Correlation):
         return (Words((len(bits.products_of(self.chains)), self.count), torch.int16, XOR),)
 
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
-        masks = self.shifts(list(free[0]))
-        products: dict[frozenset[int], torch.Tensor] = {frozenset((k,)): mask for k, mask in masks.items()}
-        for wanted in bits.products_of(self.chains):
-            *smaller, last = sorted(wanted)
-            products[wanted] = products[frozenset(smaller)] & masks[last]
-        return [torch.stack([products[wanted] for wanted in bits.products_of(self.chains)])]
+        return [bits.products_of_masks(self.chains, self.shifts(list(free[0])))]
+
+    def products(
+        self, adds: bool, masked: torch.Tensor, free: torch.Tensor, derived: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Shares of the chains' products, of the opened words and what was dealt."""
+        rows = [self.shifts(list(masked), fills=True), self.shifts(list(free))]
+        factors = bits.factors_of(self.chains)
+        opened, masks = (torch.stack([each[factor] for factor in factors]) for each in rows)
+        return bits.products(self.chains, adds, opened, masks, derived)
 
     def shifts(self, words: Sequence[torch.Tensor], fills: bool = False) -> dict[int, torch.Tensor]:
         """The factors of the chains: words that pass on, and that make, each as seen from further on."""
@@ -142,34 +194,23 @@ class Prefix(Correlation):
 def _prefix(party: Party, makes: torch.Tensor, passes: torch.Tensor) -> Protocol[torch.Tensor]:
     """Whether each place or one below it makes something that is passed on up to there. Two rounds."""
     for stride in (1, 4):
-        prefix = Prefix(makes.shape[0], stride, True)
-        opened, masks = yield from _shifted(party, prefix, [passes, makes])
-        made = makes
-        for chain in CARRY:
-            made = made ^ bits.product(opened, masks, chain, adds=party.is_first)
-        passes = bits.product(opened, masks, ALL, adds=party.is_first)
-        makes = made
+        *made, passes = yield from _shifted(party, Prefix(makes.shape[0], stride, True), [passes, makes])
+        makes = reduce(torch.bitwise_xor, made, makes)
     return makes
 
 
 def _all_above(party: Party, words: torch.Tensor) -> Protocol[torch.Tensor]:
     """Whether each place and all above it are 1. Two rounds."""
     for stride in (1, 4):
-        opened, masks = yield from _shifted(party, Prefix(words.shape[0], stride, False), [words])
-        words = bits.product(opened, masks, ALL, adds=party.is_first)
+        (words,) = yield from _shifted(party, Prefix(words.shape[0], stride, False), [words])
     return words
 
 
-def _shifted(
-    party: Party, prefix: Prefix, words: list[torch.Tensor]
-) -> Protocol[tuple[dict[int, torch.Tensor], dict[frozenset[int], torch.Tensor]]]:
+def _shifted(party: Party, prefix: Prefix, words: list[torch.Tensor]) -> Protocol[Sequence[torch.Tensor]]:
+    """The products of the prefix's chains. One round."""
     dealt = party.take(prefix)
     opened = yield Opening(xors=[torch.stack(words) ^ dealt.free[0]])
-    masked = prefix.shifts(list(opened.xors[0]), fills=True)
-    masks = dict(zip(bits.products_of(prefix.chains), dealt.derived[0], strict=True))
-    for factor, each in prefix.shifts(list(dealt.free[0])).items():
-        masks[frozenset((factor,))] = each
-    return masked, masks
+    return by_pieces(partial(prefix.products, party.is_first), opened.xors[0], dealt.free[0], dealt.derived[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +241,13 @@ def _both(party: Party, one: torch.Tensor, other: torch.Tensor) -> Protocol[torc
     return made ^ (d & e) if party.is_first else made
 
 
-Coefficient = Callable[[int], int]
+def chosen(first: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+    """A share of the one of these numbers that belongs to the leading digit, [n]; 0 for 0. No round."""
 
+    def total(rows: torch.Tensor) -> list[torch.Tensor]:
+        made = rows[0] * numbers[0]
+        for digit in range(1, len(numbers)):
+            made.add_(rows[digit] * numbers[digit])
+        return [made]
 
-def chosen(first: torch.Tensor, of_digit: Coefficient) -> torch.Tensor:
-    """A share of the public number that belongs to the leading digit, [n]; 0 for 0. No round."""
-    total = torch.zeros_like(first[0])
-    for digit in range(DIGITS):
-        total += first[digit] * of_digit(digit)
-    return total
+    return by_pieces(total, first)[0]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mpc.correlations import Correlation, Dealt
+from mpc.ring import PRECISION, check_precision
 
 
 @dataclass(slots=True)
@@ -16,12 +17,17 @@ class Party:
         rank: 0 for the first party, which adds what is public to its shares.
         count: how many parties there are.
         supply: this party's shares of the correlation of a number; called once for each number.
+        precision: fractional bits of secret reals, the same at all parties; that of the program's lowering too.
     """
 
     rank: int
     count: int
     supply: Callable[[int, Correlation], Dealt]
+    precision: int = PRECISION
     _next: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
 
     @property
     def is_first(self) -> bool:

@@ -36,6 +36,8 @@ from mpc.masks import Masks
 from mpc.ring import WIDTH, shift_logical
 from mpc.rounds import Opening, Protocol, together
 from mpc.script import Script
+from mpc.standing import number_of
+from mpc.waves import Angles, Powers
 from protocol.errors import BadRequest, OperationNotAllowed
 
 _PARTIES = 3
@@ -129,22 +131,25 @@ class _Made:
     kept: Sequence[Pieces]
 
 
-def prepare(rank: int, seeds: tuple[bytes, bytes], script: Script) -> Protocol[Callable[[int, Correlation], Dealt]]:
+def prepare(
+    rank: int, seeds: tuple[bytes, bytes], script: Script, standing: Mapping[int, Pieces] | None = None
+) -> Protocol[Callable[[int, Correlation], Dealt]]:
     """All correlations of a script: what a Party is given as its supply. For three parties, `rank` 0 to 2.
 
     Args:
         seeds: the one that this party has in common with the one before it, and with the one after it; for this run
             alone.
+        standing: masks that were fixed before the run, by their numbers (`pieces_of`).
 
     Raises:
         OperationNotAllowed: something in the script needs a dealer.
     """
-    made: dict[int, _Made] = {}
+    made = {number: _Made(Dealt([], []), [pieces]) for number, pieces in (standing or {}).items()}
     for keeps in (False, True):
         numbers = [at for at, each in enumerate(script.correlations) if (each.kept is not None) == keeps]
         protocols = [_make(_Trio(rank, seeds, at), script.correlations[at], made) for at in numbers]
         made.update(zip(numbers, (yield from together(*protocols)), strict=True))
-    left = {number: (script.correlations[number], each.dealt) for number, each in made.items()}
+    left = {number: (script.correlations[number], each.dealt) for number, each in made.items() if number >= 0}
 
     def supply(number: int, correlation: Correlation) -> Dealt:
         prepared, dealt = left.pop(number, (None, None))
@@ -155,8 +160,20 @@ def prepare(rank: int, seeds: tuple[bytes, bytes], script: Script) -> Protocol[C
     return supply
 
 
+def pieces_of(rank: int, seeds: tuple[bytes, bytes], script: Script, before: int = 0) -> dict[int, Pieces]:
+    """The masks of a run of standing.fixing, by their later numbers: what each party keeps of them.
+
+    Args:
+        seeds: that the fixing run was prepared with.
+        before: how many were fixed before.
+    """
+    return {
+        number_of(before + at): _Trio(rank, seeds, at).draw(each.free[0]) for at, each in enumerate(script.correlations)
+    }
+
+
 def _make(trio: _Trio, correlation: Correlation, made: Mapping[int, _Made]) -> Protocol[_Made]:
-    if any(words.width for words in correlation.free):
+    if isinstance(correlation, Angles | Powers):
         raise OperationNotAllowed(
             f"{type(correlation).__name__.lower()} of a function by waves cannot be made by three parties alone: "
             "name a provider"
@@ -193,7 +210,7 @@ def _shares(trio: _Trio, free: Sequence[Pieces], correlation: Correlation) -> li
 
 
 def _products(trio: _Trio, masks: Mapping[int, Pieces], chains: Sequence[bits.Factors]) -> Protocol[list[torch.Tensor]]:
-    """Those that bits.product needs: of pairs at once, of three and four by pairs. One round, or none."""
+    """Those that bits.products needs: of pairs at once, of three and four by pairs. One round, or none."""
     wanted = [sorted(each) for each in bits.products_of(chains)]
     pairs = sorted({tuple(part) for each in wanted if len(each) > 2 for part in (each[:2], each[2:]) if len(part) == 2})
     paired: dict[tuple[int, ...], Pieces] = {(factor,): mask for factor, mask in masks.items()}
@@ -222,7 +239,7 @@ def _number(trio: _Trio, bit: Pieces) -> Protocol[torch.Tensor]:
 
 
 def _choice(trio: _Trio, s: Pieces, correlation: Choice, kept: Sequence[Pieces]) -> Protocol[list[torch.Tensor]]:
-    number = yield from _number(trio, s.map(bits.unpack))
+    number = yield from _number(trio, s.map(lambda packed: bits.unpack(packed).to(torch.int64)))
     if not kept:
         return [number]
     factor = yield from trio.pieces(number + trio.zero(number, SUM), SUM)
@@ -241,7 +258,7 @@ def _mask(trio: _Trio, r: Pieces, correlation: Mask) -> Protocol[_Made]:
     u = yield from trio.pieces(trio.known_to_first(u_alone, XOR), XOR)
     carries = yield from _carries(trio, u, v)
     total = u ^ v ^ carries.map(lambda words: words << 1)
-    derived = [bits.to_lanes(trio.share(total, XOR))] if correlation.has_bits else []
+    derived = (yield from _digit_products(trio, total)) if correlation.has_bits else []
     if not shift:
         return _Made(Dealt(free, derived), [r])
 
@@ -256,6 +273,15 @@ def _mask(trio: _Trio, r: Pieces, correlation: Mask) -> Protocol[_Made]:
     low, top = low + trio.zero(low, SUM), top + trio.zero(top, SUM)
     pieces = yield from together(trio.pieces(low, SUM), trio.pieces(top, SUM))
     return _Made(Dealt(free, [*derived, low, top]), [r, *pieces])
+
+
+def _digit_products(trio: _Trio, words: Pieces) -> Protocol[list[torch.Tensor]]:
+    """What bits.digit_products gives. One round."""
+    lanes = [bits.first_lanes(bits.to_lanes(each)) for each in (words.own, words.next)]
+    masks = {at: Pieces(lanes[0][at], lanes[1][at]) for at in range(bits.LANES)}
+    (products,) = yield from _products(trio, masks, (tuple(reversed(range(bits.LANES))),))
+    singles = torch.stack([trio.share(mask, XOR) for mask in masks.values()])
+    return [torch.cat([singles, products])]
 
 
 def _carries(trio: _Trio, u: Pieces, v: Pieces) -> Protocol[Pieces]:

@@ -11,6 +11,8 @@ from typing import Any, Final, Protocol
 
 import torch
 
+from mpc.moments import over_root
+
 Arguments = Mapping[str, Any]
 
 _aten = torch.ops.aten
@@ -27,6 +29,12 @@ class Lowering(Protocol):
 
     def apply(self, overload: Any, *args: Any, **kwargs: Any) -> Any:
         """What an operation gives: here and now, or written down."""
+
+    def remembered(self, tensor: torch.Tensor, purpose: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, once for each value and purpose."""
+
+    def is_input(self, tensor: torch.Tensor) -> bool:
+        """Whether it is a secret as it was given."""
 
 
 Rule = Callable[[Lowering, Arguments], Any]
@@ -69,6 +77,15 @@ def _not_infinity(lowering: Lowering, arguments: Arguments) -> Any:
     return None if isinstance(other, torch.Tensor) or not math.isinf(other) else _always(lowering, arguments)
 
 
+@_rule("where.self")
+def _known_choice(lowering: Lowering, arguments: Arguments) -> Any:
+    """By one truth value that all know."""
+    condition, one, other = (arguments[key] for key in ("condition", "self", "other"))
+    if lowering.is_secret(condition) or condition.numel() != 1 or one.shape != other.shape or one.dtype != other.dtype:
+        return None
+    return one if bool(condition) else other
+
+
 # --- public factors -----------------------------------------------------------------------------------------
 
 _SMALL: Final = 1 / 64
@@ -87,7 +104,9 @@ def _public_factor(lowering: Lowering, arguments: Arguments) -> Any:
 @_rule("div.Tensor")
 def _public_divisor(lowering: Lowering, arguments: Arguments) -> Any:
     x, y = arguments["self"], arguments["other"]
-    if lowering.is_secret(y) or not isinstance(y, torch.Tensor):
+    if lowering.is_secret(y):
+        return over_root(lowering, x, y)
+    if not isinstance(y, torch.Tensor):
         return None
     return _times(lowering, x, 1 / y.double())
 
@@ -106,6 +125,11 @@ def _times(lowering: Lowering, x: torch.Tensor, y: Any) -> Any:
     power = math.frexp(largest)[1]
     scaled = (y * 2.0**-power).to(x.dtype if x.is_floating_point() else torch.float32)
     return lowering.apply(_aten.mul.Scalar, lowering.apply(_aten.mul.Tensor, x, scaled), 2.0**power)
+
+
+@_rule("reciprocal.default")
+def _inverse_root(lowering: Lowering, arguments: Arguments) -> Any:
+    return over_root(lowering, torch.ones(arguments["self"].shape), arguments["self"])
 
 
 # --- losses of labels ---------------------------------------------------------------------------------------

@@ -17,6 +17,10 @@ WIDTH: Final = 64
 PRECISION: Final = 16
 """Fractional bits of a secret, unless the user says otherwise."""
 
+LEAST_PRECISION: Final = 10
+MOST_PRECISION: Final = 24
+"""`precision=` may be from the one to the other: with more, products of 2^14 would not fit before truncation."""
+
 MAGNITUDE: Final = 62
 """A value may use so many bits besides its sign and one to spare: truncation (comparison.py) is exact below 2^62."""
 
@@ -26,6 +30,15 @@ _SIGN_OFF: Final = (1 << 63) - 1
 def largest(bits: int) -> float:
     """Reals of at least this magnitude cannot be encoded with so many fractional bits."""
     return float(1 << (MAGNITUDE - bits))
+
+
+def check_precision(precision: int) -> None:
+    """BadRequest: these are not fractional bits that a secret may have."""
+    if type(precision) is not int or not LEAST_PRECISION <= precision <= MOST_PRECISION:
+        raise BadRequest(
+            f"precision={precision!r} is not possible: it is the number of fractional bits of a secret, "
+            f"from {LEAST_PRECISION} to {MOST_PRECISION}; {PRECISION} where none is given"
+        )
 
 
 def encode(values: torch.Tensor, bits: int = PRECISION) -> torch.Tensor:
@@ -59,6 +72,19 @@ def decode(words: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
     if not dtype.is_floating_point:
         return (words >> bits if bits else words).to(dtype)
     return (words.to(torch.float64) / float(1 << bits)).to(dtype)
+
+
+def words_in(data: memoryview | bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """The words of a message, row-major and little-endian: in place where that may be written to and lies at a word's
+    boundary, else a copy."""
+    view = memoryview(data)
+    if not view.nbytes:
+        return torch.empty(shape, dtype=dtype)
+    if not view.readonly:
+        words = torch.frombuffer(view, dtype=dtype)
+        if not words.data_ptr() % dtype.itemsize:
+            return words.reshape(shape)
+    return torch.frombuffer(bytearray(view), dtype=dtype).reshape(shape)
 
 
 def shift_logical(words: torch.Tensor, by: int) -> torch.Tensor:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
 
 from compute.values import tensor_bytes
+from mpc.ring import words_in
 from protocol.errors import BadRequest
 
 T = TypeVar("T")
@@ -52,7 +54,8 @@ def message(opening: Opening) -> list[memoryview]:
 
 
 def opened(ours: Opening, theirs: Sequence[memoryview | bytes]) -> Opened:
-    """The values, from our shares and the messages of all other parties.
+    """The values, from our shares and the messages of all other parties. Messages that may be written to are used up:
+    the values lie where they lay.
 
     Raises:
         BadRequest: a message has not the size of ours.
@@ -63,25 +66,19 @@ def opened(ours: Opening, theirs: Sequence[memoryview | bytes]) -> Opened:
     at = 0
     sums, xors = [], []
     for share in ours.sums:
-        total, at = share, at + share.numel() * share.element_size()
-        for each in theirs:
-            total = total + _part(each, at, share)
-        sums.append(total)
+        at += share.numel() * share.element_size()
+        total, *others = (_part(each, at, share) for each in theirs)
+        sums.append(reduce(torch.Tensor.add_, others, total.add_(share)))
     for share in ours.xors:
-        total, at = share, at + share.numel() * share.element_size()
-        for each in theirs:
-            total = total ^ _part(each, at, share)
-        xors.append(total)
+        at += share.numel() * share.element_size()
+        total, *others = (_part(each, at, share) for each in theirs)
+        xors.append(reduce(torch.Tensor.bitwise_xor_, others, total.bitwise_xor_(share)))
     return Opened(sums, xors)
 
 
 def _part(data: memoryview | bytes, end: int, like: torch.Tensor) -> torch.Tensor:
-    if not like.numel():
-        return torch.zeros_like(like)
     start = end - like.numel() * like.element_size()
-    # Copied where it is not aligned: torch wants words at their own boundaries.
-    part = torch.frombuffer(bytearray(memoryview(data)[start:end]), dtype=like.dtype)
-    return part.reshape(like.shape)
+    return words_in(memoryview(data)[start:end], like.dtype, tuple(like.shape))
 
 
 def merged(openings: Sequence[Opening]) -> Opening:

@@ -14,6 +14,7 @@ import torch
 
 from mpc.correlations import Correlation, Dealt, Words
 from mpc.party import Party
+from mpc.ring import PRECISION
 from mpc.rounds import Opened, Opening, Protocol
 
 
@@ -44,8 +45,11 @@ class Script:
         return sum(words.nbytes for correlation in self.correlations for words in correlation.derived)
 
 
-def script_of(protocol: Callable[[Party], Protocol[Any]], count: int) -> Script:
+def script_of(protocol: Callable[[Party], Protocol[Any]], count: int, precision: int = PRECISION) -> Script:
     """The script of `protocol(party)` among `count` parties. Its secrets are tensors on the meta device.
+
+    Args:
+        precision: as Party has it.
 
     Raises what the protocol raises for these shapes: an operation without a secure form, say.
     """
@@ -56,7 +60,7 @@ def script_of(protocol: Callable[[Party], Protocol[Any]], count: int) -> Script:
         taken.append(correlation)
         return Dealt([_shapes(words) for words in correlation.free], [_shapes(words) for words in correlation.derived])
 
-    run, answer = protocol(Party(0, count, supply)), None
+    run, answer = protocol(Party(0, count, supply, precision)), None
     while True:
         try:
             asked: Opening = run.send(answer)  # type: ignore[arg-type]  # None begins it

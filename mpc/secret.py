@@ -11,7 +11,7 @@ import torch
 from mpc.arithmetic import Fixed
 from mpc.comparison import truncate
 from mpc.party import Party
-from mpc.ring import PRECISION, encode
+from mpc.ring import encode
 from mpc.rounds import Protocol
 
 
@@ -27,6 +27,7 @@ class Secret:
         fixed: its masked form, where that was opened once for all products that it will be a factor of.
         above: of a relu's result: 1 where it is above zero, for its gradient.
         rows: of a place that was found as such: [..., count], 1 at the place and 0 elsewhere.
+        root: of a square root: what it was taken from, in digits, for what is divided by it.
     """
 
     share: torch.Tensor
@@ -35,6 +36,7 @@ class Secret:
     fixed: Fixed | None = None
     above: Secret | None = None
     rows: Secret | None = None
+    root: Digits | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -51,8 +53,28 @@ class Secret:
     @property
     def mT(self) -> Secret:  # as torch has it
         return replace(
-            self, share=self.share.mT, fixed=None if self.fixed is None else self.fixed.mT, above=None, rows=None
+            self,
+            share=self.share.mT,
+            fixed=None if self.fixed is None else self.fixed.mT,
+            above=None,
+            rows=None,
+            root=None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """A positive x as z * 16^k, in flat shares.
+
+    Attributes:
+        first: [digits, n], 1 at the leading digit.
+        place: 16 to the number of digits above it.
+        z: with a factor, and bits, of quotients.py's.
+    """
+
+    first: torch.Tensor
+    place: torch.Tensor
+    z: torch.Tensor
 
 
 def known(party: Party, value: torch.Tensor, bits: int, like: Secret) -> Secret:
@@ -76,17 +98,19 @@ def aligned(secrets: Sequence[Secret]) -> list[Secret]:
     return [rescaled(secret, bits) for secret in secrets]
 
 
-def settled(party: Party, secret: Secret, bits: int = PRECISION) -> Protocol[Secret]:
-    """The same value with at most `bits` fractional bits: to within 2^-bits. One round, or none."""
+def settled(party: Party, secret: Secret, bits: int | None = None) -> Protocol[Secret]:
+    """The same value with at most `bits` fractional bits (else those of the run's precision): to within 2^-bits. One
+    round, or none."""
+    bits = party.precision if bits is None else bits
     if secret.bits <= bits:
         return secret
     share = yield from truncate(party, secret.share, secret.bits - bits)
     return Secret(share, bits, secret.dtype)
 
 
-def bits_of(values: Any, most: int = PRECISION) -> int:
-    """How many fractional bits a public number or tensor is given. Of a tensor the dtype alone decides, so that who has
-    only its shape finds the same."""
+def bits_of(values: Any, most: int) -> int:
+    """How many fractional bits a public number or tensor is given, at most so many. Of a tensor the dtype alone
+    decides, so that who has only its shape finds the same."""
     if isinstance(values, bool | int):
         return 0
     if isinstance(values, float):

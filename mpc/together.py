@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from mpc.correlations import Corrections, Correlation, Dealt, deal, take
 from mpc.masks import fresh_seed
 from mpc.party import Party
+from mpc.ring import PRECISION
 from mpc.rounds import Opening, Protocol, message, opened
 
 
@@ -27,7 +28,8 @@ class Ledger:
 class LocalDealer:
     """Deals on demand to parties in the same process; a correlation is dealt when the first of them takes it."""
 
-    def __init__(self, count: int, ledger: Ledger) -> None:
+    def __init__(self, count: int, ledger: Ledger, standing: Mapping[int, torch.Tensor] | None = None) -> None:
+        self._standing = standing or {}
         self.seeds = [fresh_seed() for _ in range(count)]
         self._made: dict[int, tuple[Correlation, Corrections]] = {}
         self._ledger = ledger
@@ -39,9 +41,12 @@ class LocalDealer:
 
         return take_one
 
+    def _mask(self, number: int) -> torch.Tensor | None:
+        return self._standing[number] if number < 0 else self._made[number][1].first
+
     def _dealt(self, number: int, correlation: Correlation) -> Corrections:
         if number not in self._made:
-            kept = None if correlation.kept is None else self._made[correlation.kept][1].first
+            kept = None if correlation.kept is None else self._mask(correlation.kept)
             self._made[number] = correlation, deal(correlation, number, self.seeds, kept)
             self._ledger.dealt += sum(words.nbytes for words in correlation.derived)
         made, corrections = self._made[number]
@@ -50,12 +55,23 @@ class LocalDealer:
 
 
 def run_together(
-    protocol: Callable[..., Protocol[Any]], shares: Sequence[Sequence[Any]], *rest: Any
+    protocol: Callable[..., Protocol[Any]],
+    shares: Sequence[Sequence[Any]],
+    *rest: Any,
+    precision: int = PRECISION,
+    standing: Mapping[int, torch.Tensor] | None = None,
 ) -> tuple[list[Any], Ledger]:
-    """`protocol(party, *shares of this party, *rest)` at all parties in step; their results, and what it cost."""
-    ledger = Ledger()
-    dealer = LocalDealer(len(shares), ledger)
-    runs = [protocol(Party(rank, len(shares), dealer.supply(rank)), *own, *rest) for rank, own in enumerate(shares)]
+    """`protocol(party, *shares of this party, *rest)` at all parties in step; their results, and what it cost.
+
+    Args:
+        precision: as Party has it.
+        standing: the masks that were fixed before, by their numbers.
+    """
+    ledger, count = Ledger(), len(shares)
+    dealer = LocalDealer(count, ledger, standing)
+    runs = [
+        protocol(Party(rank, count, dealer.supply(rank), precision), *own, *rest) for rank, own in enumerate(shares)
+    ]
     answers: list[Any] = [None] * len(runs)
     while True:
         asked, results = _turn(runs, answers)

@@ -4,7 +4,7 @@ The dealer knows r and deals shares of what of r is needed; the parties know c. 
 so that it tells nothing.
 
     series   sums of sines and cosines of multiples of x: the addition theorems, modulo one turn
-             1 round, 8 bytes an element; 16 dealt bytes for each multiple
+             1 round, 4 bytes an element; 16 dealt bytes for each multiple
     exp      e^(c - r) = e^(low c) * [e^(-low r) * e^(high c - high r)], the bracket from a dealt table that is
              rotated by the high digit of r
              1 round, 4 bytes an element; 128 dealt bytes
@@ -18,19 +18,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
 
 from mpc.correlations import Correlation, Words
-from mpc.exact import CIRCLE_BITS, POWER_BITS, TURN_BITS, cosine_sine, power
+from mpc.exact import CIRCLE_BITS, POWER_BITS, TURN_BITS, circles, power
 from mpc.party import Party
-from mpc.ring import PRECISION
+from mpc.pieces import by_pieces
+from mpc.ring import WIDTH, signed
 from mpc.rounds import Opening, Protocol
 from mpc.secret import Secret
 
 _COEFFICIENT_BITS: Final = 24
-_TURN: Final = 1 << TURN_BITS
+_DEALT_BITS: Final = 24  # of the cosines and sines that are dealt
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,21 @@ class Angles(Correlation):
 
     @property
     def free(self) -> Sequence[Words]:
-        return (Words((self.count,), width=TURN_BITS),)
+        return (Words((self.count,), torch.int32),)
 
     @property
     def derived(self) -> Sequence[Words]:
         return (Words((2 * len(self.multiples), self.count)),)
 
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
-        return [torch.stack([part for multiple in self.multiples for part in cosine_sine(free[0] * multiple)])]
+        return by_pieces(self._circles, free[0])
+
+    def _circles(self, angle: torch.Tensor) -> Sequence[torch.Tensor]:
+        made = angle.new_empty((2 * len(self.multiples), *angle.shape), dtype=torch.int64)
+        for at, (cosine, sine) in enumerate(circles(angle, self.multiples)):
+            made[2 * at] = (cosine * 2.0 ** (_DEALT_BITS - CIRCLE_BITS)).round_()
+            made[2 * at + 1] = (sine * 2.0 ** (_DEALT_BITS - CIRCLE_BITS)).round_()
+        return [made]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,33 +72,25 @@ class Series:
     constant: float = 0.0
 
     def per_unit(self, bits: int) -> int:
-        """What a word with so many fractional bits is multiplied by, to be an angle."""
-        return round(_TURN / (1 << bits) / self.period)
+        """What a word with so many fractional bits is multiplied by, to be an angle in units of 2^-64 turns."""
+        return signed(round((1 << WIDTH) / (1 << bits) / self.period) % (1 << WIDTH))
 
 
 def series(party: Party, x: Secret, *wanted: Series, precision: int = _COEFFICIENT_BITS) -> Protocol[list[Secret]]:
     """The values of series of one period and the same multiples, of x modulo that period. One round for all of them.
 
     Args:
-        precision: fractional bits of the coefficients; those of the values are CIRCLE_BITS more.
+        precision: fractional bits of the coefficients; the values have 24 more.
 
-    |x| is below 2^15: beyond, the rounding of the period shows, unless that is a power of two.
+    Each party cuts off the low bits of its share of the angle, which moves x by less than a 2^-30th of the period.
+    |x| is below 2^28: beyond, the rounding of the period shows, unless that is a power of two.
     """
-    first, rest = wanted[0], CIRCLE_BITS + _COEFFICIENT_BITS - precision
+    first = wanted[0]
     dealt = party.take(Angles(x.share.numel(), first.multiples))
-    angle = x.share.reshape(-1) * first.per_unit(x.bits)
-    opened = yield Opening(sums=[(angle + dealt.free[0]) & (_TURN - 1)])
-    totals = [torch.zeros_like(angle) for _ in wanted]
-    for index, multiple in enumerate(first.multiples):
-        cos_c, sin_c = cosine_sine(opened.sums[0] * multiple)
-        cos_r, sin_r = dealt.derived[0][2 * index], dealt.derived[0][2 * index + 1]
-        for total, each in zip(totals, wanted, strict=True):
-            a = _coefficient(each.cosines[index]) if each.cosines else 0
-            b = _coefficient(each.sines[index]) if each.sines else 0
-            total += ((a * cos_c + b * sin_c) >> rest) * cos_r
-            total += ((a * sin_c - b * cos_c) >> rest) * sin_r
-    bits = CIRCLE_BITS + precision
-    made = []
+    angle = (x.share.reshape(-1) * first.per_unit(x.bits)) >> (WIDTH - TURN_BITS)
+    opened = yield Opening(sums=[angle.to(torch.int32).add_(dealt.free[0])])
+    totals = by_pieces(partial(_sums, wanted, precision), opened.sums[0], dealt.derived[0])
+    made, bits = [], _DEALT_BITS + precision
     for total, each in zip(totals, wanted, strict=True):
         if party.is_first and each.constant:
             total += round(each.constant * (1 << bits))
@@ -97,8 +98,24 @@ def series(party: Party, x: Secret, *wanted: Series, precision: int = _COEFFICIE
     return made
 
 
-def _coefficient(value: float) -> int:
-    return round(value * (1 << _COEFFICIENT_BITS))
+def _sums(wanted: Sequence[Series], precision: int, angle: torch.Tensor, dealt: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A share of each series but for its constant.
+
+    Sums and products of doubles are rounded the same way everywhere (IEEE 754), where each is an operation of its own.
+    """
+    totals = [torch.zeros_like(dealt[0]) for _ in wanted]
+    unit = 2.0 ** (precision - CIRCLE_BITS)
+    for at, (cosine, sine) in enumerate(circles(angle, wanted[0].multiples)):
+        for total, each in zip(totals, wanted, strict=True):
+            a, b = (part[at] * unit if part else 0.0 for part in (each.cosines, each.sines))
+            # a cos(c - r) + b sin(c - r)
+            of_cosine, of_sine = sine * b, cosine * -b
+            if a:
+                of_cosine.add_(cosine * a)
+                of_sine.add_(sine * a)
+            total.add_(of_cosine.to(torch.int64).mul_(dealt[2 * at]))
+            total.add_(of_sine.to(torch.int64).mul_(dealt[2 * at + 1]))
+    return totals
 
 
 _COSINE: Final = Series(2 * math.pi, (1,), (0.0,), (1.0,))
@@ -106,7 +123,7 @@ _SINE: Final = Series(2 * math.pi, (1,), (1.0,))
 
 
 def cos_sin(party: Party, x: Secret) -> Protocol[list[Secret]]:
-    """Cosine and sine of x in radians, for |x| < 2^15. One round, 8 bytes an element."""
+    """Cosine and sine of x in radians, for |x| < 2^28. One round, 4 bytes an element."""
     return (yield from series(party, x, _COSINE, _SINE))
 
 
@@ -117,38 +134,39 @@ _CELL_BITS: Final = 1  # a cell is 2 wide
 LOWEST: Final = -16
 """exp takes LOWEST <= x < LARGEST."""
 LARGEST: Final = 14
-_WIDTH: Final = 5 + PRECISION
-_ALL: Final = (1 << _WIDTH) - 1
-_LOW_WIDTH: Final = PRECISION + _CELL_BITS
+_WIDTH: Final = 5  # and the fractional bits: a word is opened modulo 32
 _TABLE_BITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Powers(Correlation):
-    """A uniform r in [0, 32), [count], and for each cell j the power e^(2 ((j - high r) mod 16) - 16 - low r)."""
+    """A uniform r in [0, 32), [count], and for each cell j the power e^(2 ((j - high r) mod 16) - 16 - low r),
+    [count, 16]."""
 
     count: int
+    bits: int
+    """Fractional bits of r."""
 
     @property
     def free(self) -> Sequence[Words]:
-        return (Words((self.count,), torch.int32, width=_WIDTH),)
+        return (Words((self.count,), torch.int32, width=_WIDTH + self.bits),)
 
     @property
     def derived(self) -> Sequence[Words]:
-        return (Words((_CELLS, self.count)),)
+        return (Words((self.count, _CELLS)),)
 
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
-        high, low = _digits(free[0])
-        cells = torch.arange(_CELLS, device=high.device).unsqueeze(1)
-        exponent = (
-            ((cells - high) % _CELLS) * float(1 << _CELL_BITS) + LOWEST - low.to(torch.float64) / (1 << PRECISION)
-        )
-        return [torch.round(torch.exp(exponent) * (1 << _TABLE_BITS)).to(torch.int64)]
+        high, low = _digits(free[0], self.bits)
+        cells = torch.arange(_CELLS, device=high.device)
+        turned = ((cells - cells.unsqueeze(1)) % _CELLS).double() * (1 << _CELL_BITS) + LOWEST
+        small = torch.exp(low.to(torch.float64) / -(1 << self.bits)) * (1 << _TABLE_BITS)
+        return [torch.round(torch.exp(turned)[high] * small.unsqueeze(1)).to(torch.int64)]
 
 
-def _digits(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _digits(words: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     words = words.to(torch.int64)
-    return words >> _LOW_WIDTH, words & ((1 << _LOW_WIDTH) - 1)
+    width = bits + _CELL_BITS
+    return words >> width, words & ((1 << width) - 1)
 
 
 def exp(party: Party, x: Secret) -> Protocol[Secret]:
@@ -157,11 +175,11 @@ def exp(party: Party, x: Secret) -> Protocol[Secret]:
 
     The low digits may borrow: then the high digit is one too many, and the low ones make up for it.
     """
-    assert x.bits == PRECISION
-    dealt = party.take(Powers(x.share.numel()))
-    moved = x.share.reshape(-1) - (LOWEST << PRECISION) if party.is_first else x.share.reshape(-1)
-    opened = yield Opening(sums=[((moved & _ALL).to(torch.int32) + dealt.free[0]) & _ALL])
-    high, low = _digits(opened.sums[0] & _ALL)
-    rotated = dealt.derived[0].gather(0, high.unsqueeze(0)).squeeze(0)
-    share = rotated * power(low, PRECISION, _LOW_WIDTH)
+    places, every = x.bits, (1 << (_WIDTH + x.bits)) - 1
+    dealt = party.take(Powers(x.share.numel(), places))
+    moved = x.share.reshape(-1) - (LOWEST << places) if party.is_first else x.share.reshape(-1)
+    opened = yield Opening(sums=[((moved & every).to(torch.int32) + dealt.free[0]) & every])
+    high, low = _digits(opened.sums[0] & every, places)
+    rotated = dealt.derived[0].gather(1, high.unsqueeze(1)).squeeze(1)
+    share = rotated * power(low, places, places + _CELL_BITS)
     return Secret(share.view(x.shape), _TABLE_BITS + POWER_BITS, x.dtype)

@@ -4,6 +4,7 @@ Files in import order:
 
     folders.py      where things are kept on this machine
     machine.py      what the machine has to give, and what other processes take of it
+    awake.py        staying awake while what is waited for is due: decides when
     keys.py         Ed25519 keys
     transport.py    WebSockets as the grid uses them
     liveness.py     whether the other end of a line is still there
@@ -54,7 +55,9 @@ Files in import order:
     programs.py     whole programs to workers
     jails.py        source of a principal's, each run in a process of its own
     agreement.py    what all who take part in a secure run agree on: decides
-    secure_lines.py lines between peers for secure runs
+    secure_lines.py lines between peers for secure sessions
+    secure_joins.py lines between processes of secure sessions, until these have them
+    secure_session.py one secure session: its process, the others, what is kept and under which rules, its end
     secure.py       secure runs: this peer's part in them
     arrivals.py     what is coming in, checked before it is read
     intake.py       one value on its way in: into memory, or into the store
@@ -67,7 +70,8 @@ Files in import order:
     taken.py        a temporary as it was when its move began
     moves.py        from peer to peer, at the holder: offer, collect, collected
     notes.py        what came by a move and is not confirmed
-    elsewhere.py    who else has what its holder has damaged
+    elsewhere.py    who has contents of a name, such as those that their holder has damaged
+    named.py        what programs name by its contents
     pulls.py        from peer to peer, at the target: pull
     upkeep.py       verify and compact, for the operator
     program_requests.py  the requests about programs, and what runs

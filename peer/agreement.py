@@ -22,15 +22,37 @@ from protocol.tensors import TensorHeader
 
 RUN_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
+KEPT: Final = "parties"  # in place of a holder: the parties have shares of it already
 
 
 @dataclass(frozen=True, slots=True)
 class SecretInput:
-    """One secret tensor: who has it ("" is the asker), under which id there, and what it is like."""
+    """One secret tensor.
+
+    Attributes:
+        holder: who has it: a peer; "" is the asker, KEPT are the parties, as shares that they kept.
+        id: under which it is there.
+        bits: fractional bits of its words.
+        keep: the id under which the parties are to keep its shares; empty: they are not.
+        is_fixed: its mask is opened once, for all runs of the session: it is kept, and a factor of products.
+    """
 
     holder: str
     id: bytes
     header: TensorHeader
+    bits: int
+    keep: bytes
+    is_fixed: bool
+
+    @property
+    def peer(self) -> str:
+        """The peer that has it; "" where none has."""
+        return "" if self.holder == KEPT else self.holder
+
+    @property
+    def kept_as(self) -> bytes:
+        """Its id among kept shares, when the run is over; empty: it is not one of them."""
+        return self.id if self.holder == KEPT else self.keep
 
 
 @dataclass(frozen=True)
@@ -39,19 +61,30 @@ class Agreement:
 
     Attributes:
         run: its id, random and used once.
+        session: the id of the session that it belongs to.
         asker: the principal that asks.
         parties: ids of the peers that compute, in order.
-        provider: id of the peer that deals.
+        provider: id of the peer that deals; "": three parties do without.
         inputs: the secret ones, in the order of the program's inputs.
         public: headers of the public ones, which follow them.
         program: the SHA-256 of the program and the public values, in hex.
         reveal: the principal that learns the result.
+        receives: whether that is a peer, which gets the result itself; else the asker does.
+        outputs: of each value that comes out, in the order of PROGRAM.md: its id, and whether shares of it stay with
+            the parties under that id. What does not is revealed; to a peer, which then has it under that id. Empty:
+            all is revealed to the asker.
+        batch: the id of what was dealt ahead, or is to be; empty: the provider deals in the run itself.
+        item: which of the batch is used up.
+        ahead: for how many runs is to be dealt, instead of running; 0: it is a run.
+        precision: fractional bits of secret reals.
+        checked: whether every share has a MAC (mpc/checked.py): then nobody learns anything if anybody lies.
         patience: seconds that one waits for another.
         name: what people call it.
         digest: of the bytes of all this.
     """
 
     run: bytes
+    session: bytes
     asker: str
     parties: tuple[str, ...]
     provider: str
@@ -59,19 +92,43 @@ class Agreement:
     public: tuple[TensorHeader, ...]
     program: str
     reveal: str
+    receives: bool
+    outputs: tuple[tuple[bytes, bool], ...]
+    batch: bytes
+    item: int
+    ahead: int
+    precision: int
+    checked: bool
     patience: float
     name: str
     digest: bytes
 
+    @property
+    def dealer(self) -> str:
+        """Who deals in this run; "": nobody, because it was dealt ahead, or three parties do without."""
+        return self.provider if self.ahead or not self.batch else ""
+
+    @property
+    def reveals(self) -> bool:
+        """Whether somebody learns something of it."""
+        return not self.ahead and (not self.outputs or not all(is_kept for _, is_kept in self.outputs))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether shares stay with the parties."""
+        return any(is_kept for _, is_kept in self.outputs) or any(each.keep for each in self.inputs)
+
     @cached_property
     def everybody(self) -> tuple[str, ...]:
-        """Ids of all peers that take part: parties, provider, holders that are neither."""
-        holders = (each.holder for each in self.inputs if each.holder)
-        return tuple(dict.fromkeys((*self.parties, self.provider, *holders)))
+        """Ids of all peers that take part: parties, who deals, holders that are neither, who receives the result."""
+        others = [self.dealer, *(each.peer for each in self.inputs), self.reveal if self.receives else ""]
+        return tuple(dict.fromkeys((*self.parties, *(each for each in others if each))))
 
     def counterparts(self, index: int) -> list[int]:
-        """With whom the one of this index exchanges messages: everybody for a party, parties for all others."""
-        count = len(self.everybody) if index < len(self.parties) else len(self.parties)
+        """With whom the one of this index exchanges messages: everybody for a party, parties for all others. Where
+        shares have MACs the dealer, who comes behind the parties, has to do with everybody too."""
+        met = len(self.parties) + self.checked
+        count = len(self.everybody) if index < met else met
         return [each for each in range(count) if each != index]
 
     @classmethod
@@ -94,19 +151,22 @@ class Agreement:
             raise BadRequest(f"a secure run has 2 to {limits.SECURE_PARTIES} parties, each another peer")
         if provider in parties:
             raise BadRequest("the provider knows every mask: it cannot be a party as well. Name another peer")
-        if not all(is_peer_id(id) for id in (*parties, provider, told["asker"], told["reveal"])):
+        if not all(is_peer_id(id) for id in (*parties, provider or parties[0], told["asker"], told["reveal"])):
             raise BadRequest("parties, provider, asker and whom the result is revealed to are ids")
         if type(told["patience"]) not in (int, float) or not 0 < told["patience"] <= limits.SECURE_PATIENCE:
             raise BadRequest(f"patience is a positive number of seconds, at most {limits.SECURE_PATIENCE:g}")
-        if len(told["inputs"]) > limits.SECURE_INPUTS or len(told["public"]) > limits.SECURE_INPUTS:
-            raise BadRequest(f"more than {limits.SECURE_INPUTS} inputs")
+        if max(len(told[name]) for name in ("inputs", "public", "outputs")) > limits.SECURE_INPUTS:
+            raise BadRequest(f"more than {limits.SECURE_INPUTS} inputs or outputs")
         name = told["name"]
         if not (isinstance(name, str) and 0 < len(name) <= limits.MAX_OBJECT_NAME and name.isprintable()):
             raise BadRequest("a secure run has a name that can be printed")
-        if len(check_id(told["run"])) != RUN_BYTES or not isinstance(told["program"], str):
-            raise BadRequest("a secure run has an id, and a program")
-        return cls(
-            told["run"],
+        if not isinstance(told["program"], str) or not all(
+            type(told[key]) is int and 0 <= told[key] <= limits.MAX_ID for key in ("item", "ahead", "precision")
+        ):
+            raise BadRequest("a secure run has a program, and numbers that count")
+        made = cls(
+            check_id(told["run"]),
+            check_id(told["session"]),
             told["asker"],
             parties,
             provider,
@@ -114,16 +174,50 @@ class Agreement:
             tuple(TensorHeader(dtype, tuple(shape)) for dtype, shape in told["public"]),
             told["program"],
             told["reveal"],
+            told["receives"] is True,
+            tuple((check_id(id), is_kept is True) for id, is_kept in told["outputs"]),
+            _id_or_none(told["batch"]),
+            told["item"],
+            told["ahead"],
+            told["precision"],
+            told.get("checked") is True,
             float(told["patience"]),
             name,
             digest,
         )
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        """What contradicts itself. BadRequest."""
+        if not self.provider and (len(self.parties) != _ALONE or self.batch):
+            raise BadRequest("without a provider there are three parties, and nothing is dealt ahead")
+        if not self.receives and self.reveal != self.asker:
+            raise BadRequest("the result of a run goes to its asker, or to a peer that receives it")
+        if self.ahead and not self.batch:
+            raise BadRequest("what is dealt ahead has an id")
+        if any(each.is_fixed and not each.kept_as for each in self.inputs):
+            raise BadRequest("an input that is fixed is one that is kept")
+        if self.checked and (not self.provider or self.batch or self.outputs or any(e.kept_as for e in self.inputs)):
+            raise BadRequest("a run with MACs has a provider, keeps nothing, and reveals all to its asker")
 
 
-def _input(holder: str, id: bytes, dtype: str, shape: Sequence[int]) -> SecretInput:
-    if holder and not is_peer_id(holder):
+_ALONE: Final = 3
+
+
+def _input(
+    holder: str, id: bytes, dtype: str, shape: Sequence[int], bits: int, keep: bytes, is_fixed: bool
+) -> SecretInput:
+    if holder not in ("", KEPT) and not is_peer_id(holder):
         raise BadRequest("a holder is a peer's id")
-    return SecretInput(holder, check_id(id), TensorHeader(dtype, tuple(shape)))
+    if type(bits) is not int or not 0 <= bits < 64:
+        raise BadRequest("fractional bits are a number below 64")
+    header = TensorHeader(dtype, tuple(shape))
+    return SecretInput(holder, check_id(id), header, bits, _id_or_none(keep), is_fixed is True)
+
+
+def _id_or_none(value: object) -> bytes:
+    return b"" if value == b"" else check_id(value)
 
 
 def program_hash(program: bytes, public: bytes) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from peer.awake import awake
 from peer.calls import Response, Traffic
 from peer.incoming import IncomingStream, owned
 from peer.payloads import Payload, close_payload, split
@@ -84,6 +85,7 @@ class Asking:
         self._waiting: dict[int, Asked] = {}
         self._held: deque[_Held] = deque()
         self._loop = asyncio.get_running_loop()
+        self._awake = awake()
 
     def post(
         self,
@@ -156,6 +158,7 @@ class Asking:
             future.on_cancel = lambda: self._given_up(made)
         if now:
             self._sending.send_now()
+            self._awake.expect(limits.AWAKE_ANSWER)
         else:
             self._sending.kick()
 
@@ -175,6 +178,8 @@ class Asking:
             self._traffic.value_received(reply.result, len(payload))
             payload = owned(payload)
         future = self._waiting.pop(reply.id, None)
+        if not self._waiting:
+            self._awake.met()
         if future is not None:
             future.answer(Response(reply.result, payload, stream))
         elif stream is not None:
@@ -185,6 +190,8 @@ class Asking:
     def fail(self, fault: Fault) -> None:
         """The other end answered that it cannot, or will not."""
         future = self._waiting.pop(fault.id or 0, None)
+        if not self._waiting:
+            self._awake.met()
         if future is not None:
             future.fail(fault.error())
         self.release()

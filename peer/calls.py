@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from peer.incoming import IncomingStream
 from peer.payloads import Payload
@@ -74,7 +74,11 @@ class Traffic:
 
 
 def _has_values(described: dict[str, Any]) -> bool:
-    return "dtype" in described or "spec_bytes" in described or "values" in described
+    """`outputs`: what follows are shares of them."""
+    return not _OF_VALUES.isdisjoint(described)
+
+
+_OF_VALUES: Final = frozenset({"dtype", "spec_bytes", "values", "outputs"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 from websockets.exceptions import ConnectionClosed
@@ -35,6 +36,7 @@ from protocol.session import Event, Session
 
 _log = logging.getLogger("peergrid.connection")
 _DEFECT: Final = "a defect at this end closed the connection; its log has the traceback"
+_FEW: Final = limits.KIB  # bytes of a message that has few frames
 _MESSAGE_COST: Final = limits.KIB  # what one message counts beside its bytes, for the loop's other tasks to get a turn
 
 
@@ -59,6 +61,7 @@ class Connection:
         self.remote = remote
         self.peer_name = name = remote.name or remote.id[:12]
         self._room = room = asyncio.Event()  # for the reader: it may take more in
+        self._rest: Iterator[Event] | None = None  # of a message that is not gone through yet
         self._traffic = traffic = Traffic()
         self._sending = sending = Sending(socket, session, traffic, name)
         self._liveness = Liveness(socket, self.give_up)
@@ -153,16 +156,21 @@ class Connection:
     async def _read(self) -> None:
         taken = 0
         while True:
-            size, events = await receive(self._socket, self._session)
+            message = await next_message(self._socket, self._session)
+            while self._rest is not None:  # what was taken at once before it
+                await self._change()
             self._socket.queued = max(self._socket.queued - 1, 0)
-            self._on_message(size, events)
-            taken += size + _MESSAGE_COST
+            self._on_message(message)
+            taken += len(message) + _MESSAGE_COST
             if taken > limits.CHUNK:  # recv does not yield while messages are queued
                 taken = 0
                 await asyncio.sleep(0)
             while self._is_full:
-                self._room.clear()
-                await self._room.wait()
+                await self._change()
+
+    async def _change(self) -> None:
+        self._room.clear()
+        await self._room.wait()
 
     def _take(self, message: bytes | bytearray) -> bool:
         """A message that just came. Taken at once if nothing waits before it, and there is room for what it brings;
@@ -170,16 +178,45 @@ class Connection:
         if self._socket.queued or self._sending.is_over or self._is_full:
             return False
         try:
-            self._on_message(len(message), self._session.receive(message))
-        except LinkError as error:
-            self._end_soon(error)
-        except Exception:
-            _log.exception("defect while reading from %s", self.peer_name)
-            self._end_soon(PeerLost(_DEFECT, peer=self.peer_name))
+            self._on_message(message)
+        except Exception as error:
+            self._broke(error)
         return True
 
-    def _on_message(self, size: int, events: list[Event]) -> None:
-        self._traffic.message_received(size)
+    def _on_message(self, message: Buffer) -> None:
+        self._traffic.message_received(len(message))
+        if len(message) <= _FEW:
+            self._on_events(self._session.receive(message))
+        else:
+            self._rest = self._session.coming(message)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Some more of a message that may have many frames; the rest when others had their turn."""
+        if self._rest is None or self._sending.is_over:
+            return
+        events = list(islice(self._rest, limits.EVENTS))
+        if len(events) < limits.EVENTS:
+            self._rest = None
+            self._room.set()
+        else:
+            self._loop.call_soon(self._go_on_later)
+        self._on_events(events)
+
+    def _go_on_later(self) -> None:
+        try:
+            self._go_on()
+        except Exception as error:
+            self._broke(error)
+
+    def _broke(self, error: Exception) -> None:
+        """What came cannot be taken: the other end's mistake, or a defect of ours."""
+        if not isinstance(error, LinkError):
+            _log.error("defect while reading from %s", self.peer_name, exc_info=error)
+            error = PeerLost(_DEFECT, peer=self.peer_name)
+        self._end_soon(error)
+
+    def _on_events(self, events: list[Event]) -> None:
         may_send_more = False
         for event in events:
             if type(event) is Reply:
@@ -207,11 +244,8 @@ class Connection:
                 self._receiving.feed(chunk, is_placed=True)
             if self._sending.has_data:
                 self._sending.kick()
-        except LinkError as error:
-            self._end_soon(error)
-        except Exception:
-            _log.exception("defect while reading from %s", self.peer_name)
-            self._end_soon(PeerLost(_DEFECT, peer=self.peer_name))
+        except Exception as error:
+            self._broke(error)
 
     def _end_soon(self, reason: LinkError) -> None:
         if self._ending is None:
@@ -219,8 +253,8 @@ class Connection:
 
     @property
     def _is_full(self) -> bool:
-        """Whether so much waits for our handlers that no more is to be taken in."""
-        is_behind = self._receiving.unread_bytes > limits.RECEIVE_BUFFER
+        """Whether so much waits for our handlers that no more is to be taken in, or the last message has more."""
+        is_behind = self._rest is not None or self._receiving.unread_bytes > limits.RECEIVE_BUFFER
         return is_behind or self._serving.count > 2 * limits.MAX_REQUESTS
 
     def _on_event(self, event: Event) -> None:
@@ -308,11 +342,11 @@ class Connection:
             self.on_over(self._reason)
 
 
-async def receive(socket: Socket, session: Session) -> tuple[int, list[Event]]:
-    """The next message's size, and its events. ConnectionClosed, or LinkError."""
+async def next_message(socket: Socket, session: Session) -> bytes:
+    """The next message, for the session. ConnectionClosed, or LinkError."""
     message = await socket.recv()
     if isinstance(message, str):
         error = ProtocolError("a text message; this protocol has binary ones only")
         session.fail(error)
         raise error
-    return len(message), session.receive(message)
+    return message

@@ -1,4 +1,4 @@
-"""Other holders of what a transfer brings, for when its source turns out to have it damaged.
+"""Other holders of what a transfer brings, for when its source turns out to have it damaged; holders of contents.
 
 Contents have a name, the BLAKE3 of their file (SPEC.md, 10, `collect`), which is the same at every holder. Who else has
 them is asked of all peers that are there, and each answers for objects only that this end may take. Anybody may say so:
@@ -16,6 +16,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from compute.spec import layout_of
 from peer.links import Links
 from peer.membership import Member
 from peer.objects import check_id
@@ -37,53 +38,68 @@ class Elsewhere:
         self._own = own
         self._members = members
 
-    def of(self, header: TensorHeader, labels: Collection[str]) -> Holders | None:
-        """Those of a published tensor; None where it is private."""
-        return None if labels else Holders(self, header)
+    def of(self, header: TensorHeader | None, nbytes: int, labels: Collection[str]) -> Holders | None:
+        """Those of a published tensor, or of a model with so many bytes of tensors; None where it is private."""
+        return None if labels else Holders(self, header, nbytes)
 
     def of_record(self, record: Mapping[str, Any] | None) -> Holders | None:
-        """The same of what a peer describes; None where that is no public tensor, or nothing is known of it."""
-        if not record or record.get("kind") != "tensor" or not record.get("published") or record.get("labels") != []:
+        """The same of what a peer describes; None where that is no public tensor or model, or nothing is known."""
+        if not record or not record.get("published") or record.get("labels") != []:
             return None
-        return self.of(TensorHeader.from_wire(record), ())
+        if record.get("kind") == "model":
+            return self.of(None, int(record.get("nbytes") or 0), ())
+        return self.of(TensorHeader.from_wire(record), 0, ()) if record.get("kind") == "tensor" else None
 
     async def having(self, content: str, struck: str) -> list[Origin]:
         """Where else the contents of that name are. The peer of the id `struck` has sent them damaged, which is
         remembered (Statistics.corrupt)."""
         self._links.traffic.strike(struck)
-        known = self._members()
-        asked = [each for each in known if each.id not in (struck, self._own) and each.state == "alive"]
-        answers = await asyncio.gather(*(self._ask(member, content) for member in asked))
-        found = [origin for origin in answers if origin is not None]
-        source = next((each.name for each in known if each.id == struck), struck[:12])
-        where = ", ".join(origin.name for origin in found) or "nobody else here"
+        found = await self.holders(content, struck)
+        source = next((each.name for each in self._members() if each.id == struck), struck[:12])
+        where = ", ".join(member.name for member, _ in found) or "nobody else here"
         _log.warning("what %s has of contents %s is damaged; %s has them too", source, content[:12], where)
-        return found
+        return [self._origin(member, record["id"]) for member, record in found]
 
-    async def _ask(self, member: Member, content: str) -> Origin | None:
+    async def holders(self, content: str, *but: str) -> list[tuple[Member, Mapping[str, Any]]]:
+        """Who says to have contents of that name, which the asker may take: the object's record, at each peer; but for
+        the peers of these ids."""
+        asked = [each for each in self._members() if each.id not in (*but, self._own) and each.state == "alive"]
+        answers = await asyncio.gather(*(self._ask(member, content) for member in asked))
+        return [(member, record) for member, record in zip(asked, answers, strict=True) if record is not None]
+
+    async def _ask(self, member: Member, content: str) -> Mapping[str, Any] | None:
         try:
             async with asyncio.timeout(limits.SEARCH_TIMEOUT):
                 answer = await (await self._links.to(member)).request("describe", {"content": content})
             record = answer.result.get("record")
-            id = check_id(record.get("id") if isinstance(record, dict) else None)
+            check_id(record.get("id") if isinstance(record, dict) else None)
         except (GridError, TimeoutError):
             return None
+        return record
+
+    def _origin(self, member: Member, id: bytes) -> Origin:
         return Origin(member.id, member.name, lambda: self._links.to(member, bulk=True), {"id": id})
 
 
 class Holders:
-    """The other holders of one tensor, for a Download."""
+    """The other holders of one tensor, or (without a header) of a model with so many bytes of tensors, for a
+    Download."""
 
-    def __init__(self, elsewhere: Elsewhere, header: TensorHeader) -> None:
+    def __init__(self, elsewhere: Elsewhere, header: TensorHeader | None, nbytes: int) -> None:
         self._elsewhere = elsewhere
         self._header = header
+        self._nbytes = nbytes
 
     async def having(self, content: str, struck: str) -> list[Origin]:
         return await self._elsewhere.having(content, struck)
 
     def check(self, told: Mapping[str, Any], nbytes: int) -> None:
-        """BadTensor, unless what one of them describes and sends is of this dtype and shape. Nothing is allocated for
-        it before."""
+        """BadTensor, unless what one of them describes and sends is of this dtype and shape, or a model of this size.
+        Nothing is allocated for it before."""
+        if self._header is None:
+            if nbytes != self._nbytes + _spec_bytes(told):
+                raise BadTensor(f"{nbytes} bytes are not the model that was asked for")
+            return
         if (header := TensorHeader.from_wire(told)) != self._header:
             raise BadTensor(f"a {header.dtype} tensor of {list(header.shape)} is not what was asked for")
         header.check_payload(nbytes)
@@ -103,10 +119,53 @@ class TensorName:
         """Of what came so far."""
         return self._hash.hexdigest()
 
-    def check(self, content: str) -> None:
-        """Corrupt, unless that is the name."""
-        if self._hash.hexdigest() != content:
-            raise Corrupt("what the peers that have it sent is not what the first of them says that it has: ask again")
+
+class ModelName:
+    """The same of a stored model: of its program, which comes first, and its tensors."""
+
+    def __init__(self, spec_bytes: int) -> None:
+        self._missing = spec_bytes
+        self._spec = bytearray()
+        self._hash: blake3 | None = None
+
+    def update(self, data: Buffer) -> None:
+        data = memoryview(data)
+        if self._hash is None:
+            head = data[: self._missing]
+            self._spec += head
+            self._missing -= len(head)
+            data = data[len(head) :]
+            if self._missing:
+                return
+            spec = bytes(self._spec)
+            self._hash = blake3(Contents(layout_of(spec), {}, spec).file_header())
+        self._hash.update(data)
+
+    @property
+    def value(self) -> str:
+        """Of what came so far."""
+        return self._hash.hexdigest() if self._hash is not None else ""
+
+
+ContentName = TensorName | ModelName
+
+
+def name_of(told: Mapping[str, Any]) -> ContentName:
+    """For what an answer to `fetch` describes. BadTensor where that is neither a tensor nor a model."""
+    return TensorName(TensorHeader.from_wire(told)) if "dtype" in told else ModelName(_spec_bytes(told))
+
+
+def check_name(name: ContentName, content: str) -> None:
+    """Corrupt, unless that is the name."""
+    if name.value != content:
+        raise Corrupt("what the peers that have it sent is not what the first of them says that it has: ask again")
+
+
+def _spec_bytes(told: Mapping[str, Any]) -> int:
+    size = told.get("spec_bytes")
+    if type(size) is not int or not 0 <= size <= limits.MAX_PROGRAM:
+        raise BadTensor("the peer does not say how long a model's program is")
+    return size
 
 
 def check_content(value: object) -> str:

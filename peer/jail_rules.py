@@ -54,6 +54,14 @@ class JailRules:
                 f"'grid start {peer_name} --jails-for {asker}'{others}. A plan (@grid.plan) needs no such leave"
             )
 
+    def told(self, asker: str) -> dict[str, Any] | None:
+        """What one of this principal's may take: `seconds`, and `memory` where the owner said so; None: none run."""
+        try:
+            self.check(asker, "")
+        except Denied:
+            return None
+        return {"seconds": float(self.seconds), "memory": self.memory}
+
     def to_plain(self) -> dict[str, Any]:
         return {**asdict(self), "principals": list(self.principals)}
 

@@ -88,6 +88,10 @@ class Jails:
         self._all = asyncio.Semaphore(limits.JAILS)
         self._turns: dict[str, _Turn] = {}
 
+    def allowed(self, asker: str) -> dict[str, Any] | None:
+        """What a jail of this principal may take here; None: none of them run."""
+        return self._rules.told(asker)
+
     async def run(self, asker: str, lease: LeaseKey, asked: Asked, work: bytes) -> Results:
         """Run it; what it gave. Cancelling ends it.
 

@@ -56,7 +56,7 @@ class Temporary:
     target: Target | None = None
     failure: GridError | None = None
     is_published: bool = field(default=False, init=False)
-    reveal: tuple[str, ...] = field(default=(), init=False)  # only its owner finds it
+    reveal: tuple[str, ...] = field(default=(), init=False)  # whom a secure run has revealed it to, besides its owner
     is_being_published: bool = field(default=False, init=False)  # see publications.py
 
     @property
@@ -182,6 +182,7 @@ class Objects:
         """The temporary with this id, whoever asks."""
         self._counts: dict[str, int] = {}
         self._published: OrderedDict[bytes, Published] = OrderedDict()  # read lately; what changes is taken out
+        self._contents: dict[tuple[str, str], bytes] = {}  # for whom which contents were found in which tensor
         self._changes = 0  # of published objects
 
     @property
@@ -228,14 +229,25 @@ class Objects:
             raise Ambiguous(f"{len(found)} objects have ids that begin with {prefix!r}: give more digits")
         return await self.find(asker, found[0])
 
-    async def by_content(self, asker: str, content: str) -> Held:
-        """A published object whose contents have this name, and of which the asker may take them: who merely knows the
-        name of others' contents does not learn that they are here."""
+    async def by_content(self, asker: str, content: str, kind: str | None = None) -> Published:
+        """A published object (of that kind) whose contents have this name, and of which the asker may take them: who
+        merely knows the name of others' contents does not learn that they are here."""
+        changes = self._changes
         for record in await self._store.holders(content):
-            if not set(record["labels"]) - {asker}:
+            if kind in (None, record["kind"]) and not set(record["labels"]) - {asker}:
                 with contextlib.suppress(Corrupt):
-                    return await self.find(asker, record["id"])
+                    held = await self.published(record["id"])
+                    if held is not None:
+                        if kind == "tensor" and changes == self._changes:
+                            if len(self._contents) >= limits.OBJECTS_AT_HAND:
+                                self._contents.clear()
+                            self._contents[asker, content] = held.id
+                        return held
         raise NotFound("no object here has these contents", peer=self._peer_name)
+
+    def content_at_hand(self, asker: str, content: str) -> bytes | None:
+        """The id of the tensor that `by_content` found last, as long as nothing that is published changes."""
+        return self._contents.get((asker, content))
 
     async def published(self, id: bytes) -> Published | None:
         """The published object of that id, whatever temporary has it too."""
@@ -336,6 +348,7 @@ class Objects:
     def store_changed(self, id: bytes) -> None:
         """A published object was edited, deleted or made: what was read of it before is stale."""
         self._changes += 1
+        self._contents.clear()
         self._published.pop(id, None)
         model_id = id[:-_PART_BYTES] + bytes(_PART_BYTES)
         if id == model_id:
@@ -346,6 +359,7 @@ class Objects:
     def store_cleared(self) -> None:
         """Many published objects went at once."""
         self._changes += 1
+        self._contents.clear()
         self._published.clear()
 
 

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed
 
 from peer import closing
 from peer.calls import AtOnce, Handler
-from peer.connection import Connection, receive
+from peer.connection import Connection, next_message
 from peer.keys import verify
 from peer.ledger import Ledger
 from peer.transport import Socket, dial, let_in
@@ -22,7 +22,8 @@ from protocol.identity import Signer
 from protocol.session import Session
 
 LedgerOf = Callable[[Remote], Ledger | None]
-PARTY: Final = "party"  # the role of who dials a line of secure runs
+PARTY: Final = "party"  # the role of who dials a line between peers for secure runs
+ROUNDS: Final = "rounds"  # and of who dials one that goes to the processes of a secure session
 
 
 async def open_as_dialer(
@@ -66,10 +67,10 @@ async def open_or_line(
     ledger_of: LedgerOf,
     line_of: Callable[[Socket, Remote], object],
 ) -> Connection | None:
-    """The same; None where it is to be no session but a line of secure runs (secure_lines.py): `line_of` took it."""
+    """The same; None where it is to be no session but a line of secure runs: `line_of` took it."""
     session = Session(ours, signer, verify, os.urandom(32), dialer=False, memory_of=memory_of)
     remote = await _met(socket, session)
-    if remote.role == PARTY:
+    if remote.role in (PARTY, ROUNDS):
         line_of(socket, remote)
         return None
     return Connection(socket, session, remote, handler, at_once, ledger_of(remote))
@@ -104,7 +105,7 @@ async def _met(socket: Socket, session: Session) -> Remote:
 async def _shake_hands(socket: Socket, session: Session) -> Remote:
     while session.remote is None:
         await _send_all(socket, session)
-        await receive(socket, session)
+        session.receive(await next_message(socket, session))
     let_in(socket)  # before they hear of it, and send more than a stranger may
     await _send_all(socket, session)
     return session.remote

@@ -106,7 +106,7 @@ class Peer:
         self._store = store
         self._neighbours = neighbours
         self._ledgers = Ledgers()
-        self._leases = Leases(settings.lease_grace, self._ledgers.forget)
+        self._leases = Leases(settings.lease_grace, self._lease_over)
         self._membership = Membership()
         self._buffers = BufferPool()
         self._workers = WorkerPool(settings.workers, self._buffers)
@@ -128,7 +128,9 @@ class Peer:
         elsewhere = Elsewhere(self._links, self.id, self._members)
         self._pulls = Pulls(self._objects, transfers, store, self._notes, self._links, self._member, elsewhere)
         runs = Runs(lambda asker: is_operator(asker, settings.folders.key_file("client")))
-        self._secure = SecureRuns(identity, settings.name, self._execution, self._workers, runs, self._member)
+        self._secure = SecureRuns(
+            identity, settings.name, self._objects, self._execution, self._workers, runs, self._member
+        )
         self._requests = Requests(
             Parts(
                 self.id,
@@ -212,8 +214,6 @@ class Peer:
         self._neighbours.withdraw()
         if self._housekeeper is not None:
             self._housekeeper.cancel()
-        if self._server is not None:
-            self._server.close(close_connections=False)
         async with AsyncExitStack() as last:  # from here on backwards, whatever fails on the way
             last.push_async_callback(self._store.close)
             for part in (self._buffers, self._exports, self._moves):
@@ -224,6 +224,8 @@ class Peer:
             last.push_async_callback(self._stop_serving)
             for talker in (self._links, self._notes, self._pulls, self._secure):
                 last.push_async_callback(talker.close)
+            if self._server is not None:
+                await transport.stop_listening(self._server, close_connections=False)
             await asyncio.gather(*(session.close() for session in list(self._sessions)), return_exceptions=True)
             await closing.stop(*self._ledgers.tasks)
 
@@ -251,7 +253,7 @@ class Peer:
                 requests.serve_at_once,
                 self._memory_of,
                 self._ledger_of,
-                self._secure.lines.arrived,
+                self._secure.line_arrived,
             )
         except LinkError as error:
             _log.info("a connection from %s came to nothing: %s", socket.remote_address, error.message)
@@ -280,6 +282,10 @@ class Peer:
 
     def _lease_of(self, call: Call) -> LeaseKey:
         return self._lease_keys[call.connection]
+
+    def _lease_over(self, key: LeaseKey) -> None:
+        self._ledgers.forget(key)
+        self._secure.lease_over(key)
 
     def _memory_of(self, principal: str, lease: bytes | None) -> int | None:
         return None if lease is None else self._leases.memory((principal, lease), time.monotonic())
@@ -320,6 +326,7 @@ class Peer:
         while True:
             await asyncio.sleep(1.0)
             self._execution.release(self._leases.expire(time.monotonic()))
+            self._secure.sweep()
             self._exports.sweep()
             await self._moves.sweep()
             await self._uploads.sweep()

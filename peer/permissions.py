@@ -1,6 +1,7 @@
 """Who may do what with an object: one set of rules, and every refusal says why.
 
-    find, compute   a published object: everyone. A temporary: only the principal that made it.
+    find, compute   a published object: everyone. A temporary: only the principal that made it, and whom a secure run
+                    has revealed it to (who asked for the run owns it, and may not take it)
     take            the value, anywhere (fetch, get, copy, move): needs the leave of every owner in its labels
     reveal          what a secure run computes from it, to whom its owner has named (`reveal`), and to its owner
     edit            tags, description, deletion, moving away: only its owner
@@ -35,7 +36,7 @@ class Subject(Protocol):
 
 def can_find(asker: str, subject: Subject) -> bool:
     """Whether the object exists at all, for this asker. Computing on it asks for no more."""
-    return subject.is_published or subject.owner == asker
+    return subject.is_published or subject.owner == asker or asker in subject.reveal
 
 
 def check_take(asker: str, subject: Subject, what: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-from peer import permissions, secrecy
+from peer import named, permissions, secrecy
 from peer.batches import Batch
+from peer.elsewhere import check_content
 from peer.execution import Execution
 from peer.leases import LeaseKey
 from peer.objects import Held, Objects, Temporary, check_id
@@ -35,6 +36,7 @@ class Asked:
         release: ids of temporaries that are to be let go of before it runs.
         name: what people call it.
         is_reported: whether it is wanted what each node took.
+        contents: by content name, temporaries of the asker's that have the contents which the program names (named.py).
     """
 
     program: str
@@ -44,6 +46,7 @@ class Asked:
     release: list[bytes]
     name: str | None
     is_reported: bool
+    contents: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Asked:
@@ -64,6 +67,7 @@ class Asked:
             _ids(args["release"]) if "release" in args else [],
             name,
             args.get("report") is True,
+            _contents(args["contents"]) if "contents" in args else {},
         )
 
 
@@ -74,6 +78,12 @@ def _ids(value: object) -> list[bytes]:
     if not isinstance(value, list):
         raise BadRequest("inputs, outs and release are lists of object ids")
     return [check_id(id) for id in value]
+
+
+def _contents(value: object) -> dict[str, bytes]:
+    if not isinstance(value, dict) or len(value) > limits.MAX_NODES:
+        raise BadRequest("contents are a map of content names to object ids")
+    return {check_content(name): check_id(id) for name, id in value.items()}
 
 
 class Programs:
@@ -92,6 +102,9 @@ class Programs:
         done: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
         async with execution.lane(asker):
             known = await self._known.known(asked.program, code)
+            if known.named:
+                inputs = await named.bound(execution, self._objects, asker, known.named, asked.inputs, asked.contents)
+                asked = replace(asked, inputs=inputs)
             held = await execution.inputs(asker, asked.inputs)
             labels = permissions.derived(held.values())
             worker = execution.worker(asker, labels)
@@ -116,6 +129,11 @@ class Programs:
         execution, known = self._execution, self._known.at_hand(asked.program)
         if known is None or execution.is_at_work(asker) or self._workers.is_overdrawn(asker):
             return None
+        if known.named:
+            inputs = named.at_hand(self._objects, asker, known.named, asked.inputs)
+            if inputs is None:
+                return None
+            asked = replace(asked, inputs=inputs)
         held = [self._objects.at_hand(asker, id) for id in asked.inputs]
         labels = permissions.derived(each for each in held if each is not None)
         worker = self._workers.find(asker, labels - {asker})

@@ -213,15 +213,14 @@ class Pulls:
             return answer, len(answer.payload)
         # Others than the holder only for what is compared with its name as a whole, when it is here.
         arrival = coming.arrival
-        is_named = arrival.publish and arrival.kind == "tensor" and coming.content is not None
-        header = arrival.header if is_named else None
+        is_named = arrival.publish and arrival.kind in ("tensor", "model") and coming.content is not None
         download = await Download.begin(
             lambda: self._bulk(wish),
             "collect",
             {"ticket": wish.ticket},
             self._name(wish),
             _passing,
-            others=self._elsewhere.of(header, arrival.labels) if header is not None else None,
+            others=self._elsewhere.of(arrival.header, coming.nbytes, arrival.labels) if is_named else None,
         )
         # Another holder has the same contents, and a version of its own.
         if not download.is_mixed and download.result.get("version") != answer.result.get("version"):
@@ -286,11 +285,12 @@ def _passing(done: int, nbytes: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Coming:
-    """What the holder says of an object, checked. `note` where it is moved, not copied."""
+    """What the holder says of an object, checked. `note` where it is moved, not copied. `nbytes`: of its tensors."""
 
     arrival: Arrival
     content: str | None
     note: Note | None
+    nbytes: int
 
     @property
     def arrived(self) -> Arrived | None:
@@ -314,4 +314,7 @@ class _Coming:
         note = (
             Note(wish.ticket, wish.source, wish.id, version, arrival.publish, wish.asker) if told.get("move") else None
         )
-        return cls(arrival, content if is_content_name(content) else None, note)
+        nbytes = theirs.get("nbytes")
+        if type(nbytes) is not int:
+            raise BadRequest("the holder's description lacks nbytes")
+        return cls(arrival, content if is_content_name(content) else None, note, nbytes)

@@ -146,6 +146,7 @@ class Requests:
                 "sessions": parts.sessions(),
                 "workers": len(workers.workers),
                 "sandbox": parts.workers.protection,
+                "jails": parts.jails.allowed(call.connection.remote.id),
                 "principals": [each.to_wire() for each in workers.principals[-_SHOWN_PRINCIPALS:]],
                 "traffic": [asdict(traffic) for traffic in parts.links.traffic.all()[:_SHOWN_TRAFFIC]],
             }
@@ -308,7 +309,10 @@ class Requests:
         return await self._program_requests.cancel(call)
 
     async def secure(self, call: Call) -> Answer:
-        return await self._parts.secure.serve(call)
+        return await self._parts.secure.serve(call, self._lease_of(call))
+
+    async def secure_drop(self, call: Call) -> Answer:
+        return self._parts.secure.drop(call)
 
     async def jail(self, call: Call) -> Answer:
         asked = JailAsked.of(call.args)
@@ -376,6 +380,7 @@ _TABLE: Final[dict[str, Callable[[Requests, Call], Awaitable[Answer]]]] = {
     "execute": Requests.execute,
     "jail": Requests.jail,
     "secure": Requests.secure,
+    "secure_drop": Requests.secure_drop,
     "running": Requests.running,
     "cancel": Requests.cancel,
     "offer": Requests.offer,

@@ -47,10 +47,12 @@ def tells_values(name: str) -> Denied:
 
 @dataclass(frozen=True, slots=True)
 class KnownProgram:
-    """What matters of a program here: whether it writes in place, and which node's shape may tell values (or None)."""
+    """What matters of a program here: whether it writes in place, which node's shape may tell values (or None), and
+    its inputs, if some of them name their contents (else none)."""
 
     writes: bool
     telling: str | None
+    named: tuple[Input, ...] = ()
 
     def check_shapes_are_public(self) -> None:
         if self.telling is not None:
@@ -75,7 +77,9 @@ class KnownPrograms:
                 raise NotFound(f"program {id[:12]} is not known here; send it along")
             program = await asyncio.to_thread(Program.from_bytes, code)
             found = self._known[id] = KnownProgram(
-                any(written_positions(name) for name in program.operations), next(_telling(program), None)
+                any(written_positions(name) for name in program.operations),
+                next(_telling(program), None),
+                program.inputs if any(given.content is not None for given in program.inputs) else (),
             )
             if len(self._known) > limits.KNOWN_PROGRAMS:
                 self._known.popitem(last=False)

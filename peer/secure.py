@@ -1,51 +1,47 @@
-"""Secure runs at one peer: what it is asked to take part in, its process, and the others. No torch here.
+"""Secure runs at one peer: what it is asked to take part in, and the sessions that they belong to. No torch here.
 
-The asker sends the same agreement to everybody (`secure`, SPEC.md 10). Each makes its process, greets the others over
-its lines with the agreement's digest, and lets the process begin when all have greeted with the same one. From then
-on the processes talk (worker/party.py); this passes on what they say. Whatever goes wrong anywhere ends the run
-everywhere, with the same error: nobody has revealed anything by then, as a share alone says nothing.
+The asker sends the same agreement to everybody who takes part (`secure`, SPEC.md 12). The first run of a session makes
+a process here, and lines to the others' processes; later ones find them. On everything that processes say to each other
+is the digest of the agreement, so that only those compute together who were told the same. Whatever goes wrong anywhere
+ends the session everywhere, with the same error: nobody has revealed anything by then, as a share alone says nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-import msgpack
-
-from peer import permissions, secrecy
-from peer.agreement import Agreement, program_hash
+from peer import permissions
+from peer.agreement import KEPT, Agreement, program_hash
 from peer.buffers import Buffer
 from peer.calls import Answer, Call
 from peer.execution import Execution
 from peer.keys import Identity
+from peer.leases import LeaseKey
 from peer.membership import Member
-from peer.objects import Published, Temporary, show_id
+from peer.objects import Held, Objects, Published, Temporary, check_id, show_id
+from peer.opening import ROUNDS
 from peer.payloads import MemoryPayload
 from peer.runs import Run, Runs
-from peer.secure_lines import Frame, Line, Lines
+from peer.secure_joins import Joins
+from peer.secure_lines import Frame, Lines
+from peer.secure_session import END, Rule, Rules, Session, check_room, told
 from peer.spans import StoredSpan, release
-from peer.worker.part import Done, Part
+from peer.transport import Socket
+from peer.worker.seat import Done, Failed, Seat
 from peer.workers import WorkerPool
 from protocol import limits
-from protocol.errors import (
-    AlreadyExists,
-    BadRequest,
-    Cancelled,
-    GridError,
-    InternalError,
-    PartyFailed,
-    TooLarge,
-)
+from protocol.errors import BadRequest, Cancelled, GridError, PartyFailed, TooLarge
+from protocol.handshake import Remote
 from protocol.tensors import TensorHeader
 
-HELLO: Final = 128  # kinds of frames beside those of worker/party.py: the agreement's digest
-END: Final = 129  # the fault for which the run is over
-_MAX_FAULT: Final = limits.WORKER_FAULT
+_ASKER, _KEPT = -1, -2  # in place of a holder's index: as in worker/secure/part.py
+_ENDED: Final = 256  # sessions that are over, of which it is remembered why
 
 
 class SecureRuns:
@@ -55,6 +51,7 @@ class SecureRuns:
         self,
         identity: Identity,
         name: str,
+        objects: Objects,
         execution: Execution,
         workers: WorkerPool,
         runs: Runs,
@@ -62,270 +59,365 @@ class SecureRuns:
     ) -> None:
         self._id = identity.id
         self._name = name
+        self._objects = objects
         self._execution = execution
         self._workers = workers
         self._runs = runs
         self._member = member
-        self.lines = Lines(identity, name, self._heard, self._lost)
-        self._sessions: dict[bytes, _Session] = {}
-        # Greetings of runs that nobody told this peer of yet, and faults that came before: by run and sender.
+        self._lines = Lines(identity, name, self._heard, self._lost)
+        self._joins = Joins(identity, name)
+        self._sessions: dict[bytes, Session] = {}
+        self._ended: OrderedDict[bytes, GridError] = OrderedDict()
+        # Ends of sessions that nobody told this peer of yet: by session and sender.
         self._early: OrderedDict[tuple[bytes, str], Frame] = OrderedDict()
 
-    async def serve(self, call: Call) -> Answer:
-        """Take part in a run; answered when it is over, with this peer's shares of the result where it is a party.
-        Cancelling ends the run everywhere."""
-        asker = call.connection.remote.id
+    def line_arrived(self, socket: Socket, remote: Remote) -> None:
+        """A line that another peer has dialled, for itself or for its processes."""
+        if remote.role == ROUNDS:
+            self._joins.arrived(socket, remote)
+        else:
+            self._lines.arrived(socket, remote)
+
+    # --- requests -----------------------------------------------------------------------------------------
+
+    async def serve(self, call: Call, lease: LeaseKey) -> Answer:
+        """Take part in a run; answered when it is over, with this peer's shares of the result where it is a party, or
+        what the result is where it receives it. Cancelling ends the session everywhere."""
         agreement, program, public, asked = _taken_apart(call.args, await _payload(call))
-        if agreement.asker != asker:
+        if agreement.asker != lease[0]:
             raise BadRequest("this agreement is about a run of somebody else's")
         if self._id not in agreement.everybody:
             raise BadRequest(f"{self._name} takes no part in this run")
-        if agreement.program != program_hash(program, public):
+        if program and agreement.program != program_hash(program, public):
             raise BadRequest("these are not the program and the values that were agreed on")
-        self._check_room(agreement)
-        session = self._sessions[agreement.run] = _Session(agreement, agreement.everybody.index(self._id), self._name)
+        if call.args.get("would") is True:
+            return await self._would(agreement, lease)
+        session = self._session(agreement, lease, opens=call.args.get("opens") is True)
+        if session.agreement is not None:
+            raise BadRequest("a session does one run at a time: use another one for what is to run beside it")
+        session.agreement, session.used = agreement, time.monotonic()
         try:
-            return await self._run(session, program, public, asked)
+            return await self._run(session, agreement, program, public, asked)
+        except Failed as failed:
+            error = await session.failed(failed)
+            session.fail(error)
+            raise error from None
         except BaseException as error:
-            session.end(_told(error, agreement.name))
+            if session.failure is not None and isinstance(error, asyncio.CancelledError | PartyFailed):
+                current = asyncio.current_task()
+                if current is None or not current.cancelling():
+                    raise session.failure from None
+            session.fail(told(error, agreement.name))
             raise
         finally:
-            self._sessions.pop(agreement.run, None)
-            session.close()
+            session.agreement, session.used = None, time.monotonic()
 
-    def _check_room(self, agreement: Agreement) -> None:
-        if agreement.run in self._sessions:
-            raise AlreadyExists(f"the run {show_id(agreement.run)} is under way: ids are random and used once")
-        own = sum(session.agreement.asker == agreement.asker for session in self._sessions.values())
-        for limit, count in (("SECURE_AT_ONCE", own), ("SECURE_RUNS", len(self._sessions))):
-            if count >= getattr(limits, limit):
-                raise TooLarge(
-                    f"{count} secure runs are under way here: await some of them first", limit=limit, size=count + 1
-                )
-
-    async def _run(self, session: _Session, program: bytes, public: bytes, asked: Mapping[str, Any]) -> Answer:
-        agreement = session.agreement
+    async def _would(self, agreement: Agreement, lease: LeaseKey) -> Answer:
+        """Whether it would take part in this run, of a session that stands: nothing begins."""
+        self._session(agreement, lease, opens=False).check_reveal(agreement)
         async with AsyncExitStack() as undo:
-            held, labels = await self._inputs(session, undo)
-            part = session.part = self._workers.part(agreement.asker, labels, f"{self._name} in {agreement.name}")
-            undo.callback(part.close)
-            part.tell = session.tell
+            await self._inputs(agreement, undo)
+        return Answer({})
+
+    def drop(self, call: Call) -> Answer:
+        """Let go of what a session has kept, or of the session. What is gone already counts as let go. A session of
+        which something is asked so, be it nothing, stands on."""
+        asker = call.connection.remote.id
+        session, ids = self._sessions.get(check_id(call.args.get("session"))), call.args.get("ids")
+        if session is not None and session.asker == asker:
+            if ids is None:
+                session.fail(Cancelled("the session was let go by its asker"))
+            elif isinstance(ids, list):
+                session.used = time.monotonic()
+                session.drop([check_id(id) for id in ids])
+        return Answer({})
+
+    def _session(self, agreement: Agreement, lease: LeaseKey, *, opens: bool) -> Session:
+        session = self._sessions.get(agreement.session)
+        team = agreement.parties, agreement.provider
+        if session is not None:
+            if session.asker != lease[0] or session.team != team:
+                raise BadRequest("this session is another's, or of another team")
+            return session
+        if not opens or agreement.session in self._ended:
+            why = self._ended.get(agreement.session)
+            reason = f": {why.message}" if why is not None else ""
+            raise PartyFailed(
+                f"this secure session is over at {self._name}{reason}",
+                peer=why.peer if why is not None else None,
+                session="over",
+            )
+        for idle in check_room(self._sessions.values(), lease[0]):
+            idle.fail(Cancelled("the session made room for another"))
+        session = self._sessions[agreement.session] = Session(
+            agreement.session, lease, team, (self._id, self._name), self._lines, self._joins, self._member, self._over
+        )
+        for key in [key for key in self._early if key[0] == session.id and session.knows(key[1])]:
+            session.hear(key[1], self._early.pop(key))
+        return session
+
+    def _over(self, session: Session) -> None:
+        if self._sessions.pop(session.id, None) is not None and session.failure is not None:
+            self._ended[session.id] = session.failure
+            while len(self._ended) > _ENDED:
+                self._ended.popitem(last=False)
+
+    # --- their time ---------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Ends sessions that nobody has asked anything of for long."""
+        now = time.monotonic()
+        for session in list(self._sessions.values()):
+            if session.is_idle and now - session.used > limits.SECURE_IDLE:
+                session.fail(Cancelled(f"nothing was asked of the session for {limits.SECURE_IDLE:g} s"))
+
+    def lease_over(self, lease: LeaseKey) -> None:
+        """Ends the sessions of an asker who is gone."""
+        for session in [each for each in self._sessions.values() if each.lease == lease]:
+            session.fail(Cancelled("who asked for the session is gone"))
+
+    async def close(self) -> None:
+        for session in list(self._sessions.values()):
+            session.fail(PartyFailed(f"{self._name} was stopped", peer=self._name))
+        await asyncio.sleep(0)  # what was said to the others is on its way
+        await self._lines.close()
+        await self._joins.close()
+
+    # --- one run ------------------------------------------------------------------------------------------
+
+    async def _run(
+        self, session: Session, agreement: Agreement, program: bytes, public: bytes, asked: Mapping[str, Any]
+    ) -> Answer:
+        async with AsyncExitStack() as undo:
+            session.check_reveal(agreement)
+            given = await self._inputs(agreement, undo)
+            session.labels |= given.labels
+            seat = self._seat(session, agreement)
             run = Run(
                 agreement.run,
                 agreement.asker,
                 "secure",
                 agreement.program,
                 agreement.name,
-                stop=lambda: part.fail(
+                stop=lambda: session.fail(
                     Cancelled(f"{agreement.name} was ended before it was done, by somebody who may")
                 ),
-                process=lambda: part.pid,
+                process=lambda: seat.pid,
             )
             self._runs.began(run)
             undo.callback(self._runs.ended, run)
-            for provide in held:
-                await provide(part)
-            part.start(_what(session, program, public, asked, self._lend(part, undo)))
-            greeting = asyncio.ensure_future(self._meet(session))
-            undo.callback(greeting.cancel)
-            waited: list[asyncio.Future[Any]] = [greeting, part.over]
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            if greeting.done():
-                greeting.result()
-                part.begin()
-            try:
-                done = await asyncio.shield(part.over)
-            except GridError as error:
-                raise session.named(error, labels if part.is_own_word else frozenset()) from None
-            return _answer(done)
+            for provide in given.provided:
+                await provide(seat)
+            what = self._what(session, agreement, program, public, asked, seat, undo)
+            await self._meet(session, agreement, seat)
+            session.say_leave(agreement, given.rules)
+            done = await seat.run(what)
+            await session.keep(agreement, given.rules)
+            session.has_stock |= bool(agreement.ahead)
+            return self._answer(session, agreement, done)
 
-    async def _inputs(
-        self, session: _Session, undo: AsyncExitStack
-    ) -> tuple[list[Callable[[Part], Any]], frozenset[str]]:
-        """What gives a process the inputs that are here, and the others whose private data they are."""
-        agreement, execution = session.agreement, self._execution
-        own = [each for each in agreement.inputs if each.holder == self._id]
-        provided: list[Callable[[Part], Any]] = []
-        labels: frozenset[str] = frozenset()
+    def _seat(self, session: Session, agreement: Agreement) -> Seat:
+        if session.seat is None:
+            labels = session.labels - {session.asker}
+            seat = session.seat = self._workers.seat(session.asker, labels, f"{self._name} in {agreement.name}")
+            seat.over.add_done_callback(lambda over: self._seat_over(session, over.result()))
+        session.seat.name = f"{self._name} in {agreement.name}"
+        return session.seat
+
+    def _seat_over(self, session: Session, failed: Failed) -> None:
+        """A process is at its end between two runs: within one its own run says so."""
+        if session.agreement is None and session.failure is None:
+            who = "" if failed.who is None else session.name_of(failed.who)
+            session.fail(PartyFailed(f"{who} is gone", peer=who) if failed.is_lost else failed.error)
+
+    async def _meet(self, session: Session, agreement: Agreement, seat: Seat) -> None:
+        """Our process has its lines. What ends it meanwhile ends this."""
+        everybody = agreement.everybody
+        ids = [everybody[at] for at in agreement.counterparts(everybody.index(self._id))]
+        if session.has_met(ids):
+            return
+        meeting = asyncio.ensure_future(session.meet(ids, agreement.patience))
+        waited: list[asyncio.Future[Any]] = [meeting, seat.over]
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if not meeting.done():
+                raise seat.over.result()
+            meeting.result()
+        finally:
+            meeting.cancel()
+
+    async def _inputs(self, agreement: Agreement, undo: AsyncExitStack) -> _Given:
+        """What gives a process the inputs that are here, and whose private data they are."""
+        own = {at: each for at, each in enumerate(agreement.inputs) if each.peer == self._id}
+        given = _Given()
+        if not own:
+            return given
+        execution = self._execution
         async with execution.lane(agreement.asker):
-            held = await execution.inputs(agreement.asker, [each.id for each in own])
-            for each in own:
-                permissions.check_reveal(agreement.reveal, held[each.id], f"object {show_id(each.id)}")
+            held = await execution.inputs(agreement.asker, [each.id for each in own.values()])
+            for at, each in own.items():
+                given.rules[at] = _rules_of(held[each.id], agreement.asker)
+                for rule in given.rules[at] if agreement.reveals else ():
+                    permissions.check_reveal(agreement.reveal, rule, f"object {show_id(each.id)}")
             takings = {
-                id: execution.snapshot(each, in_memory=True)
-                for id, each in held.items()
-                if isinstance(each, Temporary) and _is_no_pointer(each)
+                id: execution.snapshot(one, in_memory=True)
+                for id, one in held.items()
+                if isinstance(one, Temporary) and _is_no_pointer(one)
             }
             for taking in takings.values():
                 undo.callback(taking.close)
         for id, one in held.items():
-            labels |= one.labels - {agreement.asker}
+            given.labels |= one.labels - {agreement.asker}
             if isinstance(one, Published):
-                provided.append(_stored(execution, one))
+                given.provided.append(_stored(execution, one))
                 header = one.tensor.header
             else:
                 header, value = await takings[id]
                 undo.callback(release, value)
                 assert not isinstance(value, StoredSpan)
-                provided.append(_in_memory(id, header, value))
-            if any(each.header != header for each in own if each.id == id):
+                given.provided.append(_in_memory(id, header, value))
+            if any(each.header != header for each in own.values() if each.id == id):
                 raise BadRequest(f"object {show_id(id)} is {header}, not what was agreed on")
-        return provided, labels
+        return given
 
-    def _lend(self, part: Part, undo: AsyncExitStack) -> Lend:
-        """Gives a process what came along with the request."""
+    def _what(
+        self,
+        session: Session,
+        agreement: Agreement,
+        program: bytes,
+        public: bytes,
+        asked: Mapping[str, Any],
+        seat: Seat,
+        undo: AsyncExitStack,
+    ) -> dict[str, Any]:
+        """For the process (worker/secure/part.py); public values and shares are given to it on the way."""
+        everybody = agreement.everybody
+        places: dict[str, int] = {id: index for index, id in enumerate(everybody)} | {"": _ASKER, KEPT: _KEPT}
+        ids, at = [], 0
+        if program:
+            for header in agreement.public:
+                ids.append(self._lend(seat, undo, header, memoryview(public)[at : at + header.nbytes]))
+                at += header.nbytes
+        if at != len(public):
+            raise BadRequest("the public values are not as large as was agreed on")
+        return {
+            "tag": agreement.digest,
+            "index": places[self._id],
+            "ids": list(everybody),
+            "names": [session.name_of(id) for id in everybody],
+            "parties": len(agreement.parties),
+            "dealer": places[agreement.dealer] if agreement.dealer else None,
+            "receiver": places[agreement.reveal] if agreement.receives and agreement.reveals else None,
+            "inputs": [
+                {
+                    "holder": places[each.holder],
+                    "id": each.id,
+                    "dtype": each.header.dtype,
+                    "shape": list(each.header.shape),
+                    "bits": each.bits,
+                    "keep": each.keep,
+                    "is_fixed": each.is_fixed,
+                }
+                for each in agreement.inputs
+            ],
+            "public": ids,
+            "program": agreement.program,
+            "code": program or None,
+            "shares": [
+                [
+                    number,
+                    self._lend(
+                        seat, undo, TensorHeader("int64", agreement.inputs[number].header.shape), memoryview(share)
+                    ),
+                ]
+                for number, share in asked["shares"].items()
+            ],
+            "seed": asked["seed"],
+            "outputs": [list(each) for each in agreement.outputs],
+            "batch": agreement.batch,
+            "item": agreement.item,
+            "ahead": agreement.ahead,
+            "patience": agreement.patience,
+            "precision": agreement.precision,
+            "is_checked": agreement.checked,
+        }
 
-        def lend(header: TensorHeader, data: memoryview) -> bytes:
-            id = os.urandom(16)
-            if len(data) <= limits.INLINE_PAYLOAD:
-                part.provide(id, header, bytes(data))
-            else:
-                buffer = self._workers.buffers.take(len(data))
-                undo.callback(buffer.release)
-                buffer.append(data)
-                part.provide(id, header, buffer.share())
-            return id
+    def _lend(self, seat: Seat, undo: AsyncExitStack, header: TensorHeader, data: memoryview) -> bytes:
+        """Gives a process what came along with the request; its id there."""
+        id = os.urandom(16)
+        if len(data) <= limits.INLINE_PAYLOAD:
+            seat.provide(id, header, bytes(data))
+        else:
+            buffer = self._workers.buffers.take(len(data))
+            undo.callback(buffer.release)
+            buffer.append(data)
+            seat.provide(id, header, buffer.share())
+        return id
 
-        return lend
+    # --- what comes of it ---------------------------------------------------------------------------------
+
+    def _answer(self, session: Session, agreement: Agreement, done: Done) -> Answer:
+        """What it cost, what comes out, and our shares of it; where the result is for this peer, it is here now."""
+        result, shares = dict(done.told), done.shares
+        if agreement.receives and agreement.reveal == self._id and agreement.reveals:
+            try:
+                self._receive(session, agreement, result.pop("received"), shares)
+            finally:
+                if isinstance(shares, Buffer):
+                    shares.release()
+            return Answer(result)
+        if isinstance(shares, bytes):
+            return Answer(result, shares)
+        return Answer(result, MemoryPayload(shares.view(), shares.release))
+
+    def _receive(self, session: Session, agreement: Agreement, listed: Any, data: bytes | Buffer) -> None:
+        """The result becomes temporaries of the asker's that only this peer's own principal may take: it is the one
+        that the result is revealed to."""
+        view, at = memoryview(data) if isinstance(data, bytes) else data.view(), 0
+        ids = [id for id, is_kept in agreement.outputs if not is_kept]
+        headers = [TensorHeader(dtype, tuple(shape)) for dtype, shape in listed]
+        if len(headers) != len(ids):
+            raise BadRequest(f"{len(headers)} tensors came out where {len(ids)} were to be revealed")
+        self._objects.check_new(session.asker, ids)
+        now = time.time()
+        for id, header in zip(ids, headers, strict=True):
+            buffer = self._workers.buffers.take(header.nbytes)
+            buffer.append(view[at : at + header.nbytes])
+            at += header.nbytes
+            made = Temporary(id, session.asker, session.lease, frozenset({self._id}), now, header=header, buffer=buffer)
+            made.reveal = (self._id,)
+            self._objects.add(made)
 
     # --- the others ---------------------------------------------------------------------------------------
-
-    async def _meet(self, session: _Session) -> None:
-        """Greets all counterparts, and waits until all have greeted. PartyFailed names who does not come."""
-        agreement = session.agreement
-        await asyncio.gather(*(self._greet(session, index) for index in agreement.counterparts(session.index)))
-        missing = [index for index in agreement.counterparts(session.index) if index not in session.greeted]
-        try:
-            async with asyncio.timeout(agreement.patience):
-                while missing := [each for each in missing if each not in session.greeted]:
-                    await session.changed()
-        except TimeoutError:
-            names = ", ".join(session.names[index] for index in missing)
-            raise PartyFailed(
-                f"{names} did not begin the run within {agreement.patience:g} s", peer=session.names[missing[0]]
-            ) from None
-
-    async def _greet(self, session: _Session, index: int) -> None:
-        id = session.agreement.everybody[index]
-        member = self._member(id)
-        if member is None:
-            raise PartyFailed(f"{self._name} knows no peer {id[:12]}", peer=id[:12])
-        session.names[index] = member.name
-        line = await self.lines.to(member, session.agreement.patience)
-        session.lines[index] = line
-        digest = session.agreement.digest
-        line.send(Frame(session.agreement.run, HELLO, 0, len(digest), digest))
-        early = self._early.pop((session.agreement.run, id), None)
-        if early is not None:
-            session.hear(index, early)
 
     def _heard(self, sender: str, frame: Frame) -> None:
         session = self._sessions.get(frame.run)
         if session is not None:
-            index = session.index_of(sender)
-            if index is not None and (index in session.lines or frame.kind not in (HELLO, END)):
-                session.hear(index, frame)
-                return
-        if frame.kind in (HELLO, END) and len(frame.piece) <= _MAX_FAULT:
+            if session.knows(sender):
+                session.hear(sender, frame)
+        elif frame.kind == END and frame.run not in self._ended and len(frame.piece) <= limits.WORKER_FAULT:
             self._early[frame.run, sender] = frame._replace(piece=bytes(frame.piece))
             while len(self._early) > limits.SECURE_EARLY:
                 self._early.popitem(last=False)
 
     def _lost(self, id: str, why: str) -> None:
         for session in list(self._sessions.values()):
-            index = session.index_of(id)
-            if index is not None and index in session.lines:
-                name = session.names[index]
-                session.fail(PartyFailed(f"{name} is gone in the middle of the run: {why}", peer=name))
-
-    async def close(self) -> None:
-        await self.lines.close()
+            session.lost(id, why)
 
 
-class _Session:
-    """One run that this peer takes part in."""
+class _Given:
+    """What is here of a run's inputs: how the process gets it, whose private data it is, what the owners said."""
 
-    def __init__(self, agreement: Agreement, index: int, name: str) -> None:
-        self.agreement = agreement
-        self.index = index
-        self.names = [id[:12] for id in agreement.everybody]
-        self.names[index] = name
-        self.lines: dict[int, Line] = {}
-        self.greeted: set[int] = set()
-        self.part: Part | None = None
-        self._failure: GridError | None = None
-        self._changes: list[asyncio.Future[None]] = []
-        self._indices = {id: at for at, id in enumerate(agreement.everybody)}
-        self._is_over = False
+    def __init__(self) -> None:
+        self.provided: list[Callable[[Seat], Any]] = []
+        self.labels: frozenset[str] = frozenset()
+        self.rules: dict[int, Rules] = {}
 
-    def index_of(self, id: str) -> int | None:
-        index = self._indices.get(id)
-        return index if index in self.agreement.counterparts(self.index) else None
 
-    async def changed(self) -> None:
-        """Until somebody greets, or it fails."""
-        change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._changes.append(change)
-        await change
-
-    def hear(self, index: int, frame: Frame) -> None:
-        match frame.kind:
-            case _ if frame.kind == HELLO:
-                if bytes(frame.piece) != self.agreement.digest:
-                    name = self.names[index]
-                    self.fail(PartyFailed(f"{name} was told of another run under the same id", peer=name))
-                self.greeted.add(index)
-                changes, self._changes = self._changes, []
-                for change in changes:
-                    if not change.done():
-                        change.set_result(None)
-            case _ if frame.kind == END:
-                self.fail(_fault_of(frame.piece, self.names[index]))
-            case _:
-                if self.part is None or index not in self.greeted:
-                    name = self.names[index]
-                    self.fail(PartyFailed(f"{name} spoke before it had greeted", peer=name))
-                else:
-                    self.part.hear(index, frame.kind, frame.number, frame.total, bytes(frame.piece))
-
-    def tell(self, to: Sequence[int], kind: int, number: int, total: int, piece: bytes) -> None:
-        """What our process says to others."""
-        if not 0 <= kind < HELLO or not 0 <= number < 1 << 32 or not 0 <= total < 1 << 63:
-            raise ValueError("no such message")
-        for index in to:
-            self.lines[index].send(Frame(self.agreement.run, kind, number, total, piece))
-
-    def fail(self, error: GridError) -> None:
-        """It is over, because of somebody else."""
-        self._failure = self._failure or error
-        if self.part is not None:
-            self.part.fail(error)
-
-    def named(self, error: GridError, labels: frozenset[str]) -> GridError:
-        """The error with the name of who is to blame. `labels`: where they are not empty, it is in the words of a
-        process that has others' private data, and quotes nothing."""
-        index = error.fields.pop("index", None)
-        if not isinstance(index, int) or not 0 <= index < len(self.names):
-            return secrecy.told(error, labels)
-        name = self.names[index]
-        if labels:
-            return PartyFailed(f"{name} has not sent what is due, or something else", peer=name)
-        error.peer, error.message = name, error.message.replace(self.agreement.everybody[index][:12], name)
-        return error
-
-    def end(self, error: GridError) -> None:
-        """Tells all others that it is over, and why."""
-        if self._is_over:
-            return
-        self._is_over = True
-        packed = msgpack.packb(error.to_fault(), default=str)
-        if len(packed) > _MAX_FAULT:
-            packed = msgpack.packb({"code": error.code, "message": error.message[: limits.MAX_FAULT_TEXT]})
-        for line in self.lines.values():
-            line.send(Frame(self.agreement.run, END, 0, len(packed), packed))
-
-    def close(self) -> None:
-        self._is_over = True
+def _rules_of(held: Held, asker: str) -> Rules:
+    """What its owner said of it; who asks has given leave for data of its own."""
+    labels = held.labels - {asker}
+    return frozenset({Rule(held.owner, labels, held.reveal)}) if labels else frozenset()
 
 
 # --- what came --------------------------------------------------------------------------------------------
@@ -343,7 +435,7 @@ async def _payload(call: Call) -> bytes:
 
 
 def _taken_apart(args: Mapping[str, Any], payload: bytes) -> tuple[Agreement, bytes, bytes, Mapping[str, Any]]:
-    """Agreement, program, public values, and this party's shares of what the asker has."""
+    """Agreement, program (empty: it came before), public values, and this party's shares of what the asker has."""
     sizes = args.get("sizes")
     if not isinstance(sizes, list) or len(sizes) != 4 or not all(type(n) is int and n >= 0 for n in sizes):
         raise BadRequest("sizes are four counts of bytes: agreement, program, public values, shares")
@@ -369,79 +461,18 @@ def _taken_apart(args: Mapping[str, Any], payload: bytes) -> tuple[Agreement, by
     return agreement, parts[1], parts[2], {"seed": seed, "shares": shares}
 
 
-Lend = Callable[[TensorHeader, memoryview], bytes]
-"""Gives a process a tensor; its id there."""
-
-
-def _what(session: _Session, program: bytes, public: bytes, asked: Mapping[str, Any], lend: Lend) -> dict[str, Any]:
-    """For the process (worker/party.py, Part); public values and shares are provided on the way."""
-    agreement = session.agreement
-    ids, at = [], 0
-    for header in agreement.public:
-        ids.append(lend(header, memoryview(public)[at : at + header.nbytes]))
-        at += header.nbytes
-    if at != len(public):
-        raise BadRequest("the public values are not as large as was agreed on")
-    places = {id: index for index, id in enumerate(agreement.everybody)}
-    return {
-        "index": session.index,
-        "names": [id[:12] for id in agreement.everybody],
-        "parties": len(agreement.parties),
-        "dealer": places[agreement.provider],
-        "inputs": [
-            [places[each.holder] if each.holder else None, each.id, each.header.dtype, list(each.header.shape)]
-            for each in agreement.inputs
-        ],
-        "public": ids,
-        "program": program,
-        "patience": agreement.patience,
-        "seed": asked["seed"],
-        "shares": [
-            [number, lend(TensorHeader("int64", agreement.inputs[number].header.shape), memoryview(share))]
-            for number, share in asked["shares"].items()
-        ],
-    }
-
-
 def _is_no_pointer(held: Temporary) -> bool:
     if held.target is not None:
         raise BadRequest(f"{show_id(held.id)} points to an object at {held.target.name}: name that one")
     return True
 
 
-def _stored(execution: Execution, held: Published) -> Callable[[Part], Any]:
-    return lambda part: execution.bring_published(held, part)
+def _stored(execution: Execution, held: Published) -> Callable[[Seat], Any]:
+    return lambda seat: execution.bring_published(held, seat)
 
 
-def _in_memory(id: bytes, header: Any, value: bytes | Buffer) -> Callable[[Part], Any]:
-    async def provide(part: Part) -> None:
-        part.provide(id, header, value if isinstance(value, bytes) else value.share())
+def _in_memory(id: bytes, header: Any, value: bytes | Buffer) -> Callable[[Seat], Any]:
+    async def provide(seat: Seat) -> None:
+        seat.provide(id, header, value if isinstance(value, bytes) else value.share())
 
     return provide
-
-
-# --- what goes out ----------------------------------------------------------------------------------------
-
-
-def _answer(done: Done) -> Answer:
-    """What it cost, what comes out, and our shares of it."""
-    result, shares = dict(done.told), done.shares
-    if isinstance(shares, bytes):
-        return Answer(result, shares)
-    return Answer(result, MemoryPayload(shares.view(), shares.release))
-
-
-def _fault_of(piece: Any, name: str) -> GridError:
-    try:
-        return GridError.from_fault(msgpack.unpackb(bytes(piece), raw=False))
-    except Exception:  # whatever it says
-        return PartyFailed(f"{name} ended the run, and gave no reason that makes sense", peer=name)
-
-
-def _told(error: BaseException, name: str) -> GridError:
-    """The error as all others hear of it."""
-    if isinstance(error, GridError):
-        return error
-    if isinstance(error, asyncio.CancelledError):
-        return Cancelled(f"{name} was given up by who had asked for it")
-    return InternalError(f"{name} met a defect")

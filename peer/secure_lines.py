@@ -1,11 +1,14 @@
-"""Lines between peers for secure runs: one WebSocket for each pair, kept for later runs. No torch here.
+"""Lines between peers for secure sessions: one WebSocket for each pair of peers, kept for later ones. No torch here.
+
+What peers themselves have to say of a session goes here: that a process has its line, why the session ended, what
+owners allow. What processes say to each other goes over lines of their own (secure_joins.py).
 
 A line begins as every session does, so that both ends have proved their keys; whoever dials says in its HELLO that it
-is a "party". From then on there are no requests on it, only frames of secure runs (SPEC.md, 12):
+is a "party". From then on there are no requests on it, only frames (SPEC.md, 12):
 
-    run (16 bytes) | kind u8 | 3 bytes of nothing | number u32 | bytes of the whole message u64 | a piece of it
+    session (16 bytes) | kind u8 | 3 bytes of nothing | number u32 | bytes of the message u64 | the message
 
-Pieces of one message come in order. Of two peers the one with the smaller id dials, the other waits for it.
+Of two peers the one with the smaller id dials, the other waits for it.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ _SMALL: Final = 32 * limits.KIB  # up to here head and piece are joined: cheaper
 
 
 class Frame(NamedTuple):
-    """One piece of a message of a run. What `kind` and `number` mean is peer/worker/party.py's."""
+    """One message about a session (`run`: its id). What `kind` means is secure_session.py's."""
 
     run: bytes
     kind: int

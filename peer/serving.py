@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from peer.awake import awake
 from peer.calls import Answer, AtOnce, Call, GiveUp, Handler, Traffic
 from peer.ledger import Entry, Heard, Ledger
 from peer.payloads import MemoryPayload, Payload, close_payload, read_all
@@ -58,6 +59,7 @@ class Serving:
         self._held: deque[tuple[int, Answer]] = deque()  # at most limits.MAX_REQUESTS
         self._peer_name = receiving.peer_name
         self._loop = asyncio.get_running_loop()
+        self._awake = awake()
 
     @property
     def count(self) -> int:
@@ -172,6 +174,7 @@ class Serving:
             self._sending.kick()  # others are on their way that will share its message
         else:
             self._sending.send_now()
+            self._awake.expect(limits.AWAKE_NEXT)  # who heard this may ask on
         self._traffic.value_sent(answer.result, len(data))
 
     # --- in a task ----------------------------------------------------------------------------------------

@@ -170,7 +170,10 @@ class Transfers:
         if held.kind in ("model", "plan"):
             spec = held.stored.extra
             payload: Payload = await self._store.payload(held.stored, prefix=spec)
-            return await self._from(Answer({"spec_bytes": len(spec)}, payload), _token(held), at, None)
+            told: dict[str, Any] = {"spec_bytes": len(spec)}
+            if held.stored.blob is not None:
+                told["content"] = held.stored.blob
+            return await self._from(Answer(told, payload), _token(held), at, None)
         tensor = held.tensor
         payload = await self._store.payload(held.stored, span=(tensor.offset, tensor.nbytes))
         about = tensor.header.to_wire()

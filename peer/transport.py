@@ -342,6 +342,20 @@ async def listen_at(address: System, handler: Callable[[GuardedServerConnection]
     )
 
 
+async def stop_listening(server: Server, *, close_connections: bool = True) -> None:
+    """Nobody is accepted any more; `server.wait_closed` then waits for the connections that there are.
+
+    Who was accepted a moment ago is still given a connection: asyncio of Python 3.11 would leave their socket open,
+    with nobody at this end, until it is found to be garbage.
+    """
+    for socket in server.sockets:
+        server.get_loop().remove_reader(socket.fileno())
+    try:
+        await asyncio.sleep(0)
+    finally:
+        server.close(close_connections)
+
+
 def let_in(socket: Socket) -> None:
     """The end has proved its key: it may send messages of any size that the protocol has."""
     socket.protocol.max_message_size = limits.MAX_FRAME

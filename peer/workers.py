@@ -19,9 +19,9 @@ from peer.worker.budgets import Budgets, PrincipalStatistics
 from peer.worker.confinement import FLAG
 from peer.worker.job import Job
 from peer.worker.outgoing import Outgoing
-from peer.worker.part import Part
 from peer.worker.remote import Worker, WorkerKey, WorkerStatistics
 from peer.worker.sandbox import Settings
+from peer.worker.seat import Seat
 from protocol import limits
 from protocol.errors import GridError, InternalError, TooLarge, WorkerLost
 
@@ -70,7 +70,7 @@ class WorkerPool:
         self._budgets = Budgets(memory, self.settings.cpu, self.settings.burst)
         self.buffers = buffers or BufferPool()
         self._workers: dict[WorkerKey, Worker] = {}
-        self._jobs: set[Job | Part] = set()
+        self._jobs: set[Job | Seat] = set()
         self._spares: list[Job] = []  # processes for jails, that nobody has used
         self._forks = Forks(self._worker_settings, self._process_over, self._keep_spares)
         self._watching = Watching(self._budgets, worker.seconds, self._processes, self._forks.is_running)
@@ -143,18 +143,18 @@ class WorkerPool:
         self._forks.fork("jail", job, self._jail_settings, theirs)
         return job
 
-    def part(self, principal: str, labels: frozenset[str], name: str) -> Part:
-        """A process for this peer's part in one secure run of this principal's. Never waits; killed when closed."""
+    def seat(self, principal: str, labels: frozenset[str], name: str) -> Seat:
+        """A process for this peer in one secure session of this principal's. Never waits; killed when closed."""
         if self._is_closed:
             raise InternalError("the peer is closing; no more secure runs begin here")
         self._forks.start()
         ours, theirs = channel()
         settings = dataclasses.replace(self._worker_settings, device="cpu")
-        part = Part(ours, settings, self._forks.kill, WorkerKey(principal, labels), name, self.buffers)
-        self._jobs.add(part)
-        self._watching.began(part)
-        self._forks.fork("party", part, settings, theirs)
-        return part
+        seat = Seat(ours, settings, self._forks.kill, WorkerKey(principal, labels), name, self.buffers)
+        self._jobs.add(seat)
+        self._watching.began(seat)
+        self._forks.fork("party", seat, settings, theirs)
+        return seat
 
     def _keep_spares(self) -> None:
         """Has processes at hand that have done nothing yet, where jails run at all."""
@@ -170,14 +170,14 @@ class WorkerPool:
         memory = rules.memory or self._worker_settings.memory
         return dataclasses.replace(self._worker_settings, memory=memory, seconds=rules.seconds, device="cpu")
 
-    def _processes(self) -> list[Worker | Job | Part]:
+    def _processes(self) -> list[Worker | Job | Seat]:
         return [*self._workers.values(), *self._jobs]
 
     def _process_over(self, process: Forked, status: int) -> None:
         """The zygote's word that it is dead, or was never there."""
         if isinstance(process, Worker):
             process.exited(status)
-        elif isinstance(process, Job | Part):
+        elif isinstance(process, Job | Seat):
             if process in self._jobs:
                 self._watching.ended(process)
                 self._jobs.discard(process)

@@ -61,7 +61,7 @@ class Hello:
         _check(isinstance(self.versions, list) and all(type(v) is int for v in self.versions), "Hello: versions")
         _check(_is_bytes(self.key, KEY_BYTES), "Hello: key is 32 bytes")
         _check(_is_bytes(self.nonce, NONCE_BYTES), "Hello: nonce is 32 bytes")
-        _check(self.role in ("client", "peer", "party"), "Hello: role is client, peer or party")
+        _check(self.role in ("client", "peer", "party", "rounds"), "Hello: role is client, peer, party or rounds")
         _check(_is_name(self.name), "Hello: name")
         _check(self.expect is None or isinstance(self.expect, str), "Hello: expect")
         _check(self.lease is None or _is_bytes(self.lease, LEASE_BYTES), "Hello: lease is 16 bytes")

@@ -7,6 +7,7 @@ ProtocolError or HandshakeFailed the session is dead: send what is left (a Fault
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -83,21 +84,39 @@ class Session:
         """
         try:
             if self._unsent > limits.MAX_UNSENT:
-                raise ProtocolError(f"more than {limits.MAX_UNSENT} frames wait for an end that goes on sending")
+                raise self._too_much_unsent()
             if not self._has_met:
                 return self._receive_new(message)
             alone = codec.single(message)
-            frames = codec.decode(message) if alone is None else (alone,)
-            events: list[Event] = []
-            for frame in frames:
-                parsed = messages.parse(frame)
-                event = None if parsed is None else self._take_open(parsed)
-                if event is not None:
-                    events.append(event)
-            return events
+            if alone is None:
+                return list(self._receive_open(codec.decode(message)))
+            parsed = messages.parse(alone)
+            event = None if parsed is None else self._take_open(parsed)
+            return [] if event is None else [event]
         except (ProtocolError, HandshakeFailed) as error:
             self.fail(error)
             raise
+
+    def coming(self, message: Buffer) -> Iterator[Event]:
+        """`receive`, but each frame is looked at only when its event is asked for: a message may have many. To be gone
+        through to its end before the next message, and only after the handshake."""
+        try:
+            if self._unsent > limits.MAX_UNSENT:
+                raise self._too_much_unsent()
+            yield from self._receive_open(codec.decode(message))
+        except ProtocolError as error:
+            self.fail(error)
+            raise
+
+    def _too_much_unsent(self) -> ProtocolError:
+        return ProtocolError(f"more than {limits.MAX_UNSENT} frames wait for an end that goes on sending")
+
+    def _receive_open(self, frames: Iterator[codec.Frame]) -> Iterator[Event]:
+        for frame in frames:
+            parsed = messages.parse(frame)
+            event = None if parsed is None else self._take_open(parsed)
+            if event is not None:
+                yield event
 
     def _receive_new(self, message: Buffer) -> list[Event]:
         """A message of the handshake."""

@@ -95,8 +95,8 @@ class Index:
         number = added.lastrowid
         contents = contents or Contents()
         db.execute(
-            "INSERT INTO contents (object_id, blob, inline, extra) VALUES (?, ?, ?, ?)",
-            (number, contents.blob, contents.inline, contents.extra),
+            "INSERT INTO contents (object_id, blob, inline, extra, content) VALUES (?, ?, ?, ?, ?)",
+            (number, contents.blob, contents.inline, contents.extra, contents.content),
         )
         if contents.blob is not None:
             db.execute(_INSERT_BLOB, (contents.blob, contents.blocks))
@@ -114,8 +114,8 @@ class Index:
         insert_rows(db, f"objects (id, {WRITTEN})", [(number, *prepared.row) for number, (prepared, _) in numbered])
         insert_rows(
             db,
-            "contents (object_id, blob, inline, extra)",
-            [(number, contents.blob, contents.inline, contents.extra) for number, (_, contents) in numbered],
+            "contents (object_id, blob, inline, extra, content)",
+            [(number, kept.blob, kept.inline, kept.extra, kept.content) for number, (_, kept) in numbered],
         )
         blobs = [(contents.blob, contents.blocks) for _, contents in objects if contents.blob is not None]
         if blobs:
@@ -192,7 +192,10 @@ class Index:
     def whole(self, db: Database, uid: bytes) -> tuple[Record, Contents] | None:
         """The record of one object and where its bytes are, in one look-up; None if the object is not here."""
         row = db.execute(_WHOLE, (uid,)).fetchone()
-        return None if row is None else (self._record(row[:-4]), Contents(*row[-4:]))
+        if row is None:
+            return None
+        columns = len(Contents._fields)
+        return self._record(row[:-columns]), Contents(*row[-columns:])
 
     def find(self, db: Database, query: Query | str, limit: int = limits.MAX_HITS) -> Found:
         """The objects that a query matches, the last inserted first, at most `limit` of them.
@@ -235,10 +238,14 @@ class Index:
         row = db.execute("SELECT blocks FROM blobs WHERE name = ?", (blob,)).fetchone()
         return None if row is None else bytes(row[0])
 
-    def holders(self, db: Database, blob: str, limit: int = limits.MAX_HITS) -> list[Record]:
-        """The objects that are in this blob file, the oldest first, at most `limit` of them."""
-        sql = f"{SELECT} FROM contents c JOIN objects o ON o.id = c.object_id WHERE c.blob = ? ORDER BY o.id LIMIT ?"
-        return self._whole_ones(db.execute(sql, (blob, limit)).fetchall())
+    def holders(self, db: Database, content: str, limit: int = limits.MAX_HITS) -> list[Record]:
+        """The objects whose contents have this name, the oldest first, at most `limit` of them: those in the blob file
+        of the name, and inline ones that were inserted with it."""
+        rows = []
+        for column in ("blob", "content"):
+            sql = f"{SELECT} FROM contents c JOIN objects o ON o.id = c.object_id WHERE c.{column} = ?"
+            rows += db.execute(f"{sql} ORDER BY o.id LIMIT ?", (content, limit)).fetchall()
+        return self._whole_ones(rows[:limit])
 
     def after(self, db: Database, number: int, limit: int) -> list[tuple[int, bytes]]:
         """Row number and id of the next objects after row `number`, in the order of their insertion: all, in pages."""
@@ -287,7 +294,7 @@ _INSERT_BLOB: Final = (
     "INSERT INTO blobs (name, blocks) VALUES (?, ?)"
     " ON CONFLICT (name) DO UPDATE SET blocks = excluded.blocks WHERE blocks IS NOT excluded.blocks"
 )
-_PLACE: Final = "c.blob, c.inline, c.extra, ifnull(b.blocks, x'')"
+_PLACE: Final = "c.blob, c.inline, c.extra, ifnull(b.blocks, x''), c.content"
 _OF_ONE: Final = (
     "FROM objects o JOIN contents c ON c.object_id = o.id LEFT JOIN blobs b ON b.name = c.blob WHERE o.uid = ?"
 )

@@ -68,6 +68,7 @@ CREATE TABLE contents (
     object_id INTEGER PRIMARY KEY,
     blob TEXT,                     -- the content name of the blob file, in `blobs`
     inline BLOB,                   -- or the contents themselves, where they are small
+    content TEXT,                  -- their content name then, where it may be asked for
     extra BLOB                     -- what the kind needs besides; opaque here
 )"""
 
@@ -109,6 +110,7 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
             _OBJECTS,
             _CONTENTS,
             "CREATE INDEX contents_blob ON contents (blob) WHERE blob IS NOT NULL",
+            "CREATE INDEX contents_content ON contents (content) WHERE content IS NOT NULL",
             _BLOBS,
             _TAGS,
             _OBJECT_TAGS,

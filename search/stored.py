@@ -18,13 +18,14 @@ WRITTEN: Final = (
 class Contents(NamedTuple):
     """Where an object's bytes are: in the blob file of that name, whose block hashes are `blocks`, or inline.
 
-    `extra` is for the kind's own use.
+    `extra` is for the kind's own use. `content`: the name of inline contents that are to be found by it.
     """
 
     blob: str | None = None
     inline: bytes | None = None
     extra: bytes | None = None
     blocks: bytes = b""
+    content: str | None = None
 
 
 class Prepared(NamedTuple):

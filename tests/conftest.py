@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from peer import opening, processes, transport
 from peer.folders import Folders
-from tests import loops
+from tests import loops, zygotes
 from tests.waiting import PATIENCE
 
 # The same examples each time, however long they take to make; `--hypothesis-profile default` looks for others.
@@ -42,6 +42,22 @@ def patience() -> Iterator[None]:
             *others, seconds = function.__defaults__ or ()
             assert isinstance(seconds, float)
             longer.setattr(function, "__defaults__", (*others, PATIENCE))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def zygotes_at_hand() -> Iterator[None]:
+    """Peers need not import torch again and again. (Those that do: `real_zygotes`, or `zygotes.real()`.)"""
+    nursery = zygotes.Nursery()
+    with nursery.used():
+        yield
+    nursery.close()
+
+
+@pytest.fixture
+def real_zygotes() -> Iterator[None]:
+    """For tests of how zygotes begin, of where they stand among processes, or of what memory they take."""
+    with zygotes.real():
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -64,22 +65,24 @@ def imports_in(file: Path) -> Iterator[Import]:
             yield Import(file, node.lineno, node.module)
 
 
-IMPORTS = [each for file in sources() for each in imports_in(file)]
-OURS = [name for name in ARROW if any(each.package == name for each in IMPORTS)]
+@functools.cache
+def imports() -> list[Import]:
+    """Those of all sources."""
+    return [each for file in sources() for each in imports_in(file)]
 
 
 def test_there_is_something_to_check() -> None:
-    assert {"protocol", "search", "compute", "peer"} <= set(OURS)
-    assert len(IMPORTS) > 200
+    assert {each.package for each in imports()} == set(ARROW)
+    assert len(imports()) > 200
 
 
-@pytest.mark.parametrize("package", OURS)
+@pytest.mark.parametrize("package", ARROW)
 def test_no_import_goes_against_the_arrow(package: str) -> None:
     beyond = ARROW[ARROW.index(package) + 1 :]
-    assert [str(each) for each in IMPORTS if each.package == package and each.root in beyond] == []
+    assert [str(each) for each in imports() if each.package == package and each.root in beyond] == []
 
 
-@pytest.mark.parametrize("package", OURS)
+@pytest.mark.parametrize("package", ARROW)
 def test_only_declared_dependencies_are_imported(package: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [
@@ -88,23 +91,23 @@ def test_only_declared_dependencies_are_imported(package: str) -> None:
     ]
     declared = {re.split(r"[^A-Za-z0-9_-]", each)[0].replace("-", "_") for each in wanted}
     known = declared | {"sklearn"} | set(ARROW) | sys.stdlib_module_names
-    assert [str(each) for each in IMPORTS if each.package == package and each.root not in known] == []
+    assert [str(each) for each in imports() if each.package == package and each.root not in known] == []
 
 
 @pytest.mark.parametrize("package", OWN_USE)
 def test_the_inner_packages_use_the_standard_library_alone(package: str) -> None:
     allowed = OWN_USE[package] | set(ARROW) | sys.stdlib_module_names
-    assert [str(each) for each in IMPORTS if each.package == package and each.root not in allowed] == []
+    assert [str(each) for each in imports() if each.package == package and each.root not in allowed] == []
 
 
 @pytest.mark.parametrize("package", OWN_USE)
 def test_the_inner_packages_wait_for_nothing(package: str) -> None:
-    inner = [each for each in IMPORTS if each.package == package]
+    inner = [each for each in imports() if each.package == package]
     assert [str(each) for each in inner if each.root in NOT_IN_PROTOCOL] == []
 
 
 def test_nothing_that_runs_code_from_data_is_imported() -> None:
-    assert [str(each) for each in IMPORTS if each.root in RUNS_CODE] == []
+    assert [str(each) for each in imports() if each.root in RUNS_CODE] == []
 
 
 def test_no_source_calls_eval_or_exec() -> None:
@@ -116,7 +119,7 @@ def test_no_source_calls_eval_or_exec() -> None:
     # But one: what a jail is shipped for, behind the walls. Nobody but its own process may come there.
     assert found == ["compute/jail/running.py"]
     own = ("compute.jail", "peer.worker.jail", "grid.jails")
-    others = [each for each in IMPORTS if "jail.running" in str(each) and each.root in ("compute", "peer", "grid")]
+    others = [each for each in imports() if "jail.running" in str(each) and each.root in ("compute", "peer", "grid")]
     assert all(str(each).startswith(tuple(name.replace(".", "/") for name in own)) for each in others)
 
 

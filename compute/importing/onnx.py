@@ -58,7 +58,8 @@ class _Search:
 
     Exporters call dimensions open that are not: the channels of an image have a name too, although only one number
     fits the weights. Where an operator does not fit, the open dimensions are tried with the numbers that it was given,
-    each in turn, and the one with which the graph gets furthest is no longer open.
+    each in turn, and the one with which the graph gets furthest is no longer open. Before that those are numbers whose
+    names are: torch's exporter calls sizes "8" that it could not leave open itself, though the file often can.
     """
 
     def __init__(self, message: Message) -> None:
@@ -67,7 +68,7 @@ class _Search:
 
     def model(self) -> ImportedModel:
         refusals: list[BadFile | DoesNotFit] = []
-        for search in (self._plain, self._fitted):
+        for search in (self._plain, self._strict, self._fitted):
             for row in _TRIED:
                 found = search(row)
                 if isinstance(found, ImportedModel):
@@ -77,18 +78,21 @@ class _Search:
         raise BadFile(first.message) if isinstance(first, DoesNotFit) else first
 
     def _plain(self, row: Sequence[tuple[int, ...]]) -> Tried:
-        return self._tried(_Reading(self._message, row, {}))
+        return self._tried(_Reading(self._message, row, {}, is_strict=False))
+
+    def _strict(self, row: Sequence[tuple[int, ...]]) -> Tried:
+        return self._tried(_Reading(self._message, row, {}, is_strict=True))
 
     def _fitted(self, row: Sequence[tuple[int, ...]]) -> Tried:
         fixed: Sizes = {}
-        reading = _Reading(self._message, row, fixed)
+        reading = _Reading(self._message, row, fixed, is_strict=True)
         found = self._tried(reading)
         while isinstance(found, DoesNotFit):
             best: tuple[int, Sizes, _Reading, Any] | None = None
             for name in reading.candidates():
                 for hint in found.hints:
                     sizes = {**fixed, name: (hint,) * WORLDS}
-                    trial = _Reading(self._message, row, sizes)
+                    trial = _Reading(self._message, row, sizes, is_strict=True)
                     result = self._tried(trial)
                     if isinstance(result, ImportedModel):
                         return result
@@ -115,7 +119,8 @@ class _Search:
 class _Reading:
     """One model on its way to a program, with open dimensions at one pair of sizes."""
 
-    def __init__(self, message: Message, row: Sequence[tuple[int, ...]], fixed: Sizes) -> None:
+    def __init__(self, message: Message, row: Sequence[tuple[int, ...]], fixed: Sizes, is_strict: bool) -> None:
+        self._is_strict = is_strict
         self.open: Sizes = dict(fixed)
         self.steps = 0
         self._graph: Message = message["graph"]
@@ -181,13 +186,15 @@ class _Reading:
         return name
 
     def _dim(self, dim: Message, at: int) -> tuple[int, ...]:
-        size = dim.get("value")
+        size, parameter = dim.get("value"), dim.get("parameter", "")
+        if self._is_strict and parameter.isdecimal() and len(parameter) < 20:
+            size = int(parameter)
         if isinstance(size, int) and size > 0:
             if size >= limits.MAX_DIM:
                 raise BadFile("an input of it has a size that no tensor has")
             return (size,) * WORLDS
         self._unnamed += 1
-        name = dim.get("parameter") or f" {self._unnamed}"
+        name = parameter or f" {self._unnamed}"
         if at == 0:
             self._leading.add(name)
         if name not in self.open:

@@ -17,6 +17,11 @@ import torch
 from compute.interpreter import Execute
 from compute.jail import lint, scope, structure
 from compute.jail.gate import Gate
+from compute.model_spec import ModelSpec
+from compute.program import Program
+from compute.program_module import ProgramFunction, ProgramModule
+from compute.program_types import check_types
+from compute.spec import unpack_spec
 from protocol import limits
 from protocol.errors import BadJail, BadRequest, GridError, JailFailed, OperationFailed, TooLarge
 
@@ -106,10 +111,8 @@ def run(
     """
     try:
         function = _defined(work, tensors, show)
-        args, kwargs = (
-            structure.decode(work.args, tensors.__getitem__),
-            structure.decode(work.kwargs, tensors.__getitem__),
-        )
+        decoded = _decoder(tensors)  # not within the gate: programs are checked on tensors without data
+        args, kwargs = decoded(work.args), decoded(work.kwargs)
         # No one thinks of gradients being off where they are called.
         with Gate(execute), torch.enable_grad():
             result = function(*args, **kwargs)
@@ -127,7 +130,7 @@ def _defined(work: Work, tensors: Sequence[torch.Tensor], show: Callable[..., No
     for name, path in work.modules.items():
         names[str(name)] = scope.find(str(path), top)
     for name, value in work.values.items():
-        names[str(name)] = structure.decode(value, tensors.__getitem__)
+        names[str(name)] = _decoder(tensors)(value)
     exec(_compiled(tree, work), names)
     function: Callable[..., Any] = names[work.name]
     return function
@@ -155,14 +158,33 @@ def _none(default: ast.expr) -> ast.expr:
 
 
 def _loader(work: Work, tensors: Sequence[torch.Tensor]) -> Callable[[str], Any]:
+    found = {query: _decoder(tensors)(value) for query, value in work.loads.items()}
+
     def load(query: str) -> Any:
-        if query not in work.loads:
+        if query not in found:
             raise BadRequest(
                 f"grid.load({query!r}) was not found before the jail began: write the query into the call, as text"
             )
-        return structure.decode(work.loads[query], tensors.__getitem__)
+        return found[query]
 
     return load
+
+
+def _decoder(tensors: Sequence[torch.Tensor]) -> Callable[[Any], Any]:
+    return lambda value: structure.decode(value, tensors.__getitem__, make=_made)
+
+
+def _made(called: structure.Called) -> Any:
+    """A stored model or plan as what is called in the jail: its program, on whatever tensors."""
+    if called.kind == "model":
+        spec = ModelSpec.from_wire(unpack_spec(called.code))
+        check_types(spec.program)
+        return ProgramModule(spec, called.held)
+    if called.kind == "plan":
+        program = Program.from_bytes(called.code)
+        check_types(program)
+        return ProgramFunction(program, called.held, "given")
+    raise BadRequest(f"{called.kind[:20]!r} is nothing that a jail calls")
 
 
 def _described(result: object, numbers: bool) -> tuple[Any, list[torch.Tensor]]:

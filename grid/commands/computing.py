@@ -38,11 +38,15 @@ class Wanted:
     team: Mapping[str, Any] = field(default_factory=dict)  # parties and provider, where it runs on shares
 
 
-def secure(parties: str | None, provider: str | None) -> dict[str, Any]:
+def secure(
+    parties: str | None, provider: str | None, checked: bool = False, precision: int | None = None
+) -> dict[str, Any]:
     """What `g.run` is told of a run on shares; nothing where it is none."""
-    if parties is None and provider is None:
+    if parties is None and provider is None and not checked and precision is None:
         return {}
-    return {"parties": [each.strip() for each in (parties or "").split(",") if each.strip()], "provider": provider}
+    named = [each.strip() for each in (parties or "").split(",") if each.strip()]
+    told = {"parties": named, "provider": provider, "checked": checked}
+    return told if precision is None else {**told, "precision": precision}
 
 
 async def run(g: Grid, reference: str, arguments: Sequence[str], wanted: Wanted) -> None:

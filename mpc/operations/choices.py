@@ -12,7 +12,7 @@ from mpc.operations.linear import add, as_secrets, result_type
 from mpc.operations.products import product
 from mpc.party import Party
 from mpc.rounds import Protocol, together
-from mpc.secret import Secret
+from mpc.secret import Secret, aligned
 from mpc.table import Arguments, secure
 
 
@@ -31,7 +31,7 @@ def _pick(party: Party, condition: Any, one: Any, other: Any) -> Secret:
         one = _unchosen(one, ~condition)
     if not isinstance(other, Secret):
         other = _unchosen(other, condition)
-    first, second = as_secrets(party, [one, other])
+    first, second = aligned(as_secrets(party, [one, other]))
     return Secret(torch.where(condition.to(first.share.device), first.share, second.share), first.bits, dtype)
 
 

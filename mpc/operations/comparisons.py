@@ -13,7 +13,6 @@ from mpc import bits
 from mpc.comparison import Masked, as_numbers, mask, negative_bits, zero_bits
 from mpc.operations.linear import add
 from mpc.party import Party
-from mpc.ring import PRECISION
 from mpc.rounds import Protocol, together
 from mpc.secret import Secret, known, settled
 from mpc.table import Arguments, secure
@@ -72,7 +71,7 @@ def equal(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 def relu(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """x where it is above zero, else 0. Five rounds, exact; a product is truncated on the way."""
     x: Secret = arguments["self"]
-    shift = max(x.bits - PRECISION, 0)
+    shift = max(x.bits - party.precision, 0)
     masked = yield from mask(party, flat(-x.share), shift)
     packed = yield from negative_bits(party, masked)
     bit, below = yield from as_numbers(party, packed, masked)
@@ -112,8 +111,9 @@ def leaky_relu(party: Party, name: str, arguments: Arguments) -> Protocol[Secret
     x = yield from settled(party, arguments["self"])
     _, below = yield from signs_and_parts(party, x)
     slope = arguments.get("negative_slope", 0.01)
-    words = round((1 - slope) * (1 << PRECISION))
-    return Secret((x.share << PRECISION) - below.share * words, x.bits + PRECISION, x.dtype)
+    bits = party.precision
+    words = round((1 - slope) * (1 << bits))
+    return Secret((x.share << bits) - below.share * words, x.bits + bits, x.dtype)
 
 
 @secure("clamp", "hardtanh", "clamp_min", "clamp_max", "relu6")

@@ -16,11 +16,10 @@ import torch
 from torch.nn import functional
 
 from mpc import bits
-from mpc.comparison import ALL, Level, Masked, as_numbers, mask, masked_bits, negative_bits
+from mpc.comparison import ALL, Masked, ands, as_numbers, mask, negative_bits
 from mpc.correlations import Dealt
 from mpc.operations.comparisons import flat
 from mpc.party import Party
-from mpc.ring import PRECISION
 from mpc.rounds import Protocol, together
 from mpc.secret import Secret, rescaled
 
@@ -30,8 +29,11 @@ MOST: Final = 13
 
 def winners(party: Party, x: Secret) -> Protocol[tuple[Secret, Secret]]:
     """1 at the first largest along the last dimension and 0 elsewhere; and the largest itself. Seven rounds, exact."""
+    if x.shape[-1] == 1:
+        one = torch.full_like(x.share, 1 if party.is_first else 0)
+        return Secret(one, 0, torch.bool), x.of(x.share[..., 0])
     contest = _Contest(x)
-    shift = max(x.bits - PRECISION, 0)
+    shift = max(x.bits - party.precision, 0)
     differences, values = yield from together(
         mask(party, flat(contest.pairs())), mask(party, flat(x.share), shift, has_bits=False)
     )
@@ -46,8 +48,8 @@ def winners(party: Party, x: Secret) -> Protocol[tuple[Secret, Secret]]:
 def below_largest(party: Party, x: Secret, lowest: int) -> Protocol[Secret]:
     """x less the largest along the last dimension; `lowest` where that is less than lowest + 1. Seven rounds, to
     within 2^-16."""
-    x = rescaled(x, max(x.bits, PRECISION))
-    contest, shift = _Contest(x), x.bits - PRECISION
+    x = rescaled(x, max(x.bits, party.precision))
+    contest, shift = _Contest(x), x.bits - party.precision
     masked = yield from mask(party, flat(contest.differences()), shift)
     signs = yield from contest.signs(party, masked, lowest + 1)
     near = yield from contest.first(party, signs, near=True)
@@ -56,7 +58,7 @@ def below_largest(party: Party, x: Secret, lowest: int) -> Protocol[Secret]:
     square = (*x.shape, x.shape[-1])
     gap, is_near = (contest.cut(each, square).sum(-1) for each in (chosen, number))
     far = (1 if party.is_first else 0) - is_near
-    return Secret(gap + far * (lowest * (1 << PRECISION)), PRECISION, x.dtype)
+    return Secret(gap + far * (lowest * (1 << party.precision)), party.precision, x.dtype)
 
 
 class _Contest:
@@ -90,15 +92,15 @@ class _Contest:
         pairs = (torch.arange(rows, device=device).unsqueeze(1) * (n * n) + self._upper.to(device)).flatten()
         others = (torch.arange(rows, device=device).unsqueeze(1) * (n * n) + self._others.to(device)).flatten()
         first = slice(pairs.shape[0]) if bound is None else pairs  # they were opened alone
-        words, r_bits = [masked.c[first]], [masked.r_bits[first]]
+        words, digits = [masked.c[first]], [masked.r_digits[:, first]]
         if bound is not None:
             words.append(masked.c[others] - bound * (1 << self._x.bits))
-            r_bits.append(masked.r_bits[others])
-        c, r = torch.cat(words), torch.cat(r_bits)
+            digits.append(masked.r_digits[:, others])
+        c, r = torch.cat(words), torch.cat(digits, 1)
         missing = -c.shape[0] % bits.GROUP
         c, r = functional.pad(c, (0, missing)), functional.pad(r, (0, missing))
         packed = yield from negative_bits(party, replace(masked, c=c, dealt=Dealt([r], [r])))
-        found = bits.unpack(packed).to(torch.uint8)
+        found = bits.unpack(packed)
         loses = found.new_zeros(rows * n * n)
         loses[pairs] = found[: pairs.shape[0]]
         loses = loses.view(rows, n, n)
@@ -118,10 +120,8 @@ class _Contest:
         # j beats an earlier i where x_i < x_j, and a later one where not x_j < x_i.
         earlier, later = loses.mT, loses ^ one
         n = self._n
-        outcomes = [
-            torch.stack([(earlier if i < j else later)[:, j, i] for i in range(n) if i != j], -1) for j in range(n)
-        ]
-        factors = list(torch.stack(outcomes, 1).unbind(-1)) if n > 1 else []  # each [rows, n]
+        outcomes = [[(earlier if i < j else later)[:, j, i] for i in range(n) if i != j] for j in range(n)]
+        factors = [torch.stack(each, 1) for each in zip(*outcomes, strict=True)]  # each [rows, n]; of one alone none
         factors = yield from _grouped(party, factors)
         if near:
             factors = [each.unsqueeze(1).expand(is_near.shape) for each in factors]
@@ -148,9 +148,8 @@ def _and(party: Party, groups: list[list[torch.Tensor]]) -> Protocol[list[torch.
     one = torch.full(shape, 1 if party.is_first else 0, dtype=torch.uint8, device=groups[0][0].device)
     whole = [[*group, *[one] * (4 - len(group))] for group in groups]
     lanes = [_packed(torch.stack([group[at] for group in whole])) for at in range(4)]
-    level = Level(lanes[0].shape[0], torch.uint8, (ALL,))
-    opened, masks = yield from masked_bits(party, level, dict(zip(reversed(ALL), lanes, strict=True)))
-    made = bits.unpack(bits.product(opened, masks, ALL, adds=party.is_first)).to(torch.uint8)
+    (packed,) = yield from ands(party, (ALL,), dict(zip(reversed(ALL), lanes, strict=True)))
+    made = bits.unpack(packed)
     return list(made[: len(groups) * one.numel()].view(len(groups), *shape).unbind(0))
 
 

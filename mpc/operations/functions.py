@@ -42,7 +42,7 @@ def _times(party: Party, one: Secret, other: Secret) -> Protocol[Secret]:
 
 @secure("sin", "cos")
 def circle(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Error below 5e-5 for |x| < 2^15. Two rounds."""
+    """Error below 5e-5 for |x| < 2^28. Two rounds."""
     x = yield from settled(party, arguments["self"])
     cosine, sine = yield from cos_sin(party, x)
     return (yield from settled(party, sine if ".sin." in name else cosine))

@@ -72,13 +72,13 @@ def tournament(party: Party, x: Secret) -> Protocol[Secret]:
 
 def _with_places(party: Party, x: Secret) -> Protocol[tuple[Secret, Secret]]:
     """The largest along the last dimension, and the place of the first such one."""
-    if _is_small(x):
+    if is_small(x):
         ones, value = yield from winners(party, x)
         return value, _place(ones)
     return (yield from _tournament_with_places(party, x))
 
 
-def _is_small(x: Secret) -> bool:
+def is_small(x: Secret) -> bool:
     """Whether all pairs are compared at once."""
     count = x.shape[-1]
     return count <= MOST and x.share.numel() // max(count, 1) * (count * (count - 1) // 2) <= _PAIRS
@@ -149,7 +149,7 @@ def _kept(made: Secret, dims: Sequence[int], keepdim: bool) -> Secret:
 @secure("max", "min", "amax", "amin")
 def of_all(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     x, dims = _last(_negated(arguments["self"], name), arguments.get("dim"))
-    best = (yield from winners(party, x))[1] if 3 < x.shape[-1] and _is_small(x) else (yield from tournament(party, x))
+    best = (yield from winners(party, x))[1] if 3 < x.shape[-1] and is_small(x) else (yield from tournament(party, x))
     return _negated(_kept(best, dims, arguments.get("keepdim", False)), name)
 
 
@@ -165,7 +165,7 @@ def of_dim(party: Party, name: str, arguments: Arguments) -> Protocol[tuple[Secr
 def place_of(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     x, dims = _last(_negated(arguments["self"], name), arguments.get("dim"))
     count = x.shape[-1]
-    if _is_small(x):
+    if is_small(x):
         place = _place((yield from winners(party, x))[0])
     elif x.share.numel() // max(count, 1) * (count * (count - 1) // 2) <= _PAIRS * 4:
         place = _place((yield from first_of_all_pairs(party, x)))

@@ -158,7 +158,7 @@ def as_secrets(party: Party, values: Any) -> list[Secret]:
             made.append(value)
         else:
             tensor = finite(value)
-            need = bits_of(value)
+            need = bits_of(value, party.precision)
             made.append(rescaled(known(party, tensor, need, secrets[0]), max(need, bits)))
     return made
 

@@ -13,7 +13,7 @@ from mpc.arithmetic import multiply, multiply_fixed
 from mpc.bilinear import Bilinear, Convolve, MatrixProduct, Multiply, spread, turned
 from mpc.operations.linear import add, as_secrets, result_type
 from mpc.party import Party
-from mpc.ring import PRECISION, encode
+from mpc.ring import encode
 from mpc.rounds import Protocol, together
 from mpc.secret import Secret, aligned, bits_of, settled
 from mpc.table import Arguments, secure
@@ -31,7 +31,7 @@ def product(party: Party, operation: Bilinear, x: Any, y: Any, dtype: torch.dtyp
         share = yield from multiply(party, operation, x.share, y.share)
         return Secret(share, x.bits + y.bits, dtype)
     factor, secret = (y, x) if isinstance(x, Secret) else (x, y)
-    bits = _factor_bits(factor)
+    bits = _factor_bits(factor, party.precision)
     if bits:
         secret = yield from settled(party, secret)
     words = encode(torch.as_tensor(factor, dtype=torch.float64 if isinstance(factor, float) else None), bits)
@@ -39,16 +39,16 @@ def product(party: Party, operation: Bilinear, x: Any, y: Any, dtype: torch.dtyp
     share = operation(secret.share, words) if isinstance(x, Secret) else operation(words, secret.share)
     made = Secret(share, secret.bits + bits, dtype)
     # With more bits than this little would be left for what it is added to.
-    return (yield from settled(party, made)) if made.bits > PRECISION + _FEW else made
+    return (yield from settled(party, made)) if made.bits > party.precision + _FEW else made
 
 
-def _factor_bits(value: Any) -> int:
+def _factor_bits(value: Any, precision: int) -> int:
     """Fractional bits of a public factor. A small number gets more of them, because its digits count and not their
     place: 1 / 784 in units of 2^-16 would be half a percent off. Its word stays below 2^17, so that the product's is as
     large as with a factor of 1."""
     if isinstance(value, float) and 0 < abs(value) < 0.5:
-        return bits_of(value, min(PRECISION - math.frexp(value)[1], _MOST))
-    return bits_of(value)
+        return bits_of(value, min(precision - math.frexp(value)[1], _MOST))
+    return bits_of(value, precision)
 
 
 _FEW: Final = 24
@@ -158,7 +158,7 @@ def mean(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     return (yield from product(party, Multiply(), x.of(share), 1.0 / count, x.dtype))
 
 
-@secure("var.correction", "var", "var.dim", "std.correction", "var_mean.correction")
+@secure("var.correction", "var", "var.dim", "var_mean.correction")
 def var(party: Party, name: str, arguments: Arguments) -> Protocol[Any]:
     """The mean of the squares of what is left after the mean; three rounds."""
     x: Secret = arguments["self"]

@@ -3,32 +3,37 @@
 x = z * 16^k with z in [1/16, 1), for a secret k that is found from the first digit (magnitude.py). Then the function of
 z is a series (waves.py), and that of 16^k a number that belongs to the digit: two factors, or two terms.
 
-The domain is 2^-16 <= |x| < 2^20, positive where the function has it so; the errors hold for results, and the
-fixed-point precision of the argument is another matter: 1 / x of x = 0.01 moves by 0.15 when x does by one unit.
+The domain is 2^-16 <= |x| < 2^28, positive where the function has it so, and 2^20 for reciprocals; the errors hold for
+results, and the fixed-point precision of the argument is another matter: 1 / x of x = 0.01 moves by 0.15 when x does by
+one unit.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
+from mpc.arithmetic import multiply
 from mpc.bilinear import Multiply
-from mpc.comparison import as_numbers, mask, negative_bits
-from mpc.magnitude import DIGITS, Coefficient, chosen, leading_digit
+from mpc.comparison import truncate_and_choose
+from mpc.magnitude import NARROW, WIDE, chosen, digits_of, leading_digit, leading_digit_and_sign
 from mpc.operations.comparisons import flat
 from mpc.operations.functions import exponential
-from mpc.operations.linear import add, as_secrets
+from mpc.operations.linear import add, as_secrets, result_type
 from mpc.operations.products import product
 from mpc.party import Party
-from mpc.ring import PRECISION
-from mpc.rounds import Protocol
-from mpc.secret import Secret, settled
+from mpc.ring import MAGNITUDE
+from mpc.rounds import Protocol, together
+from mpc.secret import Digits, Secret, known, settled
 from mpc.table import Arguments, secure
 from mpc.waves import Series, series
 
 _STRETCH: Final = 12  # z is stretched to 1.5 z, of the period 2: a series that need not repeat is a better fit
-_Z_BITS: Final = 4 * DIGITS + 3
+_STRETCH_BITS: Final = 3
 _VALUE_BITS: Final = 24
 _LOG_OF_2: Final = 0.6931471805599453  # written out: what all parties have to have the same is not for a library to say
 
@@ -84,58 +89,103 @@ _SQRT: Final = _fit(  # 8.9e-7
 )
 
 
-def _normal(party: Party, x: Secret, wanted: Series) -> Protocol[tuple[torch.Tensor, Secret]]:
-    """The leading digit of a positive x (magnitude.leading_digit), and the series of z, with 24 fractional bits. For
-    any shape; flat results. Eleven rounds."""
+def _words(party: Party, x: Secret) -> Protocol[torch.Tensor]:
+    """[n] of exactly the run's fractional bits, n a multiple of bits.GROUP. One round, or none."""
     x = yield from settled(party, x)
-    words = flat(x.share if x.bits == PRECISION else x.share << (PRECISION - x.bits))
-    first = yield from leading_digit(party, words)
-    factor = chosen(first, lambda digit: _STRETCH << (4 * (DIGITS - 1 - digit)))
-    z = yield from product(
-        party, Multiply(), Secret(words, 0, torch.int64), Secret(factor, 0, torch.int64), torch.int64
-    )
-    (value,) = yield from series(party, Secret(z.share, _Z_BITS, torch.float64), wanted)
-    return first, (yield from settled(party, value, _VALUE_BITS))
+    return flat(x.share << (party.precision - x.bits))
 
 
-def _scaled(party: Party, x: Secret, wanted: Series, of_digit: Coefficient, bits: int) -> Protocol[Secret]:
-    """The series of z times the number of the digit, which has so many fractional bits. Thirteen rounds."""
-    first, value = yield from _normal(party, x, wanted)
-    scale = Secret(chosen(first, of_digit), bits, torch.float64)
-    share = yield from product(party, Multiply(), Secret(value.share, 0, torch.int64), _whole(scale), torch.int64)
-    made = yield from settled(party, Secret(share.share, _VALUE_BITS + bits, x.dtype))
+def _places(digits: int) -> list[int]:
+    """For each digit 16 to the number of digits above it."""
+    return [1 << (4 * (digits - 1 - digit)) for digit in range(digits)]
+
+
+def _digits(party: Party, x: Secret) -> Protocol[Digits]:
+    """A positive x. Eight rounds, and one before where it is a product."""
+    words = yield from _words(party, x)
+    first = yield from leading_digit(party, words, digits_of(party.precision, WIDE))
+    return (yield from _normal(party, words, first))
+
+
+def _normal(party: Party, size: torch.Tensor, first: torch.Tensor) -> Protocol[Digits]:
+    """z, of the words and their leading digit. One round."""
+    place = chosen(first, _places(first.shape[0]))
+    return Digits(first, place, (yield from multiply(party, Multiply(), size, place * _STRETCH)))
+
+
+def _series_of_z(party: Party, digits: Digits, wanted: Series, bits: int) -> Protocol[torch.Tensor]:
+    """The series of z, with so many fractional bits. Two rounds."""
+    z = Secret(digits.z, 4 * digits.first.shape[0] + _STRETCH_BITS, torch.float64)
+    (value,) = yield from series(party, z, wanted)
+    return (yield from settled(party, value, bits)).share
+
+
+def _scaled(party: Party, x: Secret, digits: Digits, wanted: Series, power: Callable[[int], float]) -> Protocol[Secret]:
+    """The series of z times 2^power of its digit, in the shape of x. Four rounds."""
+    share, bits = yield from _series_and_power(party, digits, wanted, power)
+    made = yield from settled(party, Secret(share, bits, x.dtype))
+    return _shaped(made, x)
+
+
+def _series_and_power(
+    party: Party, digits: Digits, wanted: Series, power: Callable[[int], float]
+) -> Protocol[tuple[torch.Tensor, int]]:
+    """The series of z times 2^power of its digit, and its fractional bits. Three rounds."""
+    numbers, bits = _powers(party, digits.first.shape[0], power)
+    value = yield from _series_of_z(party, digits, wanted, _value_bits(party))
+    scale = digits.place if numbers == _places(len(numbers)) else chosen(digits.first, numbers)
+    share = yield from multiply(party, Multiply(), value, scale)
+    return share, _value_bits(party) + bits
+
+
+def _shaped(made: Secret, x: Secret) -> Secret:
+    """A real of the shape of x."""
     return Secret(made.share[: x.share.numel()].view(x.shape), made.bits, x.dtype if x.is_real else torch.float32)
 
 
-def _whole(secret: Secret) -> Secret:
-    """The words themselves as integers: they are multiplied as they are."""
-    return Secret(secret.share, 0, torch.int64)
+def _value_bits(party: Party) -> int:
+    """Fractional bits of a series' value: with what it is multiplied by it has to fit a word."""
+    return _VALUE_BITS if party.precision <= 16 else _VALUE_BITS - 4
+
+
+def _powers(party: Party, digits: int, power: Callable[[int], float]) -> tuple[list[int], int]:
+    """2^power of each digit, and how many fractional bits they have: as many as are needed, and fit."""
+    exponents = [power(digit) for digit in range(digits)]
+    room = MAGNITUDE - 5 - _value_bits(party) - math.ceil(max(exponents))  # a value of z is at most 16
+    bits = min(math.ceil(-min(exponents)) + (0 if exponents[0].is_integer() else 8), room)
+    return [round(2.0 ** (each + bits)) for each in exponents], bits
 
 
 def positive_reciprocal(party: Party, x: Secret) -> Protocol[Secret]:
-    """1 / x for 2^-16 <= x < 2^20: relative error below 1.2e-4, or 2^-15. 0 for 0. Thirteen rounds."""
-    return (yield from _scaled(party, x, _RECIPROCAL, lambda digit: 1 << (32 - 4 * digit), 20))
+    """1 / x for 2^-16 <= x < 2^28: relative error below 1.2e-4, or 2^-15. 0 for 0. Twelve rounds."""
+    digits = yield from _digits(party, x)
+    return (yield from _scaled(party, x, digits, _RECIPROCAL, _inverse(party)))
 
 
 @secure("reciprocal")
 def reciprocal(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """1 / x for 2^-16 <= |x| < 2^20: relative error below 1.2e-4, or 2^-15. 0 for 0. Twenty rounds."""
-    x = yield from settled(party, arguments["self"])
-    masked = yield from mask(party, flat(x.share))
-    packed = yield from negative_bits(party, masked)
-    bit, below = yield from as_numbers(party, packed, masked)
-    assert below is not None
-    count = x.share.numel()
-    size = x.of(x.share - 2 * below[:count].view(x.shape))
-    made = yield from positive_reciprocal(party, size)
-    sign = Secret((1 if party.is_first else 0) - 2 * bit[:count].view(x.shape), 0, torch.int64)
-    return (yield from product(party, Multiply(), made, sign, made.dtype))
+    """1 / x for 2^-15 <= |x| < 2^20: relative error below 1.2e-4, or 2^-15. 0 for 0. Twelve rounds."""
+    x: Secret = arguments["self"]
+    words = yield from _words(party, x)
+    first, sign, size = yield from leading_digit_and_sign(party, words, digits_of(party.precision, NARROW))
+    digits = yield from _normal(party, size, first)
+    share, bits = yield from _series_and_power(party, digits, _RECIPROCAL, _inverse(party))
+    size, of_negative = yield from truncate_and_choose(party, share, bits - party.precision, sign)
+    return _shaped(Secret(size - 2 * of_negative, party.precision, x.dtype), x)
+
+
+def _inverse(party: Party) -> Callable[[int], float]:
+    """Of 16 to the digit and one more, as many fractional bits as words have."""
+    return lambda digit: party.precision - 4.0 - 4 * digit
 
 
 @secure("div.Tensor", "div.Scalar")
 def div(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """x / y. By what all parties know: one truncation later. By a secret: as reciprocal(y), times x."""
+    """x / y. By what all parties know: one truncation later. By a secret: as reciprocal(y), times x; by a square root
+    of one, to within 1e-4 of the larger of 1 and the quotient, which is below 2^14."""
     x, y = arguments["self"], arguments["other"]
+    if isinstance(y, Secret) and y.root is not None:
+        return (yield from _over_root(party, x, y.root, result_type(x, y), y.shape))
     if isinstance(y, Secret):
         inverse = yield from reciprocal(party, name, {"self": y})
         return (yield from product(party, Multiply(), x, inverse, inverse.dtype))
@@ -144,25 +194,53 @@ def div(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     return (yield from product(party, Multiply(), x, known, x.dtype if x.is_real else torch.float32))
 
 
+def _over_root(party: Party, x: Any, root: Digits, dtype: torch.dtype, shape: torch.Size) -> Protocol[Secret]:
+    """x / root of y, for |x| < 2^22, however large or small both are: first x is brought to the size of the quotient,
+    then multiplied by the series. Three rounds."""
+    half = party.precision / 2
+    numbers, bits = _powers(party, root.first.shape[0], lambda digit: half - 2 - 2 * digit)
+    count = shape.numel()
+    scale = Secret(chosen(root.first, numbers)[:count].view(shape), 0, torch.int64)
+    if not isinstance(x, Secret):
+        x = known(party, torch.as_tensor(x, dtype=torch.float64), party.precision, scale)
+    size, value = yield from together(
+        _of_size(party, x, scale, bits), _series_of_z(party, root, _RSQRT, party.precision)
+    )
+    return (yield from product(party, Multiply(), size, Secret(value[:count].view(shape), size.bits, dtype), dtype))
+
+
+def _of_size(party: Party, x: Secret, scale: Secret, bits: int) -> Protocol[Secret]:
+    x = yield from settled(party, x)
+    share = yield from multiply(party, Multiply(), x.share, scale.share)
+    return (yield from settled(party, Secret(share, x.bits + bits, x.dtype)))
+
+
 @secure("sqrt")
 def sqrt(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Root of x, 0 <= x < 2^20: error below 4e-5, or 1e-6 of the value. Thirteen rounds."""
-    return (yield from _scaled(party, arguments["self"], _SQRT, lambda digit: 1 << (2 * digit), 6))
+    """Root of x, 0 <= x < 2^28: error below 4e-5, or 1e-6 of the value. Twelve rounds."""
+    x, half = arguments["self"], party.precision / 2
+    digits = yield from _digits(party, x)
+    made = yield from _scaled(party, x, digits, _SQRT, lambda digit: 2 * digit + 2 - half)
+    return replace(made, root=digits)
 
 
 @secure("rsqrt")
 def rsqrt(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """1 / root of x, 2^-16 <= x < 2^20: relative error below 2e-5, or 4e-5. Thirteen rounds."""
-    return (yield from _scaled(party, arguments["self"], _RSQRT, lambda digit: 1 << (16 - 2 * digit), 10))
+    """1 / root of x, 2^-16 <= x < 2^28: relative error below 2e-5, or 4e-5. Twelve rounds."""
+    half = party.precision / 2
+    digits = yield from _digits(party, arguments["self"])
+    return (yield from _scaled(party, arguments["self"], digits, _RSQRT, lambda digit: half - 2 - 2 * digit))
 
 
 @secure("log")
 def log(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Natural logarithm of x, 2^-16 <= x < 2^20: error below 5e-5. Eleven rounds."""
+    """Natural logarithm of x, 2^-16 <= x < 2^28: error below 5e-5. Eleven rounds."""
     x: Secret = arguments["self"]
-    first, value = yield from _normal(party, x, _LOG)
-    scale = chosen(first, lambda digit: round((4 * digit - 12) * _LOG_OF_2 * (1 << _VALUE_BITS)))
-    made = yield from settled(party, Secret(value.share + scale, _VALUE_BITS, x.dtype))
+    digits = yield from _digits(party, x)
+    bits, above = max(_VALUE_BITS, party.precision), 4 - party.precision
+    value = yield from _series_of_z(party, digits, _LOG, bits)
+    logs = [round((4 * digit + above) * _LOG_OF_2 * (1 << bits)) for digit in range(digits.first.shape[0])]
+    made = yield from settled(party, Secret(value + chosen(digits.first, logs), bits, x.dtype))
     return Secret(made.share[: x.share.numel()].view(x.shape), made.bits, x.dtype)
 
 
@@ -215,8 +293,7 @@ def power_of_secret(party: Party, name: str, arguments: Arguments) -> Protocol[S
 def _whole_power(party: Party, base: Secret, exponent: int) -> Protocol[Secret]:
     """By squaring: each square is truncated before the next."""
     if exponent == 0:
-        ones = torch.ones(base.shape, dtype=torch.float64)
-        return as_secrets(party, [ones, base])[0]
+        return as_secrets(party, [torch.ones(base.shape, dtype=base.dtype), base])[0]
     made: Any = None
     while True:
         if exponent & 1:

@@ -33,7 +33,7 @@ def solve(party: Party, name: str, arguments: Arguments) -> Protocol[tuple[Any, 
     """x of A x = B; what stands for the factors and exchanges is not given."""
     matrix, given = arguments["A"], arguments["B"]
     if not isinstance(matrix, Secret):
-        matrix = known(party, matrix.double(), 16, given)
+        matrix = known(party, matrix.double(), party.precision, given)
     is_vector = len(given.shape) == len(matrix.shape) - 1
     inverted = yield from _inverse(party, matrix)
     columns = given.unsqueeze(-1) if not isinstance(given, Secret) else given

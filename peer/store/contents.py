@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
 import msgpack
+from blake3 import blake3
 
 from protocol import limits
 from protocol.errors import BadTensor, TooLarge
@@ -26,6 +27,7 @@ from search.text import is_text
 ALIGNMENT: Final = 64  # of the first tensor: a cache line, and what vector units load at once
 ONE_TENSOR: Final = "data"  # the name of the tensor in an object that is just one
 TRUE_HEADERS: Final = "peergrid.tensors"  # metadata key: JSON of the headers that the format has no dtype for
+PROGRAM: Final = "peergrid.program"  # metadata key: BLAKE3 of what an object has besides tensors, so its name covers it
 _METADATA: Final = "__metadata__"
 _CONTENT_NAME: Final = re.compile("[0-9a-f]{64}")
 
@@ -144,6 +146,8 @@ class Contents:
                 dtype, shape = "U8", [header.nbytes]
             span = [place.offset, place.offset + place.nbytes]
             entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": span}
+        if self.extra:
+            metadata[PROGRAM] = blake3(self.extra).hexdigest()
         if foreign:
             metadata[TRUE_HEADERS] = json.dumps(foreign, separators=(",", ":"))
         if not metadata:
@@ -168,6 +172,7 @@ def _check_names(names: list[str]) -> None:
 def _check_metadata(metadata: Mapping[str, str]) -> None:
     if not all(is_text(text) for pair in metadata.items() for text in pair):
         raise BadTensor("metadata maps text to text")
-    if TRUE_HEADERS in metadata:
-        raise BadTensor(f"the metadata key {TRUE_HEADERS!r} is the store's own")
+    for key in (TRUE_HEADERS, PROGRAM):
+        if key in metadata:
+            raise BadTensor(f"the metadata key {key!r} is the store's own")
     _within("MAX_METADATA", sum(len(k) + len(v) for k, v in metadata.items()), limits.MAX_METADATA)

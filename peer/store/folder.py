@@ -13,6 +13,7 @@ import errno
 import fcntl
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -74,16 +75,20 @@ class Folder:
                 os.close(fd)
         self._lock = self.fd = -1
 
-    def check_room(self, nbytes: int) -> None:
+    def check_room(self, nbytes: int, unused: Callable[[], int]) -> None:
         """StorageFull if a row of `nbytes` would leave too little room to delete anything.
 
         For the database's thread, which calls `is_tight` before each commit: the disk is asked then, and the rows
-        of the same commit share what it said.
+        of the same commit share what it said. `unused`: bytes in the database's file that deleted rows left.
         """
         needed = 2 * nbytes  # once in the log, and once more where that is folded
         if self._room < needed + limits.STORE_RESERVE:
-            with disk_errors(f"{nbytes} bytes of a row"):
-                check_room(self.fs, self.fd, needed)
+            # Where deleted rows were the file does not grow, and the log is folded before the next commit.
+            if nbytes <= unused() and self._room >= nbytes + limits.STORE_RESERVE // 2:
+                needed = nbytes
+            else:
+                with disk_errors(f"{nbytes} bytes of a row"):
+                    check_room(self.fs, self.fd, needed)
         self._room -= needed
 
     def is_tight(self) -> bool:

@@ -114,11 +114,11 @@ class _Inserting:
         self._index = index
 
     def one(self, db: sqlite3.Connection, row: Row) -> None:
-        self._folder.check_room(row.nbytes)
+        self._folder.check_room(row.nbytes, lambda: rows.unused(db))
         rows.insert(db, self._index, row)
 
     def all(self, db: sqlite3.Connection, many: Sequence[Row]) -> None:
-        self._folder.check_room(sum(row.nbytes for row in many))
+        self._folder.check_room(sum(row.nbytes for row in many), lambda: rows.unused(db))
         self._index.insert_all(db, [(row.prepared, row.place) for row in many])
 
 

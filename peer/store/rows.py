@@ -20,6 +20,7 @@ from xxhash import xxh3_128
 from peer.store import journal
 from peer.store.blob_file import Layout
 from peer.store.contents import Contents, StoredTensor
+from protocol import limits
 from protocol.errors import AlreadyExists, BadRequest, BadTensor, Corrupt, DataFolderMismatch
 from search.index import Contents as Place
 from search.index import Index, Prepared
@@ -98,11 +99,9 @@ class StoredObject:
     def content(self) -> str:
         """The name of the contents: the BLAKE3 of their file in hex, also of those that are inline and have none.
 
-        Equal names are equal tensors, names of tensors and metadata; `extra` is not in it.
+        Equal names are equal contents: tensors, their names, metadata, and the program of a model or plan (`extra`).
         """
-        if self.blob is not None:
-            return self.blob
-        return blake3(self.contents.file_header()).update(self.inline or b"").hexdigest()
+        return self.blob if self.blob is not None else _name(self.contents, self.inline)
 
     @property
     def layout(self) -> Layout:
@@ -136,7 +135,15 @@ class Sealed:
     def place(self) -> Place:
         """As the index keeps it."""
         packed = _HEAD.pack(_VERSION, self.start) + self.contents.packed
-        return Place(self.blob, self.inline, _seal(packed, self.inline) + packed, self.blocks)
+        content = None
+        if self.inline is not None and self.contents.nbytes > limits.MAX_CONSTANT:
+            content = _name(self.contents, self.inline)
+        return Place(self.blob, self.inline, _seal(packed, self.inline) + packed, self.blocks, content)
+
+
+def _name(contents: Contents, inline: bytes | None) -> str:
+    """The content name of what is inline: that of the file which it would be."""
+    return blake3(contents.file_header()).update(inline or b"").hexdigest()
 
 
 def _seal(packed: bytes, inline: bytes | None) -> bytes:
@@ -176,6 +183,12 @@ def insert(db: sqlite3.Connection, index: Index, row: Row) -> None:
 def _says_the_same(stored: Record | None, fresh: Record) -> bool:
     # A repeated request may have been received at another time; all else is the asker's.
     return stored is not None and all(stored[name] == fresh[name] for name in fresh.keys() - {"created"})
+
+
+def unused(db: sqlite3.Connection) -> int:
+    """Bytes of the database's file that rows which are gone have left to new ones."""
+    (pages,), (size,) = (db.execute(f"PRAGMA {what}").fetchone() for what in ("freelist_count", "page_size"))
+    return int(pages) * int(size)
 
 
 def find(db: sqlite3.Connection, index: Index, uid: bytes) -> StoredObject | None:

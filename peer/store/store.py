@@ -350,7 +350,7 @@ class Store:
         return await self._database.read(lambda db: self._index.by_prefix(db, digits, limit))
 
     async def holders(self, content: str, limit: int = limits.MAX_HITS) -> list[Record]:
-        """The records of the objects here that are in the blob of this name, the oldest first."""
+        """The records of the objects here whose contents have this name; of small ones (MAX_CONSTANT) none."""
         return await self._database.read(lambda db: self._index.holders(db, content, limit))
 
     async def statistics(self) -> StoreStatistics:

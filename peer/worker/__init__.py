@@ -33,7 +33,7 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     line *            what one worker was asked, what came back, and its end
     remote *          what a worker can be asked
     job *             the peer's end of one jail: what it is given, its end, what it left
-    part *            the peer's end of a process of a secure run: what it is given and says, its end
+    seat *            the peer's end of a process of a secure session: what it is given, its runs, its end
     faults            whatever went wrong, as one of our errors
     mapped            files of the peer's as memory of tensors
     objects           tensors and failures by id
@@ -44,11 +44,12 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     execution         one operation, from its wire form to its results' ids
     steps             one operation of a stretch that comes again: checked once
     stretches         such stretches, and the uses of them
+    ahead             what it was sent and has not come to: values among it that need not wait
     programs          whole programs
     export            values on their way out, into memory files
     runtime           the worker's loop
     jail              the process of one jail
-    party             the process of one peer's part in a secure run
+    secure/           the process of one peer in a secure session
     reading           `python -m peer.worker.reading`: forks one reader for each stranger's file
     zygote            `python -m peer.worker.zygote`: forks and reaps
 """

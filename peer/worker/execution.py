@@ -141,6 +141,10 @@ class _Executor:
             check_writable(objects, entry, args, kwargs)
         return interpreter.again(entry, args, kwargs, estimate, guard)
 
+    def is_free(self, largest: int, seconds: float) -> bool:
+        """See compute.interpreter.is_free."""
+        return not self._objects.guards and interpreter.is_free(largest, seconds)
+
 
 def _checked(
     objects: Objects, guarded: list[Guarded], entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from peer.awake import awake
 from peer.buffers import Buffer
 from peer.worker import answers
 from peer.worker.answers import Exported, Far, Refusal
@@ -50,6 +51,7 @@ class Line:
         self.pid: int | None = None
         self._loop = asyncio.get_running_loop()
         self.idle_since = self._loop.time()
+        self._awake = awake()
         self.lost: asyncio.Future[WorkerLost] = self._loop.create_future()
         self._gone = gone
         self._holds = holds
@@ -167,6 +169,8 @@ class Line:
         self._seq = seq = self._seq + 1
         # One that has nothing to do gets it now; what is asked while it works goes together.
         self._channel.send([kind, seq, *fields], now=not self._pending)
+        if not self._pending:
+            self._awake.expect(limits.AWAKE_NEXT)
         self._pending[seq] = pending
         return seq
 

@@ -61,9 +61,10 @@ class WorkerStatistics:
 class Worker(Line):
     """One worker process, from the peer's side. Made by a WorkerPool; lives in one event loop.
 
-    Requests may be made at once, whether the process is there yet or not; it answers them in order. Futures fail
-    with the error of their request, or with WorkerLost when the process dies; cancelling one gives up the answer,
-    not the work. Await `ready()` between requests to keep the queue bounded.
+    Requests may be made at once, whether the process is there yet or not; it works at them in order, and answers in
+    order but for values that need not wait (ahead.py). Futures fail with the error of their request, or with
+    WorkerLost when the process dies; cancelling one gives up the answer, not the work. Await `ready()` between
+    requests to keep the queue bounded.
     """
 
     def __init__(

@@ -29,6 +29,9 @@ how far it is when a request takes long: of a program node, nodes, iterations do
 of `sign` stands the number of the request that is to end (stopping.py). A defect of the loop itself is told by
 ["defect", text] before the end.
 
+Requests are worked at in the order in which they came, and answered in it, but for wishes for a value that is there and
+settled already (ahead.py).
+
 The principal chose names, arguments, ids and programs; whatever is wrong with them comes back as a fault. The peer
 made the messages around them, so that a malformed message is a defect.
 """
@@ -39,7 +42,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,8 +50,10 @@ import torch
 from compute import values
 from compute.cost import ALLOWED
 from compute.dtypes import NAME_OF
+from peer.awake import Lookout, giving_way
 from peer.worker import export
-from peer.worker.channel import BlockingChannel, close_all
+from peer.worker.ahead import Ahead
+from peer.worker.channel import BlockingChannel, Message, close_all
 from peer.worker.device import Device
 from peer.worker.execution import execute
 from peer.worker.faults import as_defect, as_error
@@ -56,19 +61,27 @@ from peer.worker.guards import BlockHashes
 from peer.worker.objects import Objects
 from peer.worker.programs import Programs, Wanted
 from peer.worker.sandbox import Settings
+from peer.worker.steps import written_by
 from peer.worker.stretches import Stretch, Use, told
 from protocol import limits
 from protocol.errors import GridError, TooLarge
 from protocol.tensors import TensorHeader
 
 Send = Callable[[Any, Sequence[int]], None]
+Receive = Callable[[], Sequence[Message]]
 
 
 class Runtime:
     """What one worker holds and does. `handle` takes a message; answers go to `send(message, descriptors)`, and what
     was sent is on its way after `flush()`. `let_go` is for when the answers are on their way."""
 
-    def __init__(self, send: Send, flush: Callable[[], None] = lambda: None, device: Device | None = None) -> None:
+    def __init__(
+        self,
+        send: Send,
+        flush: Callable[[], None] = lambda: None,
+        device: Device | None = None,
+        receive: Receive = lambda: (),
+    ) -> None:
         self._send = send
         self._flush = flush
         self._told = 0  # bytes held, as the peer knows it
@@ -76,6 +89,7 @@ class Runtime:
         self._objects = Objects(device)
         self._programs = Programs(self._objects)
         self._stretches: dict[int, Stretch] = {}  # as many as the peer says: it counts them
+        self.ahead = Ahead(self._objects, self._stretches, receive, self._give)
         self._operations = 0
         self._seconds = 0.0
         self._handlers: dict[str, Callable[..., None]] = {
@@ -149,9 +163,11 @@ class Runtime:
     def _run(
         self, _: list[int], seq: int, operations: list[Any], wanted: bytes | None = None, dropped: Sequence[bytes] = ()
     ) -> None:
-        started = said = time.perf_counter()
+        started = time.perf_counter()
+        due = started + limits.LOOK_AHEAD
         if dropped and 2 * ALLOWED.held > ALLOWED.memory:
             self._drop_unused(dropped, operations, wanted)
+        beat: _Beat | None = None
         results: list[Any] = []
         for operation in operations:
             result = execute(self._objects, operation)
@@ -159,10 +175,10 @@ class Runtime:
                 results.append(result.to_fault())
             else:
                 results.append(told(result))
-            if time.perf_counter() - said > limits.PROGRESS and len(results) < len(operations):
-                said = time.perf_counter()
-                self._send(["progress", seq, len(results)], ())
-                self._flush()
+            if time.perf_counter() > due:
+                beat = beat or _Beat(self, seq, len(operations), dropped, lambda done: written_by(operations[done:]))
+                beat(len(results))
+                due = time.perf_counter() + limits.LOOK_AHEAD
         self._ran(seq, len(operations), started, results, wanted, dropped)
 
     def _stretch(self, _: list[int], number: int, operations: list[Any], forgotten: int | None = None) -> None:
@@ -187,7 +203,7 @@ class Runtime:
         if dropped and 2 * ALLOWED.held > ALLOWED.memory:
             self._drop_unused(dropped, use.ids, wanted)
         count = len(stretch.operations)
-        results = use.run(lambda done: self._progress(seq, done) if done < count else None)
+        results = use.run(_Beat(self, seq, count, dropped, lambda done: stretch.written(done, use.ids)))
         self._ran(seq, count, started, results, wanted, dropped)
 
     def _ran(
@@ -241,6 +257,15 @@ class Runtime:
     def _progress(self, seq: int, at: int | list[int]) -> None:
         self._send(["progress", seq, at], ())
         self._flush()
+
+    def _give(self, seq: int, object_id: bytes) -> bool:
+        """Answers a wish for a small value out of turn; False where there is none to give."""
+        tensor = self._objects.tensors[object_id]
+        if tensor.numel() * tensor.element_size() > limits.INLINE_PAYLOAD or self._objects.is_as_provided(object_id):
+            return False
+        self._run_for(seq, [], object_id)
+        self._flush()
+        return True
 
     def _sign(self, descriptors: list[int]) -> None:
         self._programs.watch_sign(descriptors[0])
@@ -305,6 +330,35 @@ class Runtime:
         self._send(["fault", seq, error.to_fault()], ())
 
 
+class _Beat:
+    """What a request that takes long does between two of its operations: it says how far it is, and gives what waits
+    behind it and is there."""
+
+    __slots__ = ("_count", "_dropped", "_rest", "_runtime", "_seq", "_tell")
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        seq: int,
+        count: int,
+        dropped: Sequence[bytes],
+        rest: Callable[[int], Iterable[bytes | None]],
+    ) -> None:
+        self._runtime = runtime
+        self._seq = seq
+        self._count = count
+        self._dropped = dropped
+        self._rest = rest
+        self._tell = time.perf_counter() + limits.PROGRESS
+
+    def __call__(self, done: int) -> None:
+        now = time.perf_counter()
+        if now > self._tell and done < self._count:
+            self._tell = now + limits.PROGRESS
+            self._runtime._progress(self._seq, done)
+        self._runtime.ahead.look(lambda: self._rest(done), self._dropped)
+
+
 def _ids_in(value: Any) -> Iterator[bytes]:
     """Every id in the wire form of operations, results' among them."""
     if isinstance(value, bytes):
@@ -346,12 +400,14 @@ def serve(sock: socket.socket, settings: Settings) -> None:
     speed = float(settings.threads) if settings.device == "cpu" else limits.CPU_DEVICE
     ALLOWED.limit(settings.memory, settings.seconds, speed)
     channel = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_MESSAGE)
-    runtime = Runtime(channel.queue, channel.flush, Device.of(settings.device))
+    runtime = Runtime(channel.queue, channel.flush, Device.of(settings.device), channel.receive_now)
+    ahead, lookout = runtime.ahead, Lookout(give_way=giving_way())
     try:
-        while (messages := channel.receive()) is not None:
+        while (messages := lookout.wait(channel.receive_now, limits.AWAKE_WORKER) or channel.receive()) is not None:
             begun = time.perf_counter()
-            for message, descriptors in messages:
-                runtime.handle(message, descriptors)
+            ahead.came(messages)
+            while (next_one := ahead.next()) is not None:
+                runtime.handle(*next_one)
                 if time.perf_counter() - begun > limits.ANSWERS_WAIT:
                     channel.flush()  # else what is done would wait for what is not
                     begun = time.perf_counter()

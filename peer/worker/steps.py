@@ -5,8 +5,8 @@ In the form in which a stretch comes, objects are numbers of 16 bytes, and float
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -15,13 +15,16 @@ from compute import table
 from compute.cost import ALLOWED
 from compute.estimate import Estimate, check_allowed, guarded
 from compute.interpreter import call
+from compute.proven import Call, proven
 from compute.value_guards import is_readable
+from compute.writes import written_positions
 from peer.worker import repeated
 from peer.worker.execution import CHECK, guarded_among, run, tensors_in
 from peer.worker.objects import Objects
 from peer.worker.randomness import GENERATOR
 
 _TENSOR: Final = torch.Tensor
+_ID: Final = 16
 _NO_PLAN: Final = repeated.Plan(Estimate((), 0, 0), None)
 _LONG: Final = frozenset({"size", "linalg"})
 
@@ -90,6 +93,7 @@ class Learner:
         self._looks: dict[int, tuple[Any, ...]] = {}  # of each slot, as it was first seen
         self._written: set[int] = set()
         self._floats = 0
+        self._calls: list[Call] = []
         self.steps: list[Step] = []
         self.is_good = True
 
@@ -103,6 +107,14 @@ class Learner:
         # What an operation does to the shape of another tensor than its results, the steps after it do not know.
         self.is_good = self.is_good and all(map(self._is_as_it_was, (*slots, *step.outs)))
         self.steps.append(step)
+        self._calls.append(Call(name, args, not kwargs, tuple(outs), _named(written_by([template]))))
+
+    def finish(self, given: int) -> list[Step]:
+        """The steps, of a stretch that is given so many objects: without checks of values that would find nothing."""
+        ids = frozenset(number.to_bytes(_ID, "big") for number in range(given))
+        for at in proven(self._calls, ids):
+            self.steps[at].plan = replace(self.steps[at].plan, guard=None)
+        return self.steps
 
     def _fill(self, step: Step, args: list[Any], kwargs: dict[str, Any], operation: Any, floats: _Floats) -> None:
         entry, objects = step.entry, self._objects
@@ -146,6 +158,12 @@ class _Floats:
         return self._first + count_floats(values)
 
 
+def _named(written: Iterable[bytes | None]) -> list[Hashable] | None:
+    """None where one of them is not known."""
+    names = list(written)
+    return None if None in names else [name for name in names if name is not None]
+
+
 def look_of(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.shape, tensor.stride()
 
@@ -176,3 +194,15 @@ def slots_in(values: Sequence[Any]) -> list[int]:
 
 def count_floats(values: Sequence[Any]) -> int:
     return sum(count_floats(value) if type(value) is list else type(value) is float for value in values)
+
+
+def written_by(operations: Sequence[Any]) -> Iterator[bytes | None]:
+    """The ids of what operations may write, as they travel; None where that cannot be told."""
+    for operation in operations:
+        name, args = operation[0], operation[1]
+        if name == CHECK:
+            yield None  # it may spoil what a factorisation gave
+            continue
+        for position in written_positions(name):
+            value = args[position] if position < len(args) else None
+            yield value if type(value) is bytes else None

@@ -24,7 +24,7 @@ from compute.dtypes import NAME_OF
 from compute.operations import OPERATIONS
 from peer.worker.execution import execute, keep, refused
 from peer.worker.objects import Objects
-from peer.worker.steps import Learner, Step, count_floats, look_like, number_of
+from peer.worker.steps import Learner, Step, count_floats, look_like, number_of, written_by
 from protocol import limits
 from protocol.errors import GridError
 
@@ -34,8 +34,8 @@ _TRIES: Final = 8  # uses in a row that looked like none before: then nothing mo
 
 Look = list[Any]
 """dtype, shape and stride of each tensor, and the floats on which shapes depend."""
-Progress = Callable[[int], None]
-"""Is told how many operations are done, when it takes long."""
+Beat = Callable[[int], None]
+"""Is told how many operations are done, each limits.LOOK_AHEAD seconds, between two operations."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +56,7 @@ class Stretch:
         self._plans: list[Plan] = []
         self._misses = 0
         self._shaping = _shaping(operations)
+        self._written = _written(operations)
 
     def look(self, given: Sequence[torch.Tensor | None], floats: Sequence[float]) -> Look | None:
         """What a use looks like; None where one of its tensors is not there."""
@@ -67,6 +68,11 @@ class Stretch:
         for number in self._shaping:
             look.append(floats[number])
         return look
+
+    def written(self, done: int, ids: Sequence[bytes]) -> list[bytes | None]:
+        """The ids of what the operations after the first `done` may write, None for one that may be anything's; `ids`
+        are those of a use."""
+        return [None if slot is None else ids[slot] for at, slot in self._written if at >= done]
 
     def find(self, look: Look) -> Plan | None:
         for plan in self._plans:
@@ -112,22 +118,22 @@ class Use:
         self._results: list[Any] = []
         self._fault: dict[str, Any] = {}  # of the operation that failed last
 
-    def run(self, progress: Progress) -> list[Any] | None:
+    def run(self, beat: Beat) -> list[Any] | None:
         objects, stretch = self._objects, self._stretch
         values: list[Any] = list(map(objects.tensors.get, self._given))
         look = stretch.look(values, self._floats) if objects.is_on_cpu else None
         plan = None if look is None else stretch.find(look)
         if plan is not None:
-            done = self._run_known(plan, values, progress)
+            done = self._run_known(plan, values, beat)
             if done == len(plan.steps):
                 told, stretch.told = stretch.told, plan
                 return None if told is plan else plan.results
-            self._run_rest(progress)
+            self._run_rest(beat)
             stretch.told = None
         elif look is not None and stretch.may_learn:
-            stretch.told = self._run_learning(look, progress)
+            stretch.told = self._run_learning(look, beat)
         else:
-            self._run_rest(progress)
+            self._run_rest(beat)
             stretch.told = None
         return self._results
 
@@ -140,12 +146,12 @@ class Use:
 
     # --- as before ----------------------------------------------------------------------------------------
 
-    def _run_known(self, plan: Plan, values: list[Any], progress: Progress) -> int:
+    def _run_known(self, plan: Plan, values: list[Any], beat: Beat) -> int:
         """How many operations came out as the plan says. Where these are not all of them, `_results` has what came of
         them, and of one more."""
         objects, ids, floats, steps, at = self._objects, self.ids, self._floats, plan.steps, 0
         values += [None] * (len(ids) - len(values))
-        due = time.perf_counter() + limits.PROGRESS
+        due = time.perf_counter() + limits.LOOK_AHEAD
         try:
             for at, step in enumerate(steps):
                 tensors = self._long(at) if step.is_long else step.run(objects, values, floats)
@@ -158,8 +164,8 @@ class Use:
                     if not step.is_long:
                         objects.put(ids[slot], tensor)
                 if time.perf_counter() > due:
-                    due = time.perf_counter() + limits.PROGRESS
-                    progress(at + 1)
+                    due = time.perf_counter() + limits.LOOK_AHEAD
+                    beat(at + 1)
         except Exception as problem:
             _, args, kwargs, _ = self.operations[at]
             error = refused(objects, self.operations[at], steps[at].entry, args, kwargs, problem)
@@ -186,33 +192,33 @@ class Use:
 
     # --- one by one ---------------------------------------------------------------------------------------
 
-    def _run_rest(self, progress: Progress) -> None:
-        due = time.perf_counter() + limits.PROGRESS
+    def _run_rest(self, beat: Beat) -> None:
+        due = time.perf_counter() + limits.LOOK_AHEAD
         for operation in self.operations[len(self._results) :]:
             result = execute(self._objects, operation)
             self._results.append(result.to_fault() if isinstance(result, GridError) else told(result))
             if time.perf_counter() > due:
-                due = time.perf_counter() + limits.PROGRESS
-                progress(len(self._results))
+                due = time.perf_counter() + limits.LOOK_AHEAD
+                beat(len(self._results))
 
-    def _run_learning(self, look: Look, progress: Progress) -> Plan | None:
+    def _run_learning(self, look: Look, beat: Beat) -> Plan | None:
         """One by one; gives what was found out, which is kept for the next use."""
         learner = Learner(self._objects, self.ids)
-        due = time.perf_counter() + limits.PROGRESS
+        due = time.perf_counter() + limits.LOOK_AHEAD
         for template, operation in zip(self._stretch.operations, self.operations, strict=True):
             result = execute(self._objects, operation)
             if isinstance(result, GridError):
                 self._results.append(result.to_fault())
-                self._run_rest(progress)
+                self._run_rest(beat)
                 return None
             self._results.append(told(result))
             learner.see(template, operation, result)
             if time.perf_counter() > due:
-                due = time.perf_counter() + limits.PROGRESS
-                progress(len(self._results))
+                due = time.perf_counter() + limits.LOOK_AHEAD
+                beat(len(self._results))
         if not learner.is_good:
             return None
-        plan = Plan(look, learner.steps, self._results)
+        plan = Plan(look, learner.finish(len(self._given)), self._results)
         self._stretch.learn(plan)
         return plan
 
@@ -238,6 +244,14 @@ def _shaping(operations: Sequence[Any]) -> tuple[int, ...]:
             found += range(first, first + count)
         first += count
     return tuple(found)
+
+
+def _written(operations: Sequence[Any]) -> list[tuple[int, int | None]]:
+    """(operation, slot) of all that is written, in order."""
+    found: list[tuple[int, int | None]] = []
+    for at, operation in enumerate(operations):
+        found += [(at, None if id is None else number_of(id)) for id in written_by([operation])]
+    return found
 
 
 def _filled(value: Any, ids: Sequence[bytes], floats: Any) -> Any:

@@ -13,7 +13,7 @@ is in its memory. It runs nothing for anybody. On its control channel (FD):
                                             ["exited", pid, status]       status as in subprocess: -9 is SIGKILL
 
 The descriptor of "spawn" is the worker's end of its channel to the peer; "jail" is the same for a process of one job
-(jail.py), "party" for one of a secure run (party.py). Only the zygote kills them: it is their parent, so that a pid
+(jail.py), "party" for one of a secure session (secure). Only the zygote kills them: it is their parent, so that a pid
 cannot have become somebody else's. At the end of the control channel it kills them all and exits.
 
 Where the system lets it, the zygote is the first process of a namespace: then pids are those in there, "spawned" comes
@@ -146,13 +146,13 @@ def _become_jail(ground: sandbox.Ground, settings: dict[str, Any], descriptor: i
 
 
 def _become_party(ground: sandbox.Ground, settings: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
-    """The same, for one that lives for one secure run."""
+    """The same, for one that lives for one secure session."""
     try:
-        from peer.worker import party
+        from peer.worker.secure import process
 
         allowed = sandbox.Settings.from_wire(settings)
         descriptor = sandbox.enter(ground, allowed, descriptor, parent)
-        party.serve(socket.socket(fileno=descriptor), allowed)
+        process.serve(socket.socket(fileno=descriptor), allowed)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -215,6 +215,22 @@ def _confine(settings: sandbox.Settings, control: BlockingChannel, parent: Paren
     return walls
 
 
+def warm(settings: sandbox.Settings) -> str | None:
+    """Imports torch and what runs on it, and runs it once; or says why torch cannot compute on the device."""
+    from peer.worker import device, runtime
+    from peer.worker.secure import process
+
+    if (reason := device.unavailable(settings.device)) is not None:
+        return reason
+    runtime.warm()
+    process.warm()
+    if settings.has_jails:
+        from peer.worker import jail
+
+        jail.warm()
+    return None
+
+
 def main(arguments: list[str]) -> None:
     descriptor, settings = int(arguments[0]), sandbox.Settings.from_wire(json.loads(arguments[2]))
     sandbox.reset_signals()
@@ -223,19 +239,9 @@ def main(arguments: list[str]) -> None:
     control = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_REPLY)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         walls = _confine(settings, control, parent)
-        from peer.worker import device, runtime
-
-        if (reason := device.unavailable(settings.device)) is not None:
+        if (reason := warm(settings)) is not None:
             control.send(["unavailable", reason])
             os._exit(1)
-        runtime.warm()
-        if settings.has_jails:
-            from peer.worker import jail
-
-            jail.warm()
-        from peer.worker import party
-
-        party.warm()
         if walls is not None and FILTER not in walls.refused:
             walls.prepare(settings.threads)
         ground = sandbox.Ground.laid(walls)

@@ -21,6 +21,7 @@ MODULE: Final = "peer.worker.zygote"
 # What it takes to find programs and libraries and to speak the user's language; nothing that may be a secret.
 _PASSED_ON: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
 # One thread each: a process with more cannot be forked safely. A worker may raise its own number afterwards.
+_DYING: Final = 0.3  # seconds; the peer stands still for them, once, when everything that computes is gone
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -107,8 +108,11 @@ class ZygoteProcess:
                 self._events.exited(pid, status)
 
     def _ended(self, error: Exception | None) -> None:
-        self._process.kill()  # if it only closed its channel; has no effect on one that is dead
-        status = self._process.wait()  # dead or dying: milliseconds
+        try:
+            status = self._process.wait(_DYING)  # its channel ends a little before itself: how is its own to say
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
         self._events.lost(ending(status))
 
 

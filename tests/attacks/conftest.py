@@ -17,6 +17,12 @@ from peer.keys import Identity
 from peer.neighbours import Neighbours
 from peer.opening import open_as_dialer
 from protocol.handshake import Introduction
+from tests import zygotes
+
+
+@pytest.fixture(autouse=True)
+def as_everywhere(real_zygotes: None) -> None:
+    """What is attacked is a peer as it is, its zygote's start included."""
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +30,7 @@ def victim() -> Iterator[Folders]:
     """A peer named victim runs; its records are in these folders."""
     with tempfile.TemporaryDirectory(prefix="grid-attacks-") as folder:
         folders = Folders.under(Path(folder))
-        with asyncio.Runner() as runner:
+        with zygotes.real(), asyncio.Runner() as runner:
             processes = Processes(folders)
             runner.run(processes.start("victim"))
             yield folders

@@ -17,6 +17,7 @@ from peer.worker import memory, zygote_process
 from peer.worker.channel import BlockingChannel
 from peer.worker.sandbox import Settings
 from protocol import limits
+from tests import zygotes
 from tests.waiting import PATIENCE
 
 _ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ class Den:
         self.settings = settings
         self._seq = 0
         ours, theirs = socket.socketpair()
-        with pytest.MonkeyPatch.context() as patch, theirs:
+        with zygotes.real(), pytest.MonkeyPatch.context() as patch, theirs:
             patch.setattr(zygote_process, "MODULE", "tests.attacks.hostile")
             patch.syspath_prepend(_ROOT)
             self.process = zygote_process._start(theirs.fileno(), settings)

@@ -290,3 +290,26 @@ def test_training_in_a_loop_is_training() -> None:
 
     program = check(function, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), X, torch.ones(5, 2))
     assert "flow.repeat" in operations(program)
+
+
+def test_a_number_in_a_tensor_is_an_index() -> None:
+    """torch reads such a number; a function that is captured has none."""
+
+    def indexed(x: torch.Tensor) -> Any:
+        def step(i: torch.Tensor, total: torch.Tensor, kept: torch.Tensor) -> Any:
+            changed = x.clone()
+            changed[i, 1:3] = total[0]
+            changed[..., i] = 7
+            kept = kept.clone()
+            kept[i] = x[i].sum()
+            picked = x[i] + x[i, :, 2][:, None] + x[-1 - i, None, ..., i].reshape(-1)[:1] + x[:, i][i]
+            return total + picked + changed.mean(), kept
+
+        return grid.repeat(3, step, torch.zeros(4, 3), torch.zeros(6))
+
+    program = grid.plan(indexed).build(torch.randn(5, 4, 3)).program
+    for rows in (5, 3, 8):
+        x = torch.randn(rows, 4, 3)
+        assert all(map(torch.allclose, run(program, [x]), indexed(x)))
+    with pytest.raises(OperationFailed, match="out of range"):
+        run(program, [torch.randn(2, 4, 3)])

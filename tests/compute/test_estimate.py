@@ -58,7 +58,7 @@ HUGE = X[0, 0].expand(TERA, TERA)
         ("aten.one_hot.default", [torch.zeros(1000, dtype=torch.int64), 2**31]),
         ("aten.cartesian_prod.default", [[torch.ones(10_000)] * 3]),
         ("aten.upsample_nearest2d.default", [torch.ones(1, 1, 2, 2), [TERA, TERA]]),
-        ("aten.im2col.default", [torch.ones(1, 64, 4096, 4096), [33, 33], [1, 1], [16, 16], [1, 1]]),
+        ("aten.im2col.default", [X[0, 0].expand(1, 64, 4096, 4096), [33, 33], [1, 1], [16, 16], [1, 1]]),
         ("aten.tril_indices.default", [TERA, TERA]),
         ("aten.conv_transpose2d.input", [torch.ones(1, 1, 999, 999), torch.ones(1, 1, 1, 1), None, [999, 999]]),
         ("aten.nonzero.default", [X[0, 0].expand(TERA, 1000)]),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from compute import estimate, interpreter
+from compute import estimate, interpreter, known
 from compute.cost import ALLOWED
 from compute.interpreter import run
 from compute.program import Input, Node, Program
@@ -117,6 +117,28 @@ def test_memory_that_is_left_is_looked_at_each_time() -> None:
     assert caught.value.fields["limit"] == "worker_memory"
 
 
+def test_memory_that_writing_takes_is_looked_at_before_the_next_operation() -> None:
+    from compute.interpreter import execute
+
+    class Grows:
+        """Writing takes memory, as it does where a file is mapped."""
+
+        def __call__(self, *call: Any) -> Any:
+            return execute(*call)
+
+        def again(self, *call: Any) -> Any:
+            ALLOWED.held += 4_000
+            return interpreter.again(*call)
+
+        is_free = staticmethod(interpreter.is_free)
+
+    p = program("x", aten("add_.Scalar", n(0), 1), aten("add.Tensor", n(1), 1.0), outputs=n(2))
+    ALLOWED.limit(5_000, None)
+    run(p, [torch.zeros(1000)], Grows())
+    with pytest.raises(TooLarge):
+        run(p, [torch.zeros(1000)], Grows())
+
+
 def test_a_node_that_fails_in_a_later_run_is_named() -> None:
     p = program("x i", aten("relu.default", n(0)), aten("index_select.default", n(2), 0, n(1)), outputs=n(3))
     x = torch.ones(3)
@@ -203,5 +225,5 @@ def test_estimates_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     p = chain()
     run(p, [torch.zeros(3)])
     monkeypatch.setattr(estimate, "infer", None)
-    monkeypatch.setattr(interpreter, "infer", None)
+    monkeypatch.setattr(known, "infer", None)
     assert run(p, [torch.zeros(3)]).tolist() == [5.0] * 3

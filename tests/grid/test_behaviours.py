@@ -162,6 +162,24 @@ async def test_09_an_operation_on_a_chain_makes_one_object_at_each_hop(peers: Fo
         assert await count(*hops) == [1, 1, 1]
 
 
+async def test_10_11_what_a_pointer_or_a_chain_names_is_rounded_and_shared_where_it_is(
+    hooked: None, peers: Folders
+) -> None:
+    async with mine(peers) as g:
+        alice, bob, carol = g["alice"], g["bob"], g["carol"]
+        value = torch.tensor([1.5, -2.25])
+        pointer = await value.send(bob)
+        chain = await pointer.send(alice)
+        before = await count(alice, bob, carol)
+        for each in (pointer, chain):
+            s = await each.fix_prec().share(alice, bob, crypto_provider=carol)
+            assert isinstance(s, grid.SecretTensor)
+            got = await (s + s).get().float_prec()
+            torch.testing.assert_close(got, 2 * value, atol=1e-3, rtol=1e-3)
+        assert await count(alice, bob, carol) == before
+        assert torch.equal(await pointer.fetch(), value)  # not in place
+
+
 async def test_12_pointers_are_combined_and_their_values_summed(peers: Folders) -> None:
     async with mine(peers) as g:
         a = await g["bob"].send(torch.tensor([1, 2, 3]))

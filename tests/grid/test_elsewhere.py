@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 import grid
 from grid.local_grid import Processes
@@ -94,6 +96,36 @@ async def test_a_pull_goes_on_at_another_holder(folders: Folders, doing: str) ->
         assert there.location.name == "carol" and torch.equal(await there.fetch(), VALUE)
         assert len(await g.search("#x")) == (3 if doing == "copy" else 2)
         assert blob_of(folders, "carol").name == blob_of(folders, "bob").name
+
+
+@pytest.mark.parametrize("block", [BAD, 0])
+async def test_a_model_is_had_from_another_holder_of_program_and_weights(
+    folders: Folders, tmp_path: Path, block: int
+) -> None:
+    async with three(folders) as g:
+        net = nn.Sequential(nn.Flatten(), nn.Linear(1024, 1100))
+        x = torch.randn(2, 1024)
+        await g["alice"].send(net, tags="#net")
+        model = (await g.search("#net")).one()
+        await model.copy(g["bob"])
+        damage(folders, "alice", block)
+        assert torch.equal((await model.fetch())(x), net(x))
+        await model.save(tmp_path / "net.safetensors")
+        assert torch.equal(load_file(tmp_path / "net.safetensors")["1.weight"], net.state_dict()["1.weight"])
+        there = await model.copy(g["carol"])
+        assert torch.equal((await there.fetch())(x), net(x))
+        assert blob_of(folders, "carol").name == blob_of(folders, "bob").name
+
+
+async def test_a_model_of_the_same_weights_and_another_program_is_no_other_holder(folders: Folders) -> None:
+    async with three(folders) as g:
+        net = nn.Sequential(nn.Linear(1024, 1100), nn.ReLU())
+        other = nn.Sequential(net[0], nn.Sigmoid())
+        await g["alice"].send(net, tags="#net")
+        await g["bob"].send(other, tags="#other")
+        damage(folders, "alice")
+        with pytest.raises(Corrupt):
+            await (await g.search("#net")).one().fetch()
 
 
 async def test_without_another_holder_it_is_corrupt_and_the_source_is_named(folders: Folders) -> None:

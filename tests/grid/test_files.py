@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,9 +28,17 @@ import torch
 from compute.values import tensor_bytes
 from grid.files import Entry, asked, check_target, entries, files_in, read, sources, tables, write
 from grid.files.writing import save
+from peer.worker.reader import kept
 from protocol import limits
 from protocol.errors import BadFile, BadTensor, GridError, PeerLost, StorageFull, TooLarge
 from protocol.tensors import TensorHeader
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_reader() -> Iterator[None]:
+    """The confined process that opens other makers' files starts once."""
+    with kept():
+        yield
 
 
 def idx(values: np.ndarray, kind: int = 0x08) -> bytes:

@@ -22,8 +22,12 @@ def hooked() -> Iterator[None]:
     grid.unhook()
 
 
+_FIXED = ["fix_prec", "fix_precision", "float_prec", "float_precision"]
+
+
 def names() -> list[set[str]]:
-    return [set(vars(kind)) for kind in (torch.Tensor, nn.Module, grid.Pointer, grid.RemotePeer)]
+    kinds = (torch.Tensor, nn.Module, grid.Pointer, grid.RemotePeer, torch.optim.Optimizer)
+    return [set(vars(kind)) for kind in kinds]
 
 
 def test_it_can_be_called_again_and_undone_and_leaves_no_trace() -> None:
@@ -33,10 +37,11 @@ def test_it_can_be_called_again_and_undone_and_leaves_no_trace() -> None:
     grid.hook()
     assert names() == once != before
     assert [sorted(more - less) for more, less in zip(once, before, strict=True)] == [
-        ["describe", "fix_prec", "fix_precision", "send", "send_", "share", "tag"],
-        ["copy", "describe", "fix_prec", "fix_precision", "send", "share", "tag"],
+        ["describe", *_FIXED, "send", "send_", "share", "tag"],
+        ["copy", "describe", *_FIXED, "send", "share", "tag"],
         ["get_", "move_"],
         ["clear_objects"],
+        ["fix_prec", "fix_precision"],
     ]
     grid.unhook()
     grid.unhook()
@@ -188,10 +193,65 @@ async def test_what_a_computation_holds_still_cannot_become_a_pointer(hooked: No
         assert x.grad is not None and torch.equal(x.grad, torch.full((2,), 2.0))
 
 
-async def test_shares_say_that_they_are_not_there(hooked: None, peers: Folders) -> None:
-    for call in (torch.ones(1).fix_prec, torch.ones(1).fix_precision, torch.ones(1).share, nn.Linear(1, 1).share):
-        with pytest.raises(BadRequest, match="not in this version"):
-            call()
+def test_fixed_precision_rounds_and_is_not_in_place(hooked: None) -> None:
+    x = torch.tensor([1 / 3, -2.0])
+    assert torch.equal(x.fix_prec(precision=10).float_prec(), torch.tensor([341 / 1024, -2.0]))
+    assert torch.equal(x.fix_precision(precision_fractional=5), torch.tensor([round(2**17 / 3) / 2**17, -2.0]))
+    assert x[0] == 1 / 3 and torch.equal(torch.tensor([3]).fix_prec(), torch.tensor([3]))
+    assert torch.ones(1, requires_grad=True).fix_prec().requires_grad
+    net = nn.Linear(1, 1)
+    assert net.fix_precision() is net and net.float_precision() is net
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    assert optimizer.fix_precision() is optimizer
+    for options in ({"precision_fractional": 9}, {"internal_type": torch.int32}, {"digits": 3}):
+        with pytest.raises(BadRequest):
+            x.fix_prec(**options)
+
+
+async def test_tensors_are_shared_with_the_old_words(hooked: None, peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        alice, bob, carol = g["alice"], g["bob"], g["carol"]
+        x = torch.tensor([1.5, -2.0])
+        s = x.fix_prec(precision_fractional=5).share(alice, bob, crypto_provider=carol, protocol="fss")
+        assert isinstance(s, grid.SecretTensor) and s.precision == 17
+        both = await (s + s).copy().get().float_precision()
+        torch.testing.assert_close(both, 2 * x, atol=1e-3, rtol=1e-3)
+        pointer = await x.send(alice)
+        there = await pointer.fix_prec().share(bob, alice, crypto_provider=carol, requires_grad=True)
+        assert there.requires_grad and there.parties == (bob, alice)
+        torch.testing.assert_close((await there.get()).detach(), x, atol=1e-3, rtol=1e-3)
+        counted = torch.tensor([1, 2]).fix_precision().share(alice, bob, crypto_provider=carol)
+        value = await counted.sum().get().float_precision().long().item()
+        assert value == 3
+        with pytest.raises(BadRequest, match="field_of"):
+            x.share(alice, bob, crypto_provider=carol, field_of=3)
+
+
+async def test_a_module_is_shared_trained_and_fetched_in_place_with_one_optimiser(hooked: None, peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        team = (g["alice"], g["bob"])
+        net, x, y = nn.Linear(3, 1), torch.randn(4, 3), torch.randn(4, 1)
+        alone, parameters = net.copy(), list(net.parameters())
+        both = [(each, torch.optim.SGD(each.parameters(), lr=0.05, momentum=0.9)) for each in (net, alone)]
+
+        def step(which: int, given: torch.Tensor, wanted: torch.Tensor) -> None:
+            module, optimizer = both[which]
+            optimizer.zero_grad()
+            ((module(given) - wanted) ** 2).mean().backward()
+            optimizer.step()
+
+        step(0, x, y)
+        assert await net.fix_precision().share(*team, crypto_provider=g["carol"]) is net
+        assert isinstance(net, nn.Linear) and isinstance(net.weight, grid.SecretTensor)
+        given, wanted = (each.fix_prec().share(*team, crypto_provider=g["carol"]) for each in (x, y))
+        step(0, given, wanted)
+        assert await net.get() is net and type(net) is nn.Linear and not isinstance(net.weight, grid.SecretTensor)
+        for _ in range(2):
+            step(1, x, y)
+        assert all(one is other for one, other in zip(net.parameters(), parameters, strict=True))
+        torch.testing.assert_close(net.weight, alone.weight, atol=2e-3, rtol=2e-3)
+        with pytest.raises(BadRequest, match="secret already"):
+            net.fix_precision().share(*team, crypto_provider=g["carol"]).share(*team, crypto_provider=g["carol"])
 
 
 async def test_clear_objects_takes_everything_of_ones_own(hooked: None, peers: Folders) -> None:

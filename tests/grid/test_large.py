@@ -29,6 +29,7 @@ from peer.store.store import Store
 from protocol import limits
 from protocol.errors import Corrupt, ReadOnly
 from protocol.tensors import TensorHeader
+from tests import zygotes
 from tests.waiting import until
 
 MIB = limits.MIB
@@ -132,7 +133,8 @@ def place() -> Iterator[Place]:
         folders = Folders.under(Path(folder))
         runner.run(_publish(folders))
         processes = Processes(folders)
-        runner.run(processes.start("alice", "bob"))
+        with zygotes.real():
+            runner.run(processes.start("alice", "bob"))
         yield Place(folders, processes)
         runner.run(processes.close())
 

@@ -36,7 +36,7 @@ from tests.waiting import descriptors, process_ended, until
 KILLS = 200 if os.environ.get("PEERGRID_FULL") else 12
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("real_zygotes")]
 
 
 @contextlib.asynccontextmanager

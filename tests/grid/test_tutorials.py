@@ -18,7 +18,7 @@ import grid
 from peer.folders import Folders
 
 FOLDER = Path(__file__).parents[2] / "docs" / "tutorials"
-PAGES = sorted(FOLDER.glob("[0-9]*.md"))
+PAGES = sorted(FOLDER.glob("[0-9]*.md"), key=lambda page: int(page.name.partition("-")[0]))
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = {page.name: _FENCE.findall(page.read_text()) for page in PAGES}
 
@@ -30,7 +30,7 @@ def unhooked() -> Iterator[None]:
 
 
 def test_every_page_is_in_the_list_and_every_block_is_run_or_compared() -> None:
-    listed = re.findall(r"\]\((\d-[\w-]+\.md)\)", (FOLDER / "README.md").read_text())
+    listed = re.findall(r"\]\((\d+-[\w-]+\.md)\)", (FOLDER / "README.md").read_text())
     assert listed == [page.name for page in PAGES] and len(listed) >= 7
     for name, blocks in BLOCKS.items():
         kinds = [kind for kind, _ in blocks]

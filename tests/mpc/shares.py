@@ -42,27 +42,39 @@ class OnShares:
 
     def script(self, count: int = 2) -> Script:
         shapes = [
-            Secret(torch.empty(v.shape, dtype=torch.int64, device="meta"), _bits(v), v.dtype) for v in self.values
+            Secret(torch.empty(v.shape, dtype=torch.int64, device="meta"), self._bits(v), v.dtype) for v in self.values
         ]
-        return script_of(lambda party: run(party, self.lowered.program, [*shapes, *self.lowered.public]), count)
+        return script_of(
+            lambda party: run(party, self.lowered.program, [*shapes, *self.lowered.public]),
+            count,
+            self.lowered.precision,
+        )
+
+    def _bits(self, value: torch.Tensor) -> int:
+        return self.lowered.precision if value.is_floating_point() else 0
 
     def result(self, count: int = 2) -> Any:
         """What the program gives, decoded; nested as it is."""
         parties: list[list[Any]] = [[] for _ in range(count)]
         for value in self.values:
-            for party, share in zip(parties, shares_of(encode(value, _bits(value)), count), strict=True):
-                party.append(Secret(share, _bits(value), value.dtype))
+            for party, share in zip(parties, shares_of(encode(value, self._bits(value)), count), strict=True):
+                party.append(Secret(share, self._bits(value), value.dtype))
 
         def protocol(party: Party, *given: Any) -> Protocol[Any]:
             return (yield from run(party, self.lowered.program, [*given, *self.lowered.public]))
 
-        results, _ = run_together(protocol, parties)
+        results, _ = run_together(protocol, parties, precision=self.lowered.precision)
         leaves = zip(*(pytree.tree_leaves(each, is_leaf=_is_secret) for each in results), strict=True)
         _, form = pytree.tree_flatten(results[0], is_leaf=_is_secret)
         return pytree.tree_unflatten([_opened(each) for each in leaves], form)
 
 
-def lowered(function: Callable[..., Any], inputs: Mapping[str, Any], public: Collection[str] = ()) -> OnShares:
+def lowered(
+    function: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    public: Collection[str] = (),
+    precision: int = PRECISION,
+) -> OnShares:
     """The function, all of whose inputs (of modules: parameters and buffers) are secret but those named `public`."""
     captured = capture(function, inputs)
     flat: dict[str, torch.Tensor] = dict(captured.constants)
@@ -72,20 +84,20 @@ def lowered(function: Callable[..., Any], inputs: Mapping[str, Any], public: Col
         else:
             flat[name] = value
     secret = [name not in captured.constants and name not in public for name in captured.inputs]
-    made = lower(captured.program, [flat[name] for name in captured.inputs], secret)
+    made = lower(captured.program, [flat[name] for name in captured.inputs], secret, precision)
     names = [name for name, is_secret in zip(captured.inputs, secret, strict=True) if is_secret]
     return OnShares(made, {name: flat[name] for name in names})
 
 
 def on_shares(
-    function: Callable[..., Any], inputs: Mapping[str, Any], count: int = 2, public: Collection[str] = ()
+    function: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    count: int = 2,
+    public: Collection[str] = (),
+    precision: int = PRECISION,
 ) -> Any:
     """What the function gives on shares."""
-    return lowered(function, inputs, public).result(count)
-
-
-def _bits(value: torch.Tensor) -> int:
-    return PRECISION if value.is_floating_point() else 0
+    return lowered(function, inputs, public, precision).result(count)
 
 
 def _is_secret(value: Any) -> bool:

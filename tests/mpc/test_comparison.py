@@ -56,7 +56,7 @@ def test_the_sign_of_every_word_is_right(count: int) -> None:
     (bit, chosen), ledger = _run(_sign_and_choice, words, count, 0)
     assert torch.equal(bit, (words < 0).to(torch.int64))
     assert torch.equal(chosen, torch.where(words < 0, words, 0))
-    assert ledger.rounds == 5
+    assert ledger.rounds == 4
     assert ledger.nbytes / len(words) < 27
 
 
@@ -67,7 +67,7 @@ def test_a_choice_truncates_on_its_way(count: int) -> None:
     assert torch.equal(bit, (words < 0).to(torch.int64))
     gap = chosen - torch.where(words < 0, words >> 16, 0)
     assert ((gap == 0) | (gap == 1)).all()
-    assert ledger.rounds == 5
+    assert ledger.rounds == 4
 
 
 @parties
@@ -81,7 +81,7 @@ def test_zero_is_told_from_everything_else(count: int) -> None:
     words = torch.cat([_words(-2, 3, edges=[]), torch.tensor([1 << at for at in range(63)] + [-(1 << 63)])])
     (got,), ledger = _run(protocol, words, count)
     assert torch.equal(got, (words == 0).to(torch.int64))
-    assert ledger.rounds == 5
+    assert ledger.rounds == 4
 
 
 def test_shifting_takes_no_round() -> None:

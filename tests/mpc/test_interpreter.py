@@ -112,7 +112,7 @@ def test_independent_steps_share_their_rounds() -> None:
 
     program = capture(function, {"x": _X, "y": _Y}).program
     _, ledger = run_together(_protocol(program), _secrets([_X, _Y], 2))
-    assert ledger.rounds == 5
+    assert ledger.rounds == 4
 
 
 def test_what_has_no_secure_form_is_named_before_anything_is_opened() -> None:

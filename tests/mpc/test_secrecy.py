@@ -19,10 +19,10 @@ import mpc
 from mpc import correlations, masks
 from mpc.arithmetic import fix, multiply, multiply_fixed
 from mpc.bilinear import Convolve, MatrixProduct, Multiply
-from mpc.comparison import Mask, as_numbers, mask, negative_bits, truncate, zero_bits
+from mpc.comparison import Mask, as_numbers, mask, negative_bits, truncate, truncate_and_choose, zero_bits
 from mpc.correlations import Correlation, Dealt, deal
 from mpc.dealer import Dealer, Supply
-from mpc.magnitude import leading_digit
+from mpc.magnitude import leading_digit, leading_digit_and_sign
 from mpc.operations import SECURE
 from mpc.party import Party
 from mpc.ring import PRECISION
@@ -88,6 +88,16 @@ def _exp(party: Party, x: torch.Tensor) -> Protocol[Any]:
     return (yield from exp(party, Secret(x, PRECISION, torch.float32)))
 
 
+def _digit_and_sign(party: Party, x: torch.Tensor) -> Protocol[Any]:
+    first, _, size = yield from leading_digit_and_sign(party, x, 9)
+    return first, size
+
+
+def _truncation_and_choice(party: Party, x: torch.Tensor) -> Protocol[Any]:
+    every_other = torch.full((_COUNT // 8,), 0x55 * party.is_first, dtype=torch.uint8, device=x.device)
+    return (yield from truncate_and_choose(party, x, 16, every_other))
+
+
 PROTOCOLS: dict[str, Run] = {
     "truncate": lambda party, x: truncate(party, x, 16),
     "signs": _signs,
@@ -98,7 +108,9 @@ PROTOCOLS: dict[str, Run] = {
     "fix": _fixed,
     "matmul": _bilinear(MatrixProduct(), (16, 32), (32, 16)),
     "conv": _bilinear(Convolve((1, 1), (1, 1), (1, 1)), (2, 4, 8, 8), (4, 4, 3, 3)),
-    "leading digit": lambda party, x: leading_digit(party, x & 0xFFFFFFFF),
+    "leading digit": lambda party, x: leading_digit(party, x & 0xFFFFFFFF, 9),
+    "leading digit and sign": _digit_and_sign,
+    "truncation and choice": _truncation_and_choice,
     "exp": _exp,
     "cos": _operation("cos.default"),
     "sigmoid": _operation("sigmoid.default"),
@@ -108,7 +120,7 @@ PROTOCOLS: dict[str, Run] = {
     "softmax": _operation("softmax.int", (-1, 8), dim=1),
     "reciprocal": _operation("reciprocal.default"),
 }
-_WIDTHS = {torch.int64: 46, torch.int32: 21}
+_WIDTHS = {torch.int32: 21}
 """Where words are opened modulo less than all that they hold: so many bits."""
 
 _INPUTS = {

@@ -13,7 +13,7 @@ from mpc.arithmetic import fix, multiply, multiply_fixed
 from mpc.authenticated import Authenticated
 from mpc.bilinear import MatrixProduct, Multiply
 from mpc.comparison import as_numbers, mask, negative_bits, truncate, zero_bits
-from mpc.magnitude import leading_digit
+from mpc.magnitude import leading_digit, leading_digit_and_sign
 from mpc.operations import SECURE
 from mpc.party import Party
 from mpc.ring import PRECISION
@@ -73,7 +73,8 @@ ROWS: dict[str, Any] = {
     "x * y": lambda party: multiply(party, Multiply(), _X.share, _X.share),
     "X @ Y, 32 x 32": _matrices,
     "fix Y, and X @ Y": _fixed,
-    "leading digit": lambda party: leading_digit(party, _X.share),
+    "leading digit": lambda party: leading_digit(party, _X.share, 9),
+    "leading digit and sign": lambda party: leading_digit_and_sign(party, _X.share, 9),
     "the table of exp": lambda party: exp(party, _X),
     "relu": _of("aten.relu.default"),
     "x * y and truncate, with MACs": _authenticated,

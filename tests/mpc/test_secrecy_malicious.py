@@ -22,7 +22,7 @@ from mpc.party import Party
 from mpc.rounds import Opening, Protocol
 from mpc.script import script_of
 from mpc.together import Ledger, run_together
-from protocol.errors import BadRequest, OperationNotAllowed
+from protocol.errors import OperationNotAllowed, PartyFailed
 from tests.mpc.test_interpreter import _flat
 
 _BITS = 16
@@ -140,7 +140,7 @@ def _cheating(at: int, bit: int, outcomes: list[Any], place: int = 0) -> Callabl
                 answer = yield opening
         except StopIteration as result:
             outcomes.append(result.value)
-        except BadRequest as error:
+        except PartyFailed as error:
             outcomes.append(error.message)
 
     return protocol
@@ -246,7 +246,7 @@ def test_a_network_without_comparisons_runs_as_a_program() -> None:
 def test_a_changed_share_of_an_input_ends_a_program() -> None:
     program, values, _ = _net_and_inputs()
     lowered = lower(program, values, [True] * len(values))
-    with pytest.raises(BadRequest, match="without a result"):
+    with pytest.raises(PartyFailed, match="without a result"):
         _run(_of_program(lowered.program, values, cheats=True), 2)
 
 

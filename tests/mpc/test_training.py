@@ -283,9 +283,8 @@ def _digits() -> tuple[torch.Tensor, torch.Tensor]:
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
-        patterns = (torch.rand(10, 64) > 0.5).float()
-        labels = torch.arange(500) % 10
-        return (patterns[labels] + 0.4 * torch.randn(500, 64)).float(), labels
+        patterns, labels = (torch.rand(10, 64) > 0.5).float(), torch.arange(1600) % 10
+        return patterns[labels] + 0.4 * torch.randn(1600, 64), labels
     data = load_digits()
     return torch.tensor(data.data, dtype=torch.float32) * (3 / 16) - 1, torch.tensor(data.target)
 

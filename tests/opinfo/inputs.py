@@ -7,13 +7,29 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import torch
+from torch.testing._internal import common_utils
+from torch.testing._internal.opinfo import core
 
 from grid.pointer import Pointer
 from grid.remote import RemotePeer
 from peer.worker.execution import tensors_in
 
 Tensors = dict[int, torch.Tensor]
+
+
+def _seed(seed: int) -> None:
+    """As torch.testing does, but for devices that have nothing to do with it: each would keep where it was asked."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed)
+
+
+# For each sample torch.testing looks through the whole stack for a unittest, which we have not: six times what making
+# the samples and running them costs.
+common_utils.extract_test_fn = core.extract_test_fn = lambda: None
+common_utils.set_rng_seed = _seed  # type: ignore[assignment]
 
 
 def samples_of(op: Any, dtype: torch.dtype, *, requires_grad: bool, seed: int, most: int | None) -> Iterator[Any]:

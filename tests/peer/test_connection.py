@@ -38,7 +38,7 @@ from protocol.errors import (
     Unreachable,
 )
 from protocol.handshake import Introduction
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 Connected = Callable[..., contextlib.AbstractAsyncContextManager[Any]]
 LARGE = 3 * limits.MIB + 17
@@ -154,6 +154,55 @@ async def test_requests_begin_in_the_order_of_asking(connected: Connected) -> No
             *(line.near.post("put", {"number": n}, bytes(sizes[n % 4])) for n in range(200)), return_exceptions=True
         )
         assert begun == list(range(200))
+
+
+async def _turns(seen: Callable[[], int], until_it_is: int) -> list[int]:
+    """How much `seen` grew in each turn of the loop."""
+    grown, last = [], seen()
+    async with asyncio.timeout(PATIENCE):
+        while last < until_it_is:
+            await asyncio.sleep(0)
+            grown.append(seen() - last)
+            last = seen()
+    return grown
+
+
+def _one_message(connection: Any, numbers: range) -> bytes:
+    """So many requests of a client that asks for much at once."""
+    for number in numbers:
+        connection._session.request("any", {"number": number})
+    (message,) = connection._session.data_to_send()
+    assert isinstance(message, bytes)
+    return message
+
+
+async def test_one_message_with_many_requests_leaves_others_their_turns(connected: Connected) -> None:
+    begun: list[int] = []
+
+    async def handler(call: Call) -> Answer:
+        begun.append(call.args["number"])
+        return Answer({})
+
+    async with connected(handler) as line:
+        for numbers in (range(200), range(200, 201), range(201, 400)):
+            await line.near._socket.send(_one_message(line.near, numbers))
+        grown = await _turns(lambda: len(begun), 400)
+        assert begun == list(range(400))
+        assert max(grown) <= 16
+
+
+async def test_what_stands_behind_a_broken_frame_is_not_begun(connected: Connected) -> None:
+    begun: list[int] = []
+
+    async def handler(call: Call) -> Answer:
+        begun.append(call.args["number"])
+        return Answer({})
+
+    async with connected(handler) as line:
+        first, last = _one_message(line.near, range(40)), _one_message(line.near, range(40, 41))
+        await line.near._socket.send(first + b"PGRX" + last[4:] + last)
+        assert isinstance(await line.far.closed, ProtocolError)
+        assert 40 not in begun
 
 
 async def test_an_error_answers_its_own_request_only(connected: Connected) -> None:
@@ -1161,8 +1210,11 @@ async def test_an_end_that_asks_and_never_reads_is_cut_off(
 ) -> None:
     """Its answers are not stored without bound: at most limits.MAX_REQUESTS of them, then it is closed."""
     monkeypatch.setattr(closing, "PATIENCE", 0.1)
+    begun = 0
 
     async def handler(call: Call) -> Answer:
+        nonlocal begun
+        begun += 1
         return Answer({}, MemoryPayload(bytes(limits.INLINE_PAYLOAD)))
 
     async with connected(handler) as line:
@@ -1178,7 +1230,7 @@ async def test_an_end_that_asks_and_never_reads_is_cut_off(
                     await line.near._socket.send(b"".join(frames))
                     await asyncio.sleep(0)
         assert isinstance(line.far._reason, ProtocolError), (session, number)
-        assert number <= 4 * limits.MAX_REQUESTS
+        assert begun <= 4 * limits.MAX_REQUESTS  # what else was sent is with the system, which takes no more
 
 
 async def test_a_request_is_begun_only_after_the_proof(acceptor: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from socket import socket as System
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from websockets.typing import Origin, Subprotocol
 
 from peer import transport
 from protocol.errors import BadRequest, Unreachable
+from tests.waiting import PATIENCE, no_descriptors_left
 
 
 @pytest.mark.parametrize(
@@ -108,3 +111,26 @@ async def test_proxies_of_the_environment_are_not_used(acceptor: Any, monkeypatc
 async def test_messages_are_not_compressed(acceptor: Any) -> None:
     async with acceptor() as server, connect(server.url, subprotocols=["peergrid.1"], proxy=None) as socket:  # type: ignore[list-item]
         assert socket.protocol.extensions == []
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_comes_while_a_server_stops_is_not_left_with_an_open_line(turns: int) -> None:
+    async def mute(socket: transport.GuardedServerConnection) -> None:
+        await socket.wait_closed()
+
+    with no_descriptors_left():
+        server = await transport.listen("127.0.0.1", 0, mute)
+        loop = asyncio.get_running_loop()
+        with System() as line:
+            line.connect(server.sockets[0].getsockname())
+            line.setblocking(False)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            stopping = asyncio.create_task(transport.stop_listening(server))
+            line.send(b"GET / HTTP/1.1\r\n\r\n")  # no handshake: it is refused, where anybody reads it
+            with contextlib.suppress(ConnectionResetError):
+                async with asyncio.timeout(PATIENCE):
+                    while await loop.sock_recv(line, 4096):
+                        pass
+            await stopping
+        await server.wait_closed()

@@ -57,11 +57,12 @@ async def test_a_private_model_labels_private_images(team: Folders, parties: lis
         await owner["bob"].send(images, tags=["#s", "#images"], private=True, reveal=[g.id])
         await owner["alice"].send(model, tags=["#s", "#model"], private=True, reveal=[g.id])
         told: dict[str, Any] = {"images": "#s #images", "model": "#s #model", "parties": parties, "provider": "carol"}
-        result = await g.run(labels, **told)
-        assert _agree(await result.get(), model(images))
-        foreseen = await g.explain(labels, **told)
-        assert (foreseen.rounds, foreseen.nbytes) == (result.cost.online.rounds, result.cost.online.nbytes)
-        assert foreseen.dealt == result.cost.offline.nbytes
+        for _ in range(2):  # the second time the masked weights are open
+            foreseen = await g.explain(labels, **told)
+            result = await g.run(labels, **told)
+            assert _agree(await result.get(), model(images))
+            assert (foreseen.rounds, foreseen.nbytes) == (result.cost.online.rounds, result.cost.online.nbytes)
+            assert foreseen.dealt == result.cost.offline.nbytes
         with pytest.raises(Denied):
             await (await g.search("#s #images")).one().fetch()
 

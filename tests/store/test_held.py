@@ -97,18 +97,22 @@ def test_the_same_bytes_under_another_header_are_other_contents(run, kit):
     run(body)
 
 
-def test_a_model_keeps_its_own_program_over_shared_tensors(run, kit):
+def test_models_of_the_same_tensors_and_other_programs_have_other_names(run, kit):
     tensors = (("w", TensorHeader("float32", (kit.LARGE,))),)
     data = os.urandom(4 * kit.LARGE)
 
     async def body(store, folder):
-        one, other = [kit.make_record(len(data), kind="model", dtype=None, shape=None) for _ in range(2)]
-        await store.publish(one, data, Contents(tensors, {"class": "Net"}, b"first"))
-        assert await store.publish_held(
-            other, await content_at(store, one), Contents(tensors, {"class": "Net"}, b"second")
-        )
-        assert (await store.get(other["id"])).extra == b"second"
-        assert await kit.bytes_of(store, await store.get(other["id"])) == data
+        one, same, other = [kit.make_record(len(data), kind="model", dtype=None, shape=None) for _ in range(3)]
+        first, second = [Contents(tensors, {"class": "Net"}, program) for program in (b"first", b"second")]
+        await store.publish(one, data, first)
+        content = await content_at(store, one)
+        assert await store.publish_held(same, content, first)
+        assert not await store.publish_held(other, content, second)
+        await store.publish(other, data, second)
+        assert await content_at(store, other) != content
+        for record, program in ((same, b"first"), (other, b"second")):
+            assert (await store.get(record["id"])).extra == program
+            assert await kit.bytes_of(store, await store.get(record["id"])) == data
 
     run(body)
 

@@ -18,6 +18,7 @@ from peer.worker import memory
 from peer.workers import Result, Worker, WorkerPool
 from protocol.errors import GridError
 from protocol.tensors import TensorHeader
+from tests import zygotes
 from tests.waiting import until
 
 T = TypeVar("T")
@@ -161,7 +162,8 @@ def tensor_of(header: TensorHeader, data: bytes) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def workplace() -> Iterator[Workplace]:
-    place = Workplace()
+    with zygotes.real():
+        place = Workplace()
     yield place
     place.close()
 

@@ -151,6 +151,45 @@ def test_each_message_gets_its_own_descriptors() -> None:
         asyncio.run(main())
 
 
+def test_many_messages_at_once_leave_others_their_turns() -> None:
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            receiver = Collector(theirs)
+            ours.sendall(b"".join(encode([number]) for number in range(500)))
+            grown, last = [], 0
+            while last < 500:
+                await asyncio.sleep(0)
+                grown.append(len(receiver.messages) - last)
+                last = len(receiver.messages)
+            assert receiver.messages == [[number] for number in range(500)]
+            assert max(grown) <= 8
+            ours.sendall(encode(["more"]))
+            await receiver.until(501)
+            receiver.channel.close()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_a_channel_that_is_closed_halfway_lets_go_of_all_that_came() -> None:
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            sender, receiver = Collector(ours), Collector(theirs)
+            for number in range(60):
+                fd = pipe_with(b"%d" % number)
+                sender.channel.send([number], [fd])
+                os.close(fd)
+            await receiver.until(1)
+            assert len(receiver.messages) < 60
+            receiver.channel.close()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert len(receiver.messages) < 60
+            sender.channel.close()
+
+    with no_descriptors_left():
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
 def test_a_queue_that_is_full_waits_and_loses_nothing() -> None:
     async def main() -> None:
         with pair() as (ours, theirs):

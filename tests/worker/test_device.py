@@ -23,6 +23,8 @@ from protocol.errors import BadRequest, Corrupt, ReadOnly, SetupError, TooLarge
 from protocol.tensors import TensorHeader
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("real_zygotes")
+
 _ID = bytes(16)
 
 

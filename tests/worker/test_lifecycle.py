@@ -21,6 +21,8 @@ from protocol.errors import GridError, InternalError, NotFound, TooLarge, Worker
 from tests.waiting import PATIENCE, descriptors, no_descriptors_left, process_ended
 from tests.worker.conftest import Asker, Workplace, content, header_of, new_id
 
+pytestmark = pytest.mark.usefixtures("real_zygotes")
+
 SIDE = 900  # a singular value decomposition of a square matrix of this side takes most of a second
 
 

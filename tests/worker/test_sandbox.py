@@ -33,7 +33,10 @@ from tests.attacks.den import Den
 from tests.waiting import process_ended
 from tests.worker.conftest import Asker, Workplace
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are confined on Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="workers are confined on Linux"),
+    pytest.mark.usefixtures("real_zygotes"),
+]
 
 WALLS = {confinement.FILTER, confinement.LANDLOCK, confinement.FILES, confinement.NETWORK, confinement.PROCESSES}
 SECCOMP_FILTERED = "2"

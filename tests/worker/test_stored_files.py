@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import mmap
 import os
@@ -243,16 +244,20 @@ def test_what_was_read_does_not_stay_in_the_worker(asker: Asker, stored: Callabl
 
 
 def test_a_large_part_is_exported_in_pieces(asker: Asker, stored: Callable[..., StoredFile]) -> None:
-    file = stored(256 * MIB)
-    x = give(asker, file, "uint8", (256, MIB))
+    """Neither the value nor what it reaches over is ever in the worker as a whole; not by far, because the system may
+    have taken pages of libraries away before, and gives them back meanwhile."""
+    file = stored(512 * MIB)
+    x = give(asker, file, "uint8", (512, MIB))
     half = asker.op("aten.slice.Tensor", x, 1, 0, MIB // 2)
     asker.op("aten.zeros.default", [1])
+    with contextlib.suppress(PermissionError):
+        Path(f"/proc/{asker.pid}/clear_refs").write_text("5")  # the most ever starts anew
     before = Memory.of(asker.pid)
     data = export(asker, half)
-    assert isinstance(data, Buffer) and data.nbytes == 128 * MIB
+    assert isinstance(data, Buffer) and data.nbytes == 256 * MIB
     data.release()
     peak = Memory.of(asker.pid).peak
-    assert peak - (before.own + before.files) < GROWTH
+    assert peak - (before.own + before.files) < 128 * MIB
 
 
 # --- where the peer has it itself ----------------------------------------------------------------------------

@@ -371,8 +371,28 @@ def test_values_are_looked_at_in_each_use() -> None:
         assert isinstance(results[0], list) if is_good else results[0]["code"] == "bad_request", labels
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_indices_that_the_stretch_made_are_looked_at_where_it_may_write_to_them(is_written: bool) -> None:
+    def backward(x: bytes, fresh: Callable[[], bytes]) -> list[Any]:
+        out, indices, view, gradient = (fresh() for _ in range(4))
+        operations: list[Any] = [["aten.max_pool2d_with_indices.default", [x, [2, 2], [2, 2]], {}, [out, indices]]]
+        operations.append(["aten.view.default", [indices, [1]], {}, [view]])
+        if is_written:
+            operations.append(["aten.mul_.Tensor", [view, view], {}, []])
+        arguments = [out, x, [2, 2], [2, 2], [0, 0], [1, 1], False, indices]
+        return [*operations, ["aten.max_pool2d_with_indices_backward.default", arguments, {}, [gradient]]]
+
+    scene = Scene(backward)
+    for at, is_good in ((0, True), (1, True), (3, False), (0, True), (3, False)):
+        x = torch.zeros(1, 2, 2)
+        x.view(4)[at] = 1.0
+        results, _ = scene.use(x)
+        assert isinstance(results[-1], list) if is_good or not is_written else results[-1]["code"] == "bad_request"
+
+
 def test_how_far_it_is_is_told_and_never_that_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PROGRESS", 0.0)
+    monkeypatch.setattr(limits, "LOOK_AHEAD", 0.0)
     scene = Scene(_twice)
     for _ in range(3):
         scene.use(torch.ones(2))

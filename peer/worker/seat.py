@@ -1,6 +1,6 @@
-"""The peer's end of one process of a secure run: what it is given, what it says to the others, its end. Torch-free.
+"""The peer's end of one process of a secure session: what it is given, its runs, its end. Torch-free.
 
-What the process is told and says is in party.py. It is not trusted: what makes no sense ends it.
+What the process is told and says is in the package secure. It is not trusted: what makes no sense ends it.
 """
 
 from __future__ import annotations
@@ -28,31 +28,35 @@ from protocol.tensors import TensorHeader
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What it came to: cost and a description of the outputs, and this party's shares of them. A buffer is the
-    receiver's to release."""
+    """What a run came to: cost and a description of what came out, and the bytes of that: this party's shares, or
+    values. A buffer is the receiver's to release."""
 
     told: Mapping[str, Any]
     shares: bytes | Buffer
 
 
-Tell = Callable[[Sequence[int], int, int, int, bytes], None]
-"""Is given what it says to others: their indices, kind, number, bytes of the whole message, a piece."""
+class Failed(Exception):
+    """How a process ended. `who`: the id of another who is to blame; `is_lost`: that one's line ended, nobody knows
+    why; `is_own_word`: it is in the words of the process."""
+
+    def __init__(
+        self, error: GridError, who: str | None = None, *, is_lost: bool = False, is_own_word: bool = False
+    ) -> None:
+        super().__init__(error.message)
+        self.error, self.who, self.is_lost, self.is_own_word = error, who, is_lost, is_own_word
 
 
-class Part:
+class Seat:
     """One process. Made by a WorkerPool, which tells it when it is there and how it ended.
 
-    `provide` what it is to have, `start` it, `begin` when all others are there; `over` is done with what it came to.
-    The error of another who is to blame has `fields["index"]`.
+    It does one run at a time (`run`); `over` is done when the process is at its end, with the reason.
     """
-
-    is_busy = True
 
     def __init__(
         self,
         channel: socket.socket,
         settings: Settings,
-        gone: Callable[[Part], None],
+        gone: Callable[[Seat], None],
         key: WorkerKey,
         name: str,
         buffers: BufferPool,
@@ -63,10 +67,10 @@ class Part:
         self._gone = gone
         self._buffers = buffers
         self._watch = Watch(settings.seconds)
-        self.over: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self.over.add_done_callback(lambda over: over.cancelled() or over.exception())
-        self.tell: Tell = lambda *_: None
-        self.is_own_word = False  # whether what it came to is in the process's own words
+        self._loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[Failed] = self._loop.create_future()
+        self._running: asyncio.Future[Done] | None = None
+        self._runs = 0
         self._is_gone = False
         self._channel = LoopChannel(
             channel, self._heard, self._ended, send_limit=limits.WORKER_MESSAGE, receive_limit=limits.WORKER_REPLY
@@ -85,43 +89,54 @@ class Part:
         hashes: BlockHashes | None = None,
         origin: Any = None,
     ) -> None:
-        """A tensor, as a worker gets it (remote.Worker.provide); it can never be written."""
+        """A tensor, as a worker gets it (remote.Worker.provide); it can never be written. It is gone after the run."""
         self._channel.send(*provided(object_id, header, data, offset, hashes, read_only=True))
 
-    def start(self, what: Mapping[str, Any]) -> None:
-        """What it is to do (party.Part)."""
-        self._channel.send(["part", dict(what)])
+    def line(self, id: str, fd: int, *, is_dialler: bool) -> None:
+        """The line to another of the session, whose handshake is over. The descriptor stays the caller's."""
+        self._channel.send(["line", id, is_dialler], [fd])
 
-    def begin(self) -> None:
-        """All others are there."""
-        self._channel.send(["begin"], now=True)
+    def drop(self, ids: Sequence[bytes]) -> None:
+        """Kept shares, or what was dealt ahead, that nobody needs any more."""
+        self._channel.send(["drop", list(ids)])
 
-    def hear(self, index: int, kind: int, number: int, total: int, piece: bytes) -> None:
-        """A piece of a message from another."""
-        self._channel.send(["heard", index, kind, number, total, piece], now=True)
-        if self._channel.unsent_bytes > limits.SECURE_BACKLOG:
-            self.fail(PartyFailed(f"somebody sends more than {self.name} can take", index=index))
+    def run(self, what: Mapping[str, Any]) -> asyncio.Future[Done]:
+        """One run (secure.part.Part): what it comes to, or Failed, which ends the process."""
+        assert not self.is_busy
+        self._running = future = self._loop.create_future()
+        future.add_done_callback(lambda over: over.cancelled() or over.exception())
+        if self.over.done():
+            future.set_exception(self.over.result())
+            return future
+        self._runs += 1
+        try:
+            self._channel.send(["part", dict(what)], now=True)
+        except GridError as error:
+            self._end(Failed(error))
+        return future
 
     # --- its end ------------------------------------------------------------------------------------------
 
     @property
-    def is_lost(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self.over.done()
+    def is_busy(self) -> bool:
+        """Whether a run is under way."""
+        return self._running is not None and not self._running.done()
 
     @property
     def is_wanted(self) -> bool:
-        """Whether the process is to go on."""
-        return not (self.is_lost or self.is_over)
+        """Whether it is to go on."""
+        return not self.over.done()
 
     @property
-    def is_over(self) -> bool:
-        """Whether it has nothing more to say."""
+    def is_lost(self) -> bool:
+        """Whether it is at its end."""
         return self.over.done()
 
     def look(self, elapsed: float, waits: Callable[[int], Mapping[int, float]]) -> bool:
-        """Ends it if it has taken too long; True if so. For the pool, once in each beat of its watch."""
-        if self.pid is None or self.is_over or not self._watch.look(1, elapsed, waits(self.pid)):
+        """Ends it if a run has taken too long; True if so. For the pool, once in each beat of its watch."""
+        if self.pid is None or self.over.done():
+            return False
+        if not self._watch.look(self._runs if self.is_busy else None, elapsed, waits(self.pid)):
             return False
         seconds = self._settings.seconds
         self.fail(
@@ -139,27 +154,30 @@ class Part:
         self.fail(PartyFailed(f"the process of {self.name} {how}"))
 
     def fail(self, why: GridError) -> None:
-        """Ends the process now; what it comes to is `why`, unless it came to something before."""
-        if not self.over.done():
-            self.over.set_exception(why)
-        self.close()
+        """Ends the process now; the run that is under way comes to `why`."""
+        self._end(Failed(why))
 
     def close(self) -> None:
-        """Ends the process, after `over` or instead of it. Safe to call twice."""
-        if not self.over.done():
-            self.over.cancel()
-        if not self._is_gone:
-            self._is_gone = True
-            self._channel.close()
-            self._gone(self)
+        """Ends the process. Safe to call twice."""
+        self.fail(PartyFailed(f"{self.name} was ended"))
 
     def exited(self, status: int) -> None:
         """The pool's word that the process is dead, or that there never was one (-9)."""
         self.fail(PartyFailed(f"the process of {self.name} {ending(status)}"))
 
+    def _end(self, failed: Failed) -> None:
+        if not self.over.done():
+            self.over.set_result(failed)
+        if self._running is not None and not self._running.done():
+            self._running.set_exception(failed)
+        if not self._is_gone:
+            self._is_gone = True
+            self._channel.close()
+            self._gone(self)
+
     def _ended(self, error: Exception | None) -> None:
         """Its channel is closed: the pool will say how it died. It has the time that a process takes to die."""
-        asyncio.get_running_loop().call_later(
+        self._loop.call_later(
             limits.WORKER_EXIT, lambda: self.fail(PartyFailed(f"the process of {self.name} closed its channel"))
         )
 
@@ -175,23 +193,15 @@ class Part:
 
     def _handle(self, message: Any, descriptors: list[int]) -> None:
         match message:
-            case ["tell", list(to), int(kind), int(number), int(total), bytes(piece)]:
-                self.tell(to, kind, number, total, piece)
-            case ["done", dict(told), bytes(shares)]:
+            case ["done", dict(told), bytes(shares)] if self.is_busy:
                 self._set_done(Done(told, shares))
-            case ["done", dict(told), None] if descriptors:
+            case ["done", dict(told), None] if descriptors and self.is_busy:
                 self._set_done(Done(told, self._buffers.adopt(os.dup(descriptors[0]), int(told["nbytes"]))))
-            case ["failed", fault, index]:
-                error = answers.fault(fault)
-                self.is_own_word = not self.over.done()
-                if isinstance(index, int):
-                    error.fields["index"] = index
-                self.fail(error)
+            case ["failed" | "lost" as kind, fault, str() | None as who]:
+                self._end(Failed(answers.fault(fault), who, is_lost=kind == "lost", is_own_word=True))
             case _:
                 raise ValueError("no such message")
 
     def _set_done(self, done: Done) -> None:
-        if not self.over.done():
-            self.over.set_result(done)
-        elif isinstance(done.shares, Buffer):
-            done.shares.release()
+        assert self._running is not None
+        self._running.set_result(done)

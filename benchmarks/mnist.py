@@ -1,0 +1,56 @@
+"""MNIST from its IDX files, in `../shared/data/mnist` beside this repository (or where PEERGRID_MNIST says)."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(os.environ.get("PEERGRID_MNIST", Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"))
+
+MISSING = f"NOT TESTED: {FOLDER} has no train-images-idx3-ubyte.gz and the other IDX files of MNIST"
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """Images [n, 1, 28, 28] float32 from 0 to 1, and labels [n] int64: 60,000 to train, 10,000 to test."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+    @classmethod
+    def load(cls) -> Digits | None:
+        """None where the files are not there."""
+        if not (FOLDER / "train-images-idx3-ubyte.gz").exists():
+            return None
+        return cls(
+            _images("train-images-idx3-ubyte.gz"),
+            _labels("train-labels-idx1-ubyte.gz"),
+            _images("t10k-images-idx3-ubyte.gz"),
+            _labels("t10k-labels-idx1-ubyte.gz"),
+        )
+
+    def batches(self, size: int, count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """So many batches of the images to train, in an order that the seed says."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed)).repeat(
+            1 + size * count // len(self.labels)
+        )
+        return [(self.images[rows], self.labels[rows]) for rows in order[: size * count].chunk(count)]
+
+
+def _bytes(name: str, header: int) -> torch.Tensor:
+    data = bytearray(gzip.decompress((FOLDER / name).read_bytes()))
+    return torch.frombuffer(data, dtype=torch.uint8, offset=header)
+
+
+def _images(name: str) -> torch.Tensor:
+    return _bytes(name, 16).view(-1, 1, 28, 28).float() / 255
+
+
+def _labels(name: str) -> torch.Tensor:
+    return _bytes(name, 8).long()

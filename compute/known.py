@@ -1,0 +1,91 @@
+"""What is known of the steps of a block that ran: it holds for each run on inputs that look alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from compute.estimate import Estimate, infer
+from compute.prepared import Block, Step, Value
+from compute.proven import Call, proven
+from compute.table import Entry
+from compute.value_guards import VALUE_GUARDS
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Its results look like this.
+
+    Attributes:
+        guard: looks at values, each time; None: nothing of them matters.
+        stride: of its one result, where nothing but memory and time have to be looked at before it runs; else None.
+    """
+
+    entry: Entry
+    estimate: Estimate
+    guard: Any
+    stride: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """It gives this."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Its results hang on data: so they looked, and what is known of later steps holds for that."""
+
+    key: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Of all steps of a block.
+
+    Attributes:
+        largest: bytes that one of its operations takes at most; `seconds`: and how long, at least.
+    """
+
+    steps: list[Operation | Number | Look]
+    largest: int
+    seconds: float
+
+    @classmethod
+    def of(cls, block: Block, steps: list[Any]) -> Known:
+        for at in proven(list(map(_call, block.steps)), frozenset(Value(at, None) for at in range(len(block.inputs)))):
+            if type(steps[at]) is Operation:
+                steps[at] = replace(steps[at], guard=None)
+        estimates = [step.estimate for step in steps if type(step) is Operation]
+        largest = max((estimate.largest for estimate in estimates), default=0)
+        return cls(steps, largest, max((estimate.cost.seconds for estimate in estimates), default=0.0))
+
+
+def operation(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Operation | None:
+    """What is known of this call before it runs; None where its results hang on data."""
+    bound, named = entry.bind(args, kwargs)
+    estimate = infer(entry, bound, named)
+    if not estimate.is_exact:
+        return None
+    guard, result = VALUE_GUARDS.get(entry.name), estimate.results[0] if len(estimate.results) == 1 else None
+    is_plain = guard is None and not entry.writes and not entry.gives_list and entry.name != NO_CONJUGATES
+    return Operation(entry, estimate, guard, None if result is None or not is_plain else tuple(result.stride))
+
+
+NO_CONJUGATES: Final = "aten.view_as_real.default"
+"""Who asks does not know which values are conjugated lazily where they are, so that it cannot resolve them before."""
+
+
+def _call(step: Step) -> Call:
+    entry = step.entry
+    if entry is None:  # numbers; and loops and branches, which work on copies of what they write
+        return Call(step.operation, (), False, (), ())
+    gives = tuple(Value(step.number, item) for item in range(entry.n_results)) if entry.n_results > 1 else ()
+    written = [entry.argument(position, step.args, step.kwargs) for position in entry.writes]
+    is_known = all(isinstance(value, Value | None) for value in written)
+    return Call(
+        entry.name, step.args, not step.kwargs, gives, [v for v in written if v is not None] if is_known else None
+    )

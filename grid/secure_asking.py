@@ -1,0 +1,301 @@
+"""One secure run, asked for: what all who take part are told, and what each is told alone."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import torch
+
+from compute.dtypes import DTYPE_OF, NAME_OF
+from compute.values import tensor_bytes
+from grid.handle import Handle
+from grid.ids import fresh_id
+from grid.pointer import Pointer
+from grid.secure_forecast import fixed_inputs
+from grid.secure_inputs import Masked, Own, Shared
+from grid.secure_results import Answer, SecureCost, Stayed, There, cost, values
+from grid.secure_standing import KeptShares, SecureSession, Stored
+from mpc.lowering import Lowered
+from peer.agreement import KEPT, program_hash
+from protocol import limits
+from protocol.errors import Cancelled, GridError, LinkError, PartyFailed
+
+if TYPE_CHECKING:
+    from grid.client import Grid
+    from grid.remote import RemotePeer
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a run gave: its outputs in the order of PROGRAM.md (KeptShares, tensors, pointers, numbers), and what it
+    cost."""
+
+    outputs: list[Any]
+    cost: SecureCost
+
+
+@dataclass(frozen=True, slots=True)
+class SecretInput:
+    """One secret input, as the agreement has it: `local`: the tensor, where the asker has it."""
+
+    holder: str
+    id: bytes
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    bits: int
+    keep: bytes
+    is_fixed: bool
+    local: torch.Tensor | None
+
+    @property
+    def kept_as(self) -> bytes:
+        """Its id among kept shares, when the run is over."""
+        return self.id if self.holder == KEPT else self.keep
+
+    def to_wire(self) -> list[Any]:
+        return [self.holder, self.id, NAME_OF[self.dtype], list(self.shape), self.bits, self.keep, self.is_fixed]
+
+
+class Asking:
+    """One run: what everybody is told, and what each is told alone."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        session: SecureSession,
+        lowered: Lowered,
+        key: bytes,
+        inputs: Sequence[Any],
+        keep: Sequence[bool],
+        to: RemotePeer | None,
+        patience: float | None,
+        name: str,
+        ahead: int,
+        checked: bool,
+    ) -> None:
+        self._grid, self._session, self._lowered, self._to = grid, session, lowered, to
+        self._keep, self._ahead, self._key = keep, ahead, key
+        self._program = lowered.program.to_bytes()
+        self._public = b"".join(bytes(tensor_bytes(each)) for each in lowered.public)
+        self._hash = program_hash(self._program, self._public)
+        self._inputs = entries(session, lowered, inputs, may_keep=not checked)
+        self._is_private = any(map(_may_be_private, inputs))
+        parties = session.team.parties
+        self._batch, self._item = (fresh_id(), 0) if ahead else (b"", 0) if checked else self._from_stock()
+        holders = [each._handle.home for each in inputs if isinstance(each, Pointer)]
+        by_id = {each.id: each for each in (*parties, *holders, *([to] if to is not None else []))}
+        if session.team.provider is not None:
+            by_id[session.team.provider.id] = session.team.provider
+        self._outputs = [(fresh_id(), is_kept) for is_kept in keep] if any(keep) or to is not None else []
+        self._agreement = msgpack.packb(
+            {
+                "run": fresh_id(),
+                "session": session.id,
+                "asker": grid.id,
+                "parties": [each.id for each in parties],
+                "provider": session.team.provider.id if session.team.provider is not None else "",
+                "inputs": [each.to_wire() for each in self._inputs],
+                "public": [[NAME_OF[each.dtype], list(each.shape)] for each in lowered.public],
+                "program": self._hash,
+                "reveal": grid.id if to is None else to.id,
+                "receives": to is not None,
+                "outputs": [list(each) for each in self._outputs] if not ahead else [],
+                "batch": self._batch,
+                "item": self._item,
+                "ahead": ahead,
+                "precision": lowered.precision,
+                "checked": checked,
+                "patience": patience or limits.SECURE_PATIENCE,
+                "name": (name or "plan")[: limits.MAX_OBJECT_NAME],
+            }
+        )
+        self.everybody = self._who(by_id)
+        own = [Own(at, each.local, each.bits) for at, each in enumerate(self._inputs) if each.local is not None]
+        self._masked = Masked(own, len(parties), len(self._inputs)) if checked else None
+        self._own = self._masked or Shared(own, len(parties))
+
+    @property
+    def _provider_id(self) -> str:
+        provider = self._session.team.provider
+        return provider.id if provider is not None else ""
+
+    def _who(self, by_id: dict[str, RemotePeer]) -> list[RemotePeer]:
+        """In the order of Agreement.everybody."""
+        ids = [each.id for each in self._session.team.parties]
+        ids.append(self._provider_id if self._ahead or not self._batch else "")
+        ids += [each.holder for each in self._inputs if each.holder != KEPT]
+        ids.append(self._to.id if self._to is not None else "")
+        return [by_id[id] for id in dict.fromkeys(ids) if id]
+
+    def _from_stock(self) -> tuple[bytes, int]:
+        """What was dealt ahead for such a run; it is used up by this, whatever comes of it."""
+        stock = self._session.stock.get(self._stock_key)
+        return stock.popleft() if stock else (b"", 0)
+
+    @property
+    def _stock_key(self) -> bytes:
+        return stock_key(self._key, self._inputs, reveals=not self._keep or not all(self._keep))
+
+    # --- asking -------------------------------------------------------------------------------------------
+
+    async def run(self) -> Ran:
+        session, count = self._session, len(self._session.team.parties)
+        if self._is_private and session.peers:
+            # What somebody refuses would end the session, and all that it keeps.
+            try:
+                await _all_or_none([self._would(peer) for peer in self.everybody if peer.id in session.peers])
+            except PartyFailed as error:  # it is over there
+                session.end(error)
+                raise
+        try:
+            # Who deals hears of it first: the parties wait for that.
+            order = sorted(range(len(self.everybody)), key=lambda at: self.everybody[at].id != self._provider_id)
+            came = await _all_or_none([self._ask(self.everybody[at]) for at in order])
+            answers = [answer for _, answer in sorted(zip(order, came, strict=True), key=lambda each: each[0])]
+            made = self._made(answers[:count])
+            ran = Ran(made, cost(answers, count))
+        except BaseException as error:
+            session.end(error if isinstance(error, GridError) else Cancelled("a run of the session was given up"))
+            raise
+        session.used = time.monotonic()
+        session.fixed.update(each.kept_as for each in self._inputs if each.is_fixed)
+        session.seen.update(each.kept_as for each in self._inputs if each.kept_as)
+        for each in self._inputs:
+            if each.keep:
+                nbytes = torch.Size(each.shape).numel() * torch.int64.itemsize
+                session.stored[each.holder, each.id, each.bits] = Stored(each.keep, nbytes)
+        if self._ahead:
+            session.stock.setdefault(self._stock_key, deque()).extend((self._batch, at) for at in range(self._ahead))
+        return ran
+
+    async def _would(self, peer: RemotePeer) -> Answer:
+        """Asks one peer whether it would take part, before anybody does. Raises why it would not."""
+        args = {"sizes": [len(self._agreement), 0, 0, 0], "would": True}
+        answer = await peer.outbox.link.post("secure", args, self._agreement, now=True)
+        return answer.result, b""
+
+    async def _ask(self, peer: RemotePeer) -> Answer:
+        """Has one peer take part; what it answers when the run is over."""
+        session, rank = self._session, self.everybody.index(peer)
+        parties = len(session.team.parties)
+        shares, seed = self._own.told(rank, peer.id == self._provider_id)
+        program, public = b"", b""
+        if (rank < parties or peer.id == self._provider_id) and not session.knows(peer, self._hash):
+            program, public = self._program, self._public
+        args: dict[str, Any] = {
+            "sizes": [len(self._agreement), len(program), len(public), len(shares)],
+            "opens": peer.id not in session.peers,
+        }
+        session.peers[peer.id] = peer
+        if seed is not None:
+            args["seed"] = seed
+        payload = b"".join((self._agreement, program, public, shares))
+        outbox = peer.outbox
+        link = await outbox.flush() if outbox.has_work else outbox.link
+        answer = await link.post("secure", args, payload, now=True)
+        return answer.result, bytes(await answer.read(limits.SECURE_MESSAGE))
+
+    def _made(self, answers: Sequence[Answer]) -> list[Any]:
+        """The outputs."""
+        if self._ahead:
+            return []
+        found = values(answers, len(self._keep), is_elsewhere=self._to is not None, masked=self._masked)
+        ids = self._outputs or [(b"", False)] * len(found)
+        return [self._output(id, value) for (id, _), value in zip(ids, found, strict=True)]
+
+    def _output(self, id: bytes, value: Any) -> Any:
+        if isinstance(value, Stayed):
+            header = value.header
+            return KeptShares(
+                self._session, id, DTYPE_OF[header.dtype], header.shape, value.bits, is_private=self._is_private
+            )
+        if isinstance(value, There):
+            assert self._to is not None
+            handle = Handle(self._to, id, owns=True, record={"labels": [self._to.id]})
+            return Pointer.of(handle, DTYPE_OF[value.header.dtype], value.header.shape)
+        return value
+
+
+def stock_key(program: bytes, inputs: Sequence[SecretInput], *, reveals: bool) -> bytes:
+    """Equal for runs that take the same from the dealer. It begins with the program's key."""
+    fixed = [each.kept_as if each.is_fixed else b"" for each in inputs]
+    return program + hashlib.sha256(msgpack.packb([fixed, reveals])).digest()
+
+
+def entries(
+    session: SecureSession, lowered: Lowered, inputs: Sequence[Any], *, may_keep: bool = True
+) -> list[SecretInput]:
+    """The inputs as all are told of them. What is stored stays with the parties, as far as there is room."""
+    made = []
+    room = limits.SECURE_KEPT // 2 - session.stored_bytes
+    for each in inputs:
+        if isinstance(each, KeptShares):
+            made.append(SecretInput(KEPT, each.id, each.dtype, tuple(each.shape), each.bits, b"", False, None))
+            continue
+        bits, shape = (lowered.precision if each.dtype.is_floating_point else 0), tuple(each.shape)
+        if not isinstance(each, Pointer):
+            made.append(SecretInput("", fresh_id(), each.dtype, shape, bits, b"", False, each))
+            continue
+        handle, keep = each._handle, b""
+        if handle.is_published and may_keep:
+            stored = session.stored.get((handle.home.id, handle.id, bits))
+            if stored is not None:
+                made.append(SecretInput(KEPT, stored.id, each.dtype, shape, bits, b"", False, None))
+                continue
+            nbytes = each.numel() * torch.int64.itemsize
+            if nbytes <= room:
+                room, keep = room - nbytes, fresh_id()
+        made.append(SecretInput(handle.home.id, handle.id, each.dtype, shape, bits, keep, False, None))
+    return _fixed(session, lowered, made)
+
+
+def _fixed(session: SecureSession, lowered: Lowered, made: list[SecretInput]) -> list[SecretInput]:
+    """Of those that the parties keep, the factors of products are fixed: stored ones at once, others when a second run
+    needs them (a batch, and the weights of a training step, are used in one run only)."""
+    may = [bool(each.keep) or (each.holder == KEPT and each.id in session.seen) for each in made]
+    if not any(may):
+        return made
+    are = fixed_inputs(lowered, tuple((each.dtype, each.shape, each.bits) for each in made), tuple(may))
+    return [replace(each, is_fixed=is_one) for each, is_one in zip(made, are, strict=True)]
+
+
+def _may_be_private(given: Any) -> bool:
+    """Whether somebody's rules may forbid to reveal what is computed from it."""
+    if isinstance(given, KeptShares):
+        return given.is_private
+    return isinstance(given, Pointer) and (given._handle.record is None or bool(given._handle.labels))
+
+
+async def _all_or_none(asked: Sequence[Awaitable[Answer]]) -> list[Answer]:
+    """All answers; where one fails all others are given up, and the error that names a culprit is raised."""
+    tasks = [asyncio.ensure_future(each) for each in asked]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        failed = [task for task in tasks if task.done() and task.exception() is not None]
+        if failed:
+            raise _first([task.exception() for task in failed])
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _first(errors: Sequence[BaseException | None]) -> BaseException:
+    """Of what several peers failed with at the same time: what says most."""
+
+    def rank(error: BaseException | None) -> int:
+        if isinstance(error, PartyFailed):
+            return 1
+        return 2 if isinstance(error, Cancelled | LinkError) else 0 if isinstance(error, GridError) else 3
+
+    found = min(errors, key=rank)
+    assert found is not None
+    return found

@@ -1,0 +1,176 @@
+"""Dealing: the dealer's side, and how a party comes to what was dealt for it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+from mpc.dealer import Dealer, Supply
+from mpc.masks import SEED as SEED_BYTES
+from mpc.script import Script
+from mpc.standing import masks_of
+from peer.worker.secure.kept import Kept, Stocked, check_stock
+from peer.worker.secure.mail import Mail
+from peer.worker.secure.part import CORRECTIONS, CREDIT, READY, SEED, Blame, Part
+from peer.worker.secure.protocols import script_to_fix
+from protocol import limits
+from protocol.errors import BadRequest
+
+_U64: Final = struct.Struct("<Q")
+
+
+class Dealing:
+    """The dealer in one run: deals scripts one after the other, no faster than the last party takes them."""
+
+    def __init__(self, part: Part, mail: Mail, kept: Kept) -> None:
+        self._part, self._mail, self._kept = part, mail, kept
+        self._last = part.parties - 1
+        self._deals = self._sent = self._used = self._pieces = self._credits = 0
+
+    def fix(self, places: Sequence[int]) -> int:
+        """Deals for the masks of these inputs to be opened, and keeps the masks; how many bytes that was."""
+        script = script_to_fix(self._part, places)
+        dealer = Dealer(script, self._part.parties)
+        before = self._kept.place([self._part.inputs[at].kept_as for at in places])
+        self._kept.masks |= masks_of(script.correlations, dealer.seeds, before)
+        return self._deal(script, dealer)
+
+    def deal(self, script: Script) -> int:
+        """Deals for one run of the program; how many bytes that was."""
+        return self._deal(script, Dealer(script, self._part.parties, self._kept.masks))
+
+    def _deal(self, script: Script, dealer: Dealer) -> int:
+        """A seed to each party, the corrections to the last."""
+        part, mail = self._part, self._mail
+        for rank, seed in enumerate(dealer.seeds):
+            mail.tell([rank], SEED, self._deals, seed + _U64.pack(script.dealt))
+        self._deals += 1
+        for correction in dealer.corrections():
+            mail.busy()
+            for start in range(0, len(correction), limits.SECURE_PIECE):
+                self._wait()
+                piece = correction[start : start + limits.SECURE_PIECE]
+                mail.tell([self._last], CORRECTIONS, self._pieces, piece)
+                self._sent, self._pieces = self._sent + len(piece), self._pieces + 1
+        return script.dealt + part.parties * SEED_BYTES
+
+    def _wait(self) -> None:
+        while self._sent - self._used > limits.SECURE_AHEAD:
+            self._used += _U64.unpack(self._mail.take(self._last, CREDIT, self._credits, _U64.size))[0]
+            self._credits += 1
+
+
+class Corrections:
+    """What the dealer sends to the last party, in order: `total` bytes of one deal after the other."""
+
+    def __init__(self, part: Part, mail: Mail) -> None:
+        self._part = part
+        self._mail = mail
+        self.left = 0
+        self._piece = memoryview(b"")
+        self._ready: list[bytearray] = []
+        self._pieces = self._credits = self._used = 0
+
+    def begin(self, total: int) -> None:
+        """So many more are due."""
+        self.left += total
+
+    def wait(self, nbytes: int) -> None:
+        """Until so many of them are here, or all."""
+        wanted = min(nbytes, self.left)
+        while len(self._piece) + sum(map(len, self._ready)) < wanted:
+            self._ready.append(self._next())
+
+    def read(self, nbytes: int) -> memoryview:
+        """The next ones."""
+        if nbytes > self.left:
+            raise Blame(self._dealer, "has dealt less than the program takes")
+        got = bytearray(nbytes)
+        at = 0
+        while at < nbytes:
+            if not len(self._piece):
+                self._piece = memoryview(self._ready.pop(0) if self._ready else self._next())
+            took = self._piece[: nbytes - at]
+            got[at : at + len(took)] = took
+            at += len(took)
+            self._piece = self._piece[len(took) :]
+        self.left -= nbytes
+        self._credit(nbytes)
+        return memoryview(got)
+
+    @property
+    def _dealer(self) -> int:
+        assert self._part.dealer is not None
+        return self._part.dealer
+
+    def _next(self) -> bytearray:
+        piece = self._mail.take(self._dealer, CORRECTIONS, self._pieces)
+        self._pieces += 1
+        return piece
+
+    def _credit(self, nbytes: int) -> None:
+        """Says what was used. What the dealer does not need any more it does not read (Mail)."""
+        self._used += nbytes
+        if self._used >= limits.SECURE_AHEAD // 8:
+            self._mail.tell([self._dealer], CREDIT, self._credits, _U64.pack(self._used))
+            self._used, self._credits = 0, self._credits + 1
+
+
+class Receiving:
+    """A party in one run: what the dealer deals for it."""
+
+    def __init__(self, part: Part, mail: Mail) -> None:
+        self._part, self._mail = part, mail
+        self._corrections = Corrections(part, mail) if part.is_last else None
+        self._deals = 0
+
+    def _begin(self) -> bytes:
+        """This party's seed of the next deal; the corrections behind it are due."""
+        assert self._part.dealer is not None
+        told = bytes(self._mail.take(self._part.dealer, SEED, self._deals, SEED_BYTES + _U64.size))
+        self._deals += 1
+        if self._corrections is not None:
+            self._corrections.begin(_U64.unpack(told[SEED_BYTES:])[0])
+        return told[:SEED_BYTES]
+
+    def supply(self) -> Supply:
+        """For use now, while more of it comes. Waits until enough is there: all that is slow from here on is online."""
+        seed = self._begin()
+        if self._corrections is None:
+            self._mail.take(self._part.parties - 1, READY, self._deals, 0)
+            return Supply(seed)
+        self._corrections.wait(limits.SECURE_AHEAD // 2)
+        self._mail.tell(self._part.others, READY, self._deals)
+        return Supply(seed, self._corrections.read)
+
+    def stocked(self) -> Stocked:
+        """The same, to be kept."""
+        seed = self._begin()
+        if self._corrections is None:
+            return Stocked(seed, None)
+        check_stock(self._corrections.left)
+        return Stocked(seed, bytearray(self._corrections.read(self._corrections.left)))
+
+    def all_stocked(self) -> None:
+        """Everybody has what was dealt ahead."""
+        if self._part.is_last:
+            self._mail.tell(self._part.others, READY, 0)
+        else:
+            self._mail.take(self._part.parties - 1, READY, 0, 0)
+
+
+def from_stock(stocked: Stocked) -> Supply:
+    """What was dealt ahead, for use now."""
+    if stocked.corrections is None:
+        return Supply(stocked.seed)
+    left = memoryview(stocked.corrections)
+
+    def read(nbytes: int) -> memoryview:
+        nonlocal left
+        if nbytes > len(left):
+            raise BadRequest("less was dealt ahead than this run takes")
+        took, left = left[:nbytes], left[nbytes:]
+        return took
+
+    return Supply(stocked.seed, read)

@@ -1,0 +1,79 @@
+"""When a peer ends sessions of itself: who asked is gone, nothing was asked for long, room is needed."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from peer.keys import Identity
+from peer.leases import LeaseKey
+from peer.secure import SecureRuns
+from peer.secure_session import Rule, Session, check_room
+from protocol import limits
+from protocol.errors import Cancelled, PartyFailed, TooLarge
+
+ASKER, OTHER = "a" * 52, "b" * 52
+LEASE: LeaseKey = (ASKER, b"one lease's name")
+
+
+@pytest.fixture
+def runs() -> SecureRuns:
+    """Of a peer that has nothing else."""
+    nothing = cast(Any, None)
+    return SecureRuns(Identity.generate(), "alice", nothing, nothing, nothing, nothing, lambda _: None)
+
+
+def _session(runs: SecureRuns, number: int, lease: LeaseKey = LEASE) -> Session:
+    session = Session(
+        bytes([number]) * 16,
+        lease,
+        ((OTHER, "c" * 52), "d" * 52),
+        (OTHER, "alice"),
+        runs._lines,
+        runs._joins,
+        lambda _: None,
+        runs._over,
+    )
+    runs._sessions[session.id] = session
+    return session
+
+
+def test_sessions_end_with_the_lease_of_who_asked(runs: SecureRuns) -> None:
+    own, others = _session(runs, 1), _session(runs, 2, (ASKER, b"another lease..."))
+    runs.lease_over(LEASE)
+    assert isinstance(own.failure, Cancelled) and others.failure is None
+    assert list(runs._sessions.values()) == [others]
+
+
+def test_what_nobody_uses_ends_and_what_keeps_something_stays(runs: SecureRuns) -> None:
+    used, idle, keeps, stocked = (_session(runs, number) for number in range(4))
+    for each in (idle, keeps, stocked):
+        each.used -= limits.SECURE_IDLE + 1
+    keeps.kept[bytes(16)] = frozenset({Rule(OTHER, frozenset({OTHER}), ())})
+    stocked.has_stock = True
+    runs.sweep()
+    assert [each.failure is not None for each in (used, idle, keeps, stocked)] == [False, True, False, False]
+
+
+def test_a_session_that_is_over_says_why(runs: SecureRuns) -> None:
+    session = _session(runs, 1)
+    session.fail(PartyFailed("bob is gone", peer="bob"))
+    agreement = cast(Any, type("Named", (), {"session": session.id, "parties": (), "provider": ""}))
+    with pytest.raises(PartyFailed, match="over at alice: bob is gone") as failed:
+        runs._session(agreement, LEASE, opens=True)
+    assert failed.value.fields["session"] == "over" and failed.value.peer == "bob"
+
+
+def test_room_is_made_by_the_one_that_was_used_first(runs: SecureRuns) -> None:
+    sessions = [_session(runs, number) for number in range(limits.SECURE_AT_ONCE)]
+    for age, each in enumerate(sessions):
+        each.used += age
+    sessions[0].has_stock = True
+    assert check_room(sessions, ASKER) == [sessions[1]]
+    assert check_room(sessions, OTHER) == []
+    for each in sessions:
+        each.agreement = cast(Any, object())
+    with pytest.raises(TooLarge) as refused:
+        check_room(sessions, ASKER)
+    assert refused.value.fields["limit"] == "SECURE_AT_ONCE"
