@@ -228,7 +228,11 @@ def _problem(inputs: Sequence[Input], places: Sequence[Candidate], asker: str) -
         place(inputs, asker)
     except NotCollocated as error:
         return error.message
-    return "; ".join(places[0].forbidden)
+    name = places[0].name
+    return (
+        f"{name} is where it would run, and {'; '.join(places[0].forbidden)}: its owner has to say so, with "
+        f"'grid start {name} --jails-for {asker}'"
+    )
 
 
 def _all_found(world: World) -> tuple[FoundObject, ...]:

@@ -90,7 +90,7 @@ class Runner:
             return explained(job, part.world, inputs, places, self._grid.id)
         answers = await asyncio.gather(*(self._allowance(each) for each in places))
         refused = [
-            each if answer is not None else replace(each, forbidden=(*each.forbidden, _runs_none(each, self._grid.id)))
+            each if answer is not None else replace(each, forbidden=(*each.forbidden, "it runs no jails of yours"))
             for each, answer in zip(places, answers, strict=True)
         ]
         allowed = {each.peer: answer for each, answer in zip(places, answers, strict=True) if answer}
@@ -221,10 +221,6 @@ class Runner:
         tensors = [job.inputs[index] for index in placement.brought]
         made = await asyncio.gather(*map(bring, tensors))
         return dict(zip(map(_key, tensors), made, strict=True))
-
-
-def _runs_none(at: Candidate, asker: str) -> str:
-    return f"{at.name} runs no jails of yours: its owner has to say so ('grid start {at.name} --jails-for {asker}')"
 
 
 def _near(call: Call) -> Counter[str]:

@@ -27,7 +27,6 @@ Files in import order. Nothing here knows of peers or sockets: protocols are gen
     assembly       a program of what was written down
     lowering       a program in secure forms; what is public computed beforehand
     script         what a run takes, before it runs
-    remembered     lowering and scripts that were found before
     dealer         the dealer's side of a run, and the supply of each party
     replicated     three parties without a dealer: they make their correlations themselves
     field          arithmetic modulo 2^61 - 1

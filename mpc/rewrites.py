@@ -132,6 +132,13 @@ def _inverse_root(lowering: Lowering, arguments: Arguments) -> Any:
     return over_root(lowering, torch.ones(arguments["self"].shape), arguments["self"])
 
 
+@_rule("inverse.default", "linalg_inv.default")
+def _inverse(lowering: Lowering, arguments: Arguments) -> Any:
+    """The form that does not ask whether there is one: what is lowered has no values."""
+    matrix = arguments.get("A", arguments.get("self"))
+    return lowering.apply(_aten.linalg_inv_ex.default, matrix)[0]
+
+
 # --- losses of labels ---------------------------------------------------------------------------------------
 
 

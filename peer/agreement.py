@@ -118,6 +118,11 @@ class Agreement:
         """Whether shares stay with the parties."""
         return any(is_kept for _, is_kept in self.outputs) or any(each.keep for each in self.inputs)
 
+    @property
+    def new_ids(self) -> list[bytes]:
+        """The ids under which the parties will keep shares after it."""
+        return [each.keep for each in self.inputs if each.keep] + [id for id, is_kept in self.outputs if is_kept]
+
     @cached_property
     def everybody(self) -> tuple[str, ...]:
         """Ids of all peers that take part: parties, who deals, holders that are neither, who receives the result."""
@@ -196,6 +201,8 @@ class Agreement:
             raise BadRequest("the result of a run goes to its asker, or to a peer that receives it")
         if self.ahead and not self.batch:
             raise BadRequest("what is dealt ahead has an id")
+        if len(set(self.new_ids)) < len(self.new_ids):
+            raise BadRequest("shares that are kept have ids of their own")
         if any(each.is_fixed and not each.kept_as for each in self.inputs):
             raise BadRequest("an input that is fixed is one that is kept")
         if self.checked and (not self.provider or self.batch or self.outputs or any(e.kept_as for e in self.inputs)):

@@ -156,7 +156,7 @@ class Asking:
         future.is_sent = True
         if future.then is None:
             future.on_cancel = lambda: self._given_up(made)
-        if now:
+        if now and source is None:  # what is streamed is sent by a task, which `kick` wakes
             self._sending.send_now()
             self._awake.expect(limits.AWAKE_ANSWER)
         else:

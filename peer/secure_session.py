@@ -24,7 +24,7 @@ from peer.secure_joins import Joins, given_away
 from peer.secure_lines import Frame, Line, Lines
 from peer.worker.seat import Failed, Seat
 from protocol import limits
-from protocol.errors import Cancelled, GridError, InternalError, NotFound, PartyFailed, TooLarge
+from protocol.errors import AlreadyExists, Cancelled, GridError, InternalError, NotFound, PartyFailed, TooLarge
 
 HELLO: Final = 128  # kinds of frames on the lines between peers: we read no more on the line that you have dialled
 END: Final = 129  # the fault for which the session is over
@@ -195,9 +195,11 @@ class Session:
 
     def check_reveal(self, agreement: Agreement) -> None:
         """At a party: Denied where shares that were kept derive from what may not be revealed to whom the result goes.
-        NotFound, where nothing was kept under an id."""
+        NotFound where nothing was kept under an id, AlreadyExists where something is and should be."""
         if self.own_id not in agreement.parties:
             return
+        if any(id in self.kept for id in agreement.new_ids):
+            raise AlreadyExists("shares are kept under this id already: ids are random and used once")
         for each in agreement.inputs:
             if each.peer or not each.holder:
                 continue

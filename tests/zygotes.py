@@ -2,8 +2,8 @@
 
 Each peer imports torch in a zygote of its own as soon as it starts, for seconds of a processor, and most tests that
 start a peer ask it for one operation or none. What is forked here does all that a zygote does, its walls included,
-from `peer.worker.zygote.main` on; only the import is done already, and it is not the peer's child: a line tells each end
-that the other is gone.
+from `peer.worker.zygote.main` on; only the import is done already, and it is no child of the peer's: a line tells each
+end that the other is gone.
 
 Tests that are about zygotes, their start, their place among processes or their memory have real ones: `real_zygotes`.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from grid import bars, show
 from grid.commands.stopping import leaving
@@ -15,6 +16,8 @@ from protocol.errors import BadRequest, QueryError
 
 if TYPE_CHECKING:
     from grid.mesh import Mesh
+
+PLAN: Final = re.compile(r"\S+\.py(:\w+)?")  # as 'grid run' takes it
 
 
 async def search(g: Mesh, query: str, watch: bool, timeout: float, as_json: bool) -> None:
@@ -33,6 +36,11 @@ async def search(g: Mesh, query: str, watch: bool, timeout: float, as_json: bool
 
 
 async def show_object(g: Mesh, ref: str, as_json: bool) -> None:
+    if PLAN.fullmatch(ref):
+        raise BadRequest(
+            f"{ref} is a plan in a file, which is no program before its arguments are known: "
+            f"'grid run {ref} ... --explain' says what it would do; show is for what is stored"
+        )
     record = await g.find_record(ref)
     program = str(await program_of(g, record)) if record["kind"] in ("plan", "model") else None
     if as_json:

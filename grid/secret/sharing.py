@@ -39,6 +39,9 @@ def share(
     alone; what a pointer names is split by its peer, and you see none of it. `await` it to have it shared at once; else
     it is shared when it is first used.
 
+    Secret from parties that keep to the protocol, even if all but one put together what they see, as long as the
+    provider is not among them (docs/secure.md).
+
     Args:
         precision: fractional bits of reals, 10 to 24 (16 where none is given); all secrets of one operation have the
             same.

@@ -26,7 +26,7 @@ def flat(share: torch.Tensor) -> torch.Tensor:
 
 
 def negative(party: Party, x: Secret) -> Protocol[Secret]:
-    """1 where x < 0, else 0. Five rounds."""
+    """1 where x < 0, else 0. Four rounds."""
     masked = yield from mask(party, flat(x.share))
     packed = yield from negative_bits(party, masked)
     bit, _ = yield from as_numbers(party, packed)
@@ -34,7 +34,7 @@ def negative(party: Party, x: Secret) -> Protocol[Secret]:
 
 
 def zero(party: Party, x: Secret) -> Protocol[Secret]:
-    """1 where x == 0, else 0. Five rounds."""
+    """1 where x == 0, else 0. Four rounds."""
     masked = yield from mask(party, flat(x.share))
     packed = yield from zero_bits(party, masked)
     bit, _ = yield from as_numbers(party, packed)
@@ -69,7 +69,7 @@ def equal(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 
 @secure("relu", "relu_")
 def relu(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """x where it is above zero, else 0. Five rounds, exact; a product is truncated on the way."""
+    """x where it is above zero, else 0. Four rounds, exact; a product is truncated on the way."""
     x: Secret = arguments["self"]
     shift = max(x.bits - party.precision, 0)
     masked = yield from mask(party, flat(-x.share), shift)
@@ -82,7 +82,7 @@ def relu(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 
 
 def signs_and_parts(party: Party, x: Secret) -> Protocol[tuple[Secret, Secret]]:
-    """1 where x < 0, and x itself there, 0 elsewhere; no scale changes. Five rounds."""
+    """1 where x < 0, and x itself there, 0 elsewhere; no scale changes. Four rounds."""
     masked = yield from mask(party, flat(x.share))
     packed = yield from negative_bits(party, masked)
     bit, below = yield from as_numbers(party, packed, masked)
@@ -118,7 +118,7 @@ def leaky_relu(party: Party, name: str, arguments: Arguments) -> Protocol[Secret
 
 @secure("clamp", "hardtanh", "clamp_min", "clamp_max", "relu6")
 def clamp(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Between two bounds that all parties know; both comparisons share one opening. Five rounds."""
+    """Between two bounds that all parties know; both comparisons share one opening. Four rounds."""
     x: Secret = arguments["self"]
     low, high = _bounds(name, arguments)
     masked = yield from mask(party, flat(x.share))

@@ -4,7 +4,7 @@ All differences x_i - x_j are opened once, masked. From that opening come their 
 bound, which is public and moves the opened word only; j is the largest where it loses to nobody, an AND in two rounds.
 The bits become numbers, and choose among the differences that are open already, in one round more.
 
-    7 rounds; for n of few elements n^2 differences of 8 bytes, n (n - 1) / 2 comparisons, or three times as many
+    6 rounds; for n of few elements n^2 differences of 8 bytes, n (n - 1) / 2 comparisons, or three times as many
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST: Final = 13
 
 
 def winners(party: Party, x: Secret) -> Protocol[tuple[Secret, Secret]]:
-    """1 at the first largest along the last dimension and 0 elsewhere; and the largest itself. Seven rounds, exact."""
+    """1 at the first largest along the last dimension and 0 elsewhere; and the largest itself. Six rounds, exact."""
     if x.shape[-1] == 1:
         one = torch.full_like(x.share, 1 if party.is_first else 0)
         return Secret(one, 0, torch.bool), x.of(x.share[..., 0])
@@ -46,7 +46,7 @@ def winners(party: Party, x: Secret) -> Protocol[tuple[Secret, Secret]]:
 
 
 def below_largest(party: Party, x: Secret, lowest: int) -> Protocol[Secret]:
-    """x less the largest along the last dimension; `lowest` where that is less than lowest + 1. Seven rounds, to
+    """x less the largest along the last dimension; `lowest` where that is less than lowest + 1. Six rounds, to
     within 2^-16."""
     x = rescaled(x, max(x.bits, party.precision))
     contest, shift = _Contest(x), x.bits - party.precision

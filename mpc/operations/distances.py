@@ -58,7 +58,7 @@ def cumprod(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 @secure("_cdist_forward")
 def cdist(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """Distances of all rows of x1 [..., n, d] from all of x2 [..., m, d], from their differences, so that none is the
-    root of something negative. Fifteen rounds and n m d products for p = 2; five for p = 1; errors as sqrt."""
+    root of something negative. Fourteen rounds and n m d products for p = 2; four for p = 1; errors as sqrt."""
     one, other = arguments["x1"], arguments["x2"]
     rows = _moved(one, -2), _moved(other, -3)
     gaps = add(party, "aten.sub.Tensor", {"self": rows[0], "other": rows[1]})

@@ -24,7 +24,7 @@ from mpc.waves import LOWEST, Series, cos_sin, exp, series
 
 
 def below(party: Party, x: Secret, *bounds: float) -> Protocol[list[Secret]]:
-    """For each bound 1 where x < bound, else 0. Five rounds; all bounds share the opening of x."""
+    """For each bound 1 where x < bound, else 0. Four rounds; all bounds share the opening of x."""
     masked = yield from mask(party, flat(x.share))
     moved = [replace(masked, c=masked.c - round(bound * (1 << x.bits))) for bound in bounds]
     return (yield from together(*(_negative(party, each, x) for each in moved)))
@@ -50,7 +50,7 @@ def circle(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 
 @secure("exp")
 def exponential(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Error below 3e-5 of the larger of 1 and the value for x < 14; 0 below -15. Six rounds."""
+    """Error below 3e-5 of the larger of 1 and the value for x < 14; 0 below -15. Five rounds."""
     x = yield from settled(party, arguments["self"])
     (is_small,), value = yield from together(below(party, x, LOWEST + 1), _settled_exp(party, x))
     kept = add(party, "aten.rsub.Scalar", {"self": is_small, "other": 1})
@@ -116,7 +116,7 @@ ERF: Final = Saturating(
 
 
 def saturating(party: Party, function: Saturating, x: Secret) -> Protocol[Secret]:
-    """Its values. Six rounds."""
+    """Its values. Five rounds."""
     x = yield from settled(party, x)
     (low, not_high), inside = yield from together(
         below(party, x, -function.bound, function.bound), _settled_series(party, x, function.inside)
@@ -136,26 +136,26 @@ def _settled_series(party: Party, x: Secret, wanted: Series) -> Protocol[Secret]
 
 @secure("sigmoid")
 def sigmoid(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Error below 1e-4 for all x. Six rounds."""
+    """Error below 1e-4 for all x. Five rounds."""
     half = yield from saturating(party, SIGMOID, arguments["self"])
     return add(party, "aten.add.Tensor", {"self": half, "other": 0.5})
 
 
 @secure("tanh")
 def tanh(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Error below 2e-4 for all x. Six rounds."""
+    """Error below 2e-4 for all x. Five rounds."""
     return (yield from saturating(party, TANH, arguments["self"]))
 
 
 @secure("erf")
 def erf(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Error below 1e-4 for all x. Six rounds."""
+    """Error below 1e-4 for all x. Five rounds."""
     return (yield from saturating(party, ERF, arguments["self"]))
 
 
 @secure("silu")
 def silu(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """x sigmoid(x). Error below 1e-4 |x|. Seven rounds."""
+    """x sigmoid(x). Error below 1e-4 |x|. Six rounds."""
     factor = yield from sigmoid(party, name, arguments)
     return (yield from _times(party, factor, arguments["self"]))
 

@@ -20,7 +20,7 @@ from mpc.table import Arguments, secure
 
 @secure("threshold_backward")
 def threshold_backward(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """The gradient where self is above the threshold. One round after a relu, which kept that; else six. Exact."""
+    """The gradient where self is above the threshold. One round after a relu, which kept that; else five. Exact."""
     x, threshold = arguments["self"], arguments["threshold"]
     above = x.above if isinstance(x, Secret) and not threshold else None
     if above is None:

@@ -35,7 +35,7 @@ def _negated(secret: Secret, name: str) -> Secret:
 
 
 def larger(party: Party, x: Secret, y: Secret) -> Protocol[tuple[Secret, Secret]]:
-    """max(x, y), and 1 where that is y because y > x. Of equal scales. Five rounds."""
+    """max(x, y), and 1 where that is y because y > x. Of equal scales. Four rounds."""
     gap = x.of(x.share - y.share)
     masked = yield from mask(party, flat(gap.share))
     packed = yield from negative_bits(party, masked)
@@ -62,7 +62,7 @@ def of_two(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 
 
 def tournament(party: Party, x: Secret) -> Protocol[Secret]:
-    """The largest along the last dimension: five rounds for each halving."""
+    """The largest along the last dimension: four rounds for each halving."""
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
         best, _ = yield from larger(party, x.of(x.share[..., :half]), x.of(x.share[..., half : 2 * half]))
@@ -92,7 +92,7 @@ def _place(ones: Secret) -> Secret:
 
 def first_of_all_pairs(party: Party, x: Secret) -> Protocol[Secret]:
     """1 at the first largest along the last dimension, 0 elsewhere: all pairs at once, then the product of each one's
-    outcomes. Five rounds, and one for each halving."""
+    outcomes. Four rounds, and one for each halving."""
     values = x.share
     count = values.shape[-1]
     i, j = torch.triu_indices(count, count, 1)

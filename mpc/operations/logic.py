@@ -47,7 +47,7 @@ def _truth(name: str, value: Any) -> Any:
 
 @secure("floor", "ceil")
 def whole(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """The next whole number below, or above. Six rounds, exact for |x| < 2^45."""
+    """The next whole number below, or above. Five rounds, exact for |x| < 2^45."""
     x: Secret = arguments["self"]
     if not x.bits:
         return x

@@ -22,7 +22,7 @@ from protocol.errors import BadRequest
 
 
 def rows_of(party: Party, places: Any, count: int) -> Protocol[Any]:
-    """[..., count]: 1 at the place, 0 elsewhere; all 0 where the place is none of 0 to count - 1. Five rounds, or none
+    """[..., count]: 1 at the place, 0 elsewhere; all 0 where the place is none of 0 to count - 1. Four rounds, or none
     where that is known."""
     if not isinstance(places, Secret):
         return torch.as_tensor(places).unsqueeze(-1) == torch.arange(count)
@@ -46,7 +46,7 @@ def _picked(party: Party, rows: Any, values: Any) -> Protocol[Secret]:
 
 @secure("one_hot")
 def one_hot(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Rows of 0 and 1. Five rounds, exact. The number of classes has to be given."""
+    """Rows of 0 and 1. Four rounds, exact. The number of classes has to be given."""
     count = arguments.get("num_classes", -1)
     if count < 0:
         raise BadRequest("one_hot of secrets: say how many classes there are", operation=name)

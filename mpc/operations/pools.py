@@ -86,7 +86,7 @@ def _rank(name: str) -> int:
 
 @secure("max_pool2d", "max_pool1d", "max_pool3d")
 def max_pool(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """A tournament in each window: five rounds for each halving. Exact; padding never wins."""
+    """A tournament in each window: four rounds for each halving. Exact; padding never wins."""
     x: Secret = arguments["self"]
     fill = _LOWEST if party.is_first else 0
     return (yield from tournament(party, x.of(windows(x.share, arguments, fill, _rank(name)))))
@@ -94,7 +94,7 @@ def max_pool(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 
 @secure("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices")
 def max_pool_with_places(party: Party, name: str, arguments: Arguments) -> Protocol[tuple[Secret, Secret]]:
-    """All pairs of each window, of up to 13 elements in seven rounds. Exact, the first of equal ones."""
+    """All pairs of each window, of up to 13 elements in six rounds. Exact, the first of equal ones."""
     x, rank = arguments["self"], _rank(name)
     seen = x.of(windows(x.share, arguments, _LOWEST if party.is_first else 0, rank))
     return (yield from _largest_of(party, seen, _places(tuple(x.shape), arguments, rank)))

@@ -4,11 +4,11 @@ Among up to ten: who is the largest comes from all pairs, together with what lie
 The sum of the powers is then at least 1 and at most ten, so that its reciprocal and its logarithm are a series of it as
 it stands: neither a first digit nor a truncation before.
 
-    softmax       11 rounds for up to ten, error below 1e-4; 14 more beyond, and those of the tournament
-    log_softmax   10 rounds for up to ten, error below 1e-4
+    softmax       10 rounds for up to ten, error below 1e-4; beyond, 18 and those of the tournament
+    log_softmax   9 rounds for up to ten, error below 1e-4
 
 All pairs of ten are 135 comparisons, a tournament and what lies too far below 19: where there are many rows there are
-18 rounds more, and a sixth of the work.
+14 rounds more, and a sixth of the work.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _LOG: Final = Series(  # 3.7e-6
 @secure("softmax.int", "_softmax", "_safe_softmax")
 def softmax(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """Softmax along a dimension of up to 2^20: error below 1e-4 (3e-4 for more than ten), however far apart the logits
-    are. Eleven rounds for up to ten in few rows, 29 in many."""
+    are. Ten rounds for up to ten in few rows, 24 in many."""
     x = _last(arguments)
     if x.shape[-1] > _FEW:
         _, powers = yield from _powers_of_many(party, x)
@@ -91,7 +91,7 @@ def softmax(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 
 @secure("log_softmax.int", "_log_softmax")
 def log_softmax(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Logarithm of softmax: error below 1e-4 (2e-4 for more than ten). Ten rounds for up to ten."""
+    """Logarithm of softmax: error below 1e-4 (2e-4 for more than ten). Nine rounds for up to ten."""
     x = _last(arguments)
     if x.shape[-1] <= _FEW and is_small(x):
         powers, moved = yield from together(_powers_of_few(party, x), _moved(party, x))
@@ -142,7 +142,7 @@ def _powers_of_many(party: Party, x: Secret) -> Protocol[tuple[Secret, Secret]]:
 
 @secure("logsumexp")
 def logsumexp(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Logarithm of the sum of the powers: error below 1e-4 beside the largest's own. Ten rounds for up to ten."""
+    """Logarithm of the sum of the powers: error below 1e-4 beside the largest's own. Nine rounds for up to ten."""
     x: Secret = arguments["self"]
     dims = [arguments["dim"]] if isinstance(arguments["dim"], int) else list(arguments["dim"])
     rank = len(x.shape)
@@ -187,7 +187,7 @@ def log_softmax_backward(party: Party, name: str, arguments: Arguments) -> Proto
 
 @secure("nll_loss_forward", "nll_loss", "nll_loss_nd")
 def nll_loss(party: Party, name: str, arguments: Arguments) -> Protocol[Any]:
-    """The mean of -x at the labels, which may be secret: they are of the classes, and none is ignored then. Six rounds
+    """The mean of -x at the labels, which may be secret: they are of the classes, and none is ignored then. Five rounds
     with secret labels."""
     x, target = arguments["self"], arguments["target"]
     if arguments.get("weight") is not None or len(x.shape) > 2:

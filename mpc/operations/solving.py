@@ -1,7 +1,7 @@
 """Inverses of small matrices and what is solved by them: elimination without exchanging rows, and one step of Newton's.
 
 For matrices that need no exchange, as positive definite and diagonally dominant ones do not (the normal equations of a
-regression, say), with elements between about 2^-6 and 2^10: error about 2^-14 times the condition. 22 rounds for each
+regression, say), with elements between about 2^-6 and 2^10: error about 2^-14 times the condition. 16 rounds for each
 row, and 4.
 """
 

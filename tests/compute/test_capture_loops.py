@@ -311,5 +311,5 @@ def test_a_number_in_a_tensor_is_an_index() -> None:
     for rows in (5, 3, 8):
         x = torch.randn(rows, 4, 3)
         assert all(map(torch.allclose, run(program, [x]), indexed(x)))
-    with pytest.raises(OperationFailed, match="out of range"):
+    with pytest.raises(OperationFailed, match="out of bounds"):
         run(program, [torch.randn(2, 4, 3)])

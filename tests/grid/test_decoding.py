@@ -55,9 +55,11 @@ class Decoder(nn.Module):
         return self.head(self.last(x)), torch.stack(caches)
 
     def forward(self, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        heads, width = self.layers[0].heads, self.words.embedding_dim  # type: ignore[union-attr]
+        first = self.layers[0]
+        assert isinstance(first, Layer)
+        heads, width = first.heads, self.words.embedding_dim
         batch, given = prompt.shape
-        cache = torch.zeros(2, 2, batch, heads, self.longest, width // heads)  # type: ignore[operator]
+        cache = torch.zeros(2, 2, batch, heads, self.longest, width // heads)
         padded = F.pad(prompt, (0, self.more))
 
         def decoded(i: Tensor, token: Tensor, cache: Tensor, told: Tensor, kept: Tensor) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,3 +152,18 @@ async def test_what_failed_is_known_where_the_value_was_refused_with_it(peers: F
             lost + 1
         assert (await (x + 1).get()).tolist() == [2, 2]
         await x.delete()
+
+
+async def test_a_value_that_was_made_before_is_wished_for_by_itself() -> None:
+    outbox, link = _outbox()
+    here: Any = SimpleNamespace(id=bytes(16))
+    outbox.post(_operation(1), [here])
+    outbox.run_and_fetch(here.id)
+    assert link.posted == [("run", {"operations": [_operation(1)], "fetch": here.id})]
+    link.posted.clear()
+    outbox.post(_operation(2), [SimpleNamespace(id=bytes(15) + b"\1")])  # type: ignore[list-item]
+    outbox.run_and_fetch(here.id)
+    assert link.posted == [
+        ("run", {"operations": [_operation(2)]}),
+        ("run", {"operations": [], "fetch": here.id}),
+    ]

@@ -123,3 +123,10 @@ def test_a_view_is_not_written() -> None:
         assert "in place" in error.message
     else:  # capture has made a new one of it
         assert torch.allclose(got, function(_X), atol=1e-3)
+
+
+def test_an_inverse_by_either_name() -> None:
+    """What stands for a secret while a program is lowered has no inverse."""
+    x = torch.tensor([[2.0, 0.5], [0.25, 1.5]])
+    for function in (torch.inverse, torch.linalg.inv):
+        assert torch.allclose(_run(lambda x, f=function: f(x), {"x": x}), torch.inverse(x), atol=1e-3)

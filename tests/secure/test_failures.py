@@ -214,6 +214,7 @@ async def test_one_who_is_not_told_is_named(team: Folders) -> None:
         {"provider": ""},
         {"reveal": "a" * 52},
         {"ahead": 1},
+        {"outputs": [[bytes(16), True], [bytes(16), True]]},
         {"name": ""},
     ],
 )

@@ -11,7 +11,7 @@ from peer.leases import LeaseKey
 from peer.secure import SecureRuns
 from peer.secure_session import Rule, Session, check_room
 from protocol import limits
-from protocol.errors import Cancelled, PartyFailed, TooLarge
+from protocol.errors import AlreadyExists, Cancelled, PartyFailed, TooLarge
 
 ASKER, OTHER = "a" * 52, "b" * 52
 LEASE: LeaseKey = (ASKER, b"one lease's name")
@@ -63,6 +63,15 @@ def test_a_session_that_is_over_says_why(runs: SecureRuns) -> None:
     with pytest.raises(PartyFailed, match="over at alice: bob is gone") as failed:
         runs._session(agreement, LEASE, opens=True)
     assert failed.value.fields["session"] == "over" and failed.value.peer == "bob"
+
+
+def test_an_id_of_kept_shares_is_used_once(runs: SecureRuns) -> None:
+    """Else shares might stand under the rules of others."""
+    session = _session(runs, 1)
+    session.kept[bytes(16)] = frozenset({Rule(OTHER, frozenset({OTHER}), ())})
+    agreement = cast(Any, type("Keeps", (), {"parties": (OTHER,), "new_ids": [bytes(16)], "inputs": ()}))
+    with pytest.raises(AlreadyExists):
+        session.check_reveal(agreement)
 
 
 def test_room_is_made_by_the_one_that_was_used_first(runs: SecureRuns) -> None:

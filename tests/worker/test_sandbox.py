@@ -18,6 +18,7 @@ import torch
 
 from grid.local_grid import Processes
 from peer.folders import Folders
+from peer.forks import Forks
 from peer.keys import Identity
 from peer.neighbours import Neighbours
 from peer.opening import open_as_dialer
@@ -26,7 +27,6 @@ from peer.peer import Settings as PeerSettings
 from peer.pool_settings import PoolSettings
 from peer.worker import confinement, kernel, landlock, seccomp
 from peer.worker.sandbox import Settings
-from peer.workers import WorkerPool
 from protocol.errors import SetupError
 from protocol.handshake import Introduction
 from tests.attacks.den import Den
@@ -125,12 +125,12 @@ def test_numbers_of_calls_are_those_of_this_kernel() -> None:
 async def test_a_peer_that_cannot_confine_its_workers_does_not_start(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = WorkerPool._zygote_confined
+    heard = Forks._zygote_confined
 
-    def worse(pool: WorkerPool, _: dict[str, str] | None) -> None:
-        heard(pool, {confinement.FILES: "Operation not permitted", confinement.LANDLOCK: "Function not implemented"})
+    def worse(forks: Forks, _: dict[str, str] | None) -> None:
+        heard(forks, {confinement.FILES: "Operation not permitted", confinement.LANDLOCK: "Function not implemented"})
 
-    monkeypatch.setattr(WorkerPool, "_zygote_confined", worse)
+    monkeypatch.setattr(Forks, "_zygote_confined", worse)
     with pytest.raises(SetupError, match="max_user_namespaces"):
         await Peer.start(PeerSettings("alice", port=0, folders=folders))
     assert not Neighbours(folders.peers).list()
