@@ -398,9 +398,9 @@ async def test_a_stored_plan_is_called_on_pointers_and_gives_pointers(peers: Fol
         assert float(await again["second"].get()) == 4
         here = await hit((torch.ones(3), torch.ones(2)), 1.0)
         assert here["first"].location is other["alice"]
-        inside = await other.run(lambda x, y, stored: stored(x, y, torch.tensor(2.0))["first"] + 1, x, y, stored=hit)
+        inside = await other.run(lambda x, y, stored: stored((x, y), torch.tensor(2.0))["first"] + 1, x, y, stored=hit)
         assert float(await inside.get()) == 7
-        closed = await other.run(lambda x, y: hit(x, y, torch.tensor(1.0))["second"], x, y)
+        closed = await other.run(lambda x, y: hit((x, y), torch.tensor(1.0))["second"], x, y)
         assert float(await closed.get()) == 2
         copy = await hit.copy(other["carol"])
         assert float(await (await copy((x, y), 1.0))["first"].get()) == 3
