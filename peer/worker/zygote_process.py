@@ -21,9 +21,8 @@ MODULE: Final = "peer.worker.zygote"
 # What it takes to find programs and libraries and to speak the user's language; nothing that may be a secret.
 _PASSED_ON: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
 # One thread each: a process with more cannot be forked safely. A worker may raise its own number afterwards.
-_DYING: Final = 0.3  # seconds; the peer stands still for them, once, when everything that computes is gone
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
+_DYING: Final = 0.3  # seconds; the peer stands still for them, once, when everything that computes is gone
 
 Kind = Literal["spawn", "jail", "party"]
 """What a process is for: a worker, one jail, parts in secure runs."""
