@@ -38,7 +38,7 @@ AWAKE_NEXT: Final = 200e-6  # and a peer for a worker's answer, and for what who
 AWAKE_WORKER: Final = 60e-6  # and a worker for its next request: it counts as its principal's time, so not for long
 AWAKE_LOST: Final = 500e-6  # who gave its processor away and has it back only then was not alone
 AWAKE_REST: Final = 0.02  # seconds without staying awake after that; twice as long each time that it comes again
-AWAKE_MOST_REST: Final = 1.0  # of those: each try on a busy machine costs a turn of somebody else's, 3 ms
+AWAKE_MOST_REST: Final = 0.1  # of those: each try on a busy machine costs a turn of somebody else's, 3 ms
 
 # --- tensors ----------------------------------------------------------------------------------------------
 MAX_NDIM: Final = 16
