@@ -23,7 +23,7 @@ from grid.secure_inputs import Masked, Own, Shared
 from grid.secure_results import Answer, SecureCost, Stayed, There, cost, values
 from grid.secure_standing import KeptShares, SecureSession, Stored
 from mpc.lowering import Lowered
-from peer.agreement import KEPT, program_hash
+from peer.agreement import HEARSAY, KEPT, program_hash
 from protocol import limits
 from protocol.errors import Cancelled, GridError, LinkError, PartyFailed
 
@@ -278,9 +278,9 @@ async def _all_or_none(asked: Sequence[Awaitable[Answer]]) -> list[Answer]:
     tasks = [asyncio.ensure_future(each) for each in asked]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        failed = [task for task in tasks if task.done() and task.exception() is not None]
+        failed = await _first_hand(tasks)
         if failed:
-            raise _first([task.exception() for task in failed])
+            raise _first(failed)
         return [task.result() for task in tasks]
     finally:
         for task in tasks:
@@ -288,14 +288,31 @@ async def _all_or_none(asked: Sequence[Awaitable[Answer]]) -> list[Answer]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _first(errors: Sequence[BaseException | None]) -> BaseException:
-    """Of what several peers failed with at the same time: what says most."""
+async def _first_hand(tasks: Sequence[asyncio.Future[Answer]]) -> list[BaseException]:
+    """What some failed with by now. Where all of these only repeat what another peer has said of a third, that other
+    one has a moment to say it itself."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + limits.SECURE_LAST_WORDS
+    while True:
+        errors = [error for task in tasks if task.done() and (error := task.exception()) is not None]
+        pending = [task for task in tasks if not task.done()]
+        left = until - loop.time()
+        if not errors or not pending or left <= 0 or not all(map(_is_hearsay, errors)):
+            return errors
+        await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
-    def rank(error: BaseException | None) -> int:
+
+def _is_hearsay(error: BaseException) -> bool:
+    return isinstance(error, GridError) and HEARSAY in error.fields
+
+
+def _first(errors: Sequence[BaseException]) -> BaseException:
+    """Of what several peers failed with at the same time: what says most, and who says it first-hand."""
+
+    def rank(error: BaseException) -> tuple[bool, int]:
         if isinstance(error, PartyFailed):
-            return 1
-        return 2 if isinstance(error, Cancelled | LinkError) else 0 if isinstance(error, GridError) else 3
+            return _is_hearsay(error), 1
+        kind = 2 if isinstance(error, Cancelled | LinkError) else 0 if isinstance(error, GridError) else 3
+        return _is_hearsay(error), kind
 
-    found = min(errors, key=rank)
-    assert found is not None
-    return found
+    return min(errors, key=rank)

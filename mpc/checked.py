@@ -204,6 +204,7 @@ def _stand_in(value: Any) -> Any:
 
 
 def _plus(own: Authenticated, secret: Checked, public: torch.Tensor, sign: int) -> Tagged:
+    public = public.to(secret.tagged.value.device)  # in a script, of shapes alone
     shape = (secret.tagged.value + public).shape
     wide = secret.map(lambda share: share.expand(shape))
     return own.plus(wide.tagged, (public if sign > 0 else field.opposite(public)).expand(shape))

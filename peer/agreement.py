@@ -22,6 +22,7 @@ from protocol.tensors import TensorHeader
 
 RUN_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
+HEARSAY: Final = "accused"  # the field of an error that another peer has told: whom it blames, if not itself
 KEPT: Final = "parties"  # in place of a holder: the parties have shares of it already
 
 
@@ -199,13 +200,24 @@ class Agreement:
             raise BadRequest("without a provider there are three parties, and nothing is dealt ahead")
         if not self.receives and self.reveal != self.asker:
             raise BadRequest("the result of a run goes to its asker, or to a peer that receives it")
-        if self.ahead and not self.batch:
-            raise BadRequest("what is dealt ahead has an id")
-        if len(set(self.new_ids)) < len(self.new_ids):
-            raise BadRequest("shares that are kept have ids of their own")
+        if self.ahead and (not self.batch or self.outputs):
+            raise BadRequest("what is dealt ahead has an id, and nothing comes out of it: leave out outputs")
+        if self.ahead > limits.SECURE_AHEAD_RUNS or self.item >= limits.SECURE_AHEAD_RUNS:
+            raise BadRequest(f"nobody deals for more than {limits.SECURE_AHEAD_RUNS} runs at once: prepare fewer")
+        if any(each.holder == KEPT and each.keep for each in self.inputs):
+            raise BadRequest("shares that are kept already have an id: leave out keep")
+        ids = [each.keep for each in self.inputs if each.keep] + [id for id, _ in self.outputs]
+        if len(set(ids)) < len(ids):
+            raise BadRequest("outputs, and shares that are kept, have ids of their own: draw one for each")
         if any(each.is_fixed and not each.kept_as for each in self.inputs):
             raise BadRequest("an input that is fixed is one that is kept")
-        if self.checked and (not self.provider or self.batch or self.outputs or any(e.kept_as for e in self.inputs)):
+        if self.checked and (
+            not self.provider
+            or self.batch
+            or self.outputs
+            or self.receives
+            or any(each.kept_as for each in self.inputs)
+        ):
             raise BadRequest("a run with MACs has a provider, keeps nothing, and reveals all to its asker")
 
 

@@ -12,11 +12,11 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-from peer import permissions
+from peer import permissions, secrecy
 from peer.agreement import KEPT, Agreement, program_hash
 from peer.buffers import Buffer
 from peer.calls import Answer, Call
@@ -41,6 +41,7 @@ from protocol.handshake import Remote
 from protocol.tensors import TensorHeader
 
 _ASKER, _KEPT = -1, -2  # in place of a holder's index: as in worker/secure/part.py
+_COSTS: Final = ("offline", "online", "rounds", "sent", "dealt")  # numbers that a process says of a run
 _ENDED: Final = 256  # sessions that are over, of which it is remembered why
 
 
@@ -64,7 +65,7 @@ class SecureRuns:
         self._workers = workers
         self._runs = runs
         self._member = member
-        self._lines = Lines(identity, name, self._heard, self._lost)
+        self._lines = Lines(identity, name, self._heard, self._lost, self._is_needed)
         self._joins = Joins(identity, name)
         self._sessions: dict[bytes, Session] = {}
         self._ended: OrderedDict[bytes, GridError] = OrderedDict()
@@ -72,8 +73,11 @@ class SecureRuns:
         self._early: OrderedDict[tuple[bytes, str], Frame] = OrderedDict()
 
     def line_arrived(self, socket: Socket, remote: Remote) -> None:
-        """A line that another peer has dialled, for itself or for its processes."""
-        if remote.role == ROUNDS:
+        """A line that another peer has dialled, for itself or for its processes. Whom this peer does not know it takes
+        no run with (`Session.meet`)."""
+        if self._member(remote.id) is None:
+            socket.transport.abort()
+        elif remote.role == ROUNDS:
             self._joins.arrived(socket, remote)
         else:
             self._lines.arrived(socket, remote)
@@ -99,7 +103,11 @@ class SecureRuns:
         try:
             return await self._run(session, agreement, program, public, asked)
         except Failed as failed:
-            error = await session.failed(failed)
+            try:
+                error = await session.failed(failed)
+            except asyncio.CancelledError as cancelled:  # while it waits for the last words of others
+                session.fail(told(cancelled, agreement.name))
+                raise
             session.fail(error)
             raise error from None
         except BaseException as error:
@@ -147,14 +155,16 @@ class SecureRuns:
                 peer=why.peer if why is not None else None,
                 session="over",
             )
-        for idle in check_room(self._sessions.values(), lease[0]):
-            idle.fail(Cancelled("the session made room for another"))
         session = self._sessions[agreement.session] = Session(
             agreement.session, lease, team, (self._id, self._name), self._lines, self._joins, self._member, self._over
         )
         for key in [key for key in self._early if key[0] == session.id and session.knows(key[1])]:
             session.hear(key[1], self._early.pop(key))
         return session
+
+    def _is_needed(self, id: str) -> bool:
+        """Whether some session has to do with that peer."""
+        return any(session.knows(id) for session in self._sessions.values())
 
     def _over(self, session: Session) -> None:
         if self._sessions.pop(session.id, None) is not None and session.failure is not None:
@@ -165,10 +175,12 @@ class SecureRuns:
     # --- their time ---------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """Ends sessions that nobody has asked anything of for long."""
+        """Ends sessions that nobody has asked anything of for long, and lines that nobody waits for. Only parties end
+        them: they are asked in every run, while others may have no part in most."""
         now = time.monotonic()
+        self._joins.sweep(now)
         for session in list(self._sessions.values()):
-            if session.is_idle and now - session.used > limits.SECURE_IDLE:
+            if session.is_party and session.is_idle and now - session.used > limits.SECURE_IDLE:
                 session.fail(Cancelled(f"nothing was asked of the session for {limits.SECURE_IDLE:g} s"))
 
     def lease_over(self, lease: LeaseKey) -> None:
@@ -189,7 +201,7 @@ class SecureRuns:
         self, session: Session, agreement: Agreement, program: bytes, public: bytes, asked: Mapping[str, Any]
     ) -> Answer:
         async with AsyncExitStack() as undo:
-            session.check_reveal(agreement)
+            kept = session.check_reveal(agreement)
             given = await self._inputs(agreement, undo)
             session.labels |= given.labels
             seat = self._seat(session, agreement)
@@ -212,12 +224,15 @@ class SecureRuns:
             await self._meet(session, agreement, seat)
             session.say_leave(agreement, given.rules)
             done = await seat.run(what)
-            await session.keep(agreement, given.rules)
-            session.has_stock |= bool(agreement.ahead)
+            await _while_there(seat, session.keep(agreement, given.rules | kept))
+            session.ran(agreement)
             return self._answer(session, agreement, done)
 
     def _seat(self, session: Session, agreement: Agreement) -> Seat:
         if session.seat is None:
+            standing = [each for each in self._sessions.values() if each.seat is not None]
+            for idle in check_room(standing, session.asker):  # only now: the request was checked
+                idle.fail(Cancelled("the session made room for another"))
             labels = session.labels - {session.asker}
             seat = session.seat = self._workers.seat(session.asker, labels, f"{self._name} in {agreement.name}")
             seat.over.add_done_callback(lambda over: self._seat_over(session, over.result()))
@@ -228,23 +243,17 @@ class SecureRuns:
         """A process is at its end between two runs: within one its own run says so."""
         if session.agreement is None and session.failure is None:
             who = "" if failed.who is None else session.name_of(failed.who)
-            session.fail(PartyFailed(f"{who} is gone", peer=who) if failed.is_lost else failed.error)
+            labels = session.labels - {session.asker} if failed.is_own_word else frozenset()
+            error = secrecy.told(failed.error, labels)
+            session.fail(PartyFailed(f"{who} is gone", peer=who) if failed.is_lost else error)
 
     async def _meet(self, session: Session, agreement: Agreement, seat: Seat) -> None:
-        """Our process has its lines. What ends it meanwhile ends this."""
+        """Our process has its lines."""
         everybody = agreement.everybody
         ids = [everybody[at] for at in agreement.counterparts(everybody.index(self._id))]
         if session.has_met(ids):
             return
-        meeting = asyncio.ensure_future(session.meet(ids, agreement.patience))
-        waited: list[asyncio.Future[Any]] = [meeting, seat.over]
-        try:
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            if not meeting.done():
-                raise seat.over.result()
-            meeting.result()
-        finally:
-            meeting.cancel()
+        await _while_there(seat, session.meet(ids, agreement.patience))
 
     async def _inputs(self, agreement: Agreement, undo: AsyncExitStack) -> _Given:
         """What gives a process the inputs that are here, and whose private data they are."""
@@ -357,11 +366,17 @@ class SecureRuns:
     # --- what comes of it ---------------------------------------------------------------------------------
 
     def _answer(self, session: Session, agreement: Agreement, done: Done) -> Answer:
-        """What it cost, what comes out, and our shares of it; where the result is for this peer, it is here now."""
-        result, shares = dict(done.told), done.shares
-        if agreement.receives and agreement.reveal == self._id and agreement.reveals:
+        """What it cost; of a party what comes out, and its shares of it, and nothing else that a process says; where
+        the result is for this peer, it is here now."""
+        shares, is_party = done.shares, self._id in agreement.parties
+        result = {name: done.told[name] for name in _COSTS if type(done.told.get(name)) in (int, float)}
+        if is_party:
+            result["outputs"] = done.told.get("outputs")
+        receives = agreement.receives and agreement.reveal == self._id and agreement.reveals
+        if receives or not is_party:
             try:
-                self._receive(session, agreement, result.pop("received"), shares)
+                if receives:
+                    self._receive(session, agreement, done.told.get("received"), shares)
             finally:
                 if isinstance(shares, Buffer):
                     shares.release()
@@ -374,13 +389,17 @@ class SecureRuns:
         """The result becomes temporaries of the asker's that only this peer's own principal may take: it is the one
         that the result is revealed to."""
         view, at = memoryview(data) if isinstance(data, bytes) else data.view(), 0
-        ids = [id for id, is_kept in agreement.outputs if not is_kept]
-        headers = [TensorHeader(dtype, tuple(shape)) for dtype, shape in listed]
-        if len(headers) != len(ids):
-            raise BadRequest(f"{len(headers)} tensors came out where {len(ids)} were to be revealed")
-        self._objects.check_new(session.asker, ids)
+        revealed = [id for id, is_kept in agreement.outputs if not is_kept]
+        if not isinstance(listed, list) or len(listed) != len(revealed):
+            raise BadRequest(f"something else came out than the {len(revealed)} values that were to be revealed")
+        # What is no tensor comes as nil: the asker has it from the parties.
+        pairs = zip(revealed, listed, strict=True)
+        headers = {id: TensorHeader(each[0], tuple(each[1])) for id, each in pairs if each is not None}
+        if sum(header.nbytes for header in headers.values()) != len(view):
+            raise BadRequest("what came out is not as large as it was said to be")
+        self._objects.check_new(session.asker, headers)
         now = time.time()
-        for id, header in zip(ids, headers, strict=True):
+        for id, header in headers.items():
             buffer = self._workers.buffers.take(header.nbytes)
             buffer.append(view[at : at + header.nbytes])
             at += header.nbytes
@@ -412,6 +431,20 @@ class _Given:
         self.provided: list[Callable[[Seat], Any]] = []
         self.labels: frozenset[str] = frozenset()
         self.rules: dict[int, Rules] = {}
+
+
+async def _while_there(seat: Seat, work: Coroutine[Any, Any, None]) -> None:
+    """Waits for it. Failed: the process is at its end, or comes to it meanwhile."""
+    doing = asyncio.ensure_future(work)
+    waited: list[asyncio.Future[Any]] = [doing, seat.over]
+    try:
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+        if seat.over.done():
+            raise seat.over.result()
+    finally:
+        doing.cancel()
 
 
 def _rules_of(held: Held, asker: str) -> Rules:

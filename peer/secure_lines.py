@@ -156,14 +156,24 @@ class Lines:
 
     Args:
         heard: told of each frame that comes.
-        lost: told of a line that is over, by the id of the peer at its other end, and why.
+        lost: told of a line that is over, by the id of the peer at its other end, and why. There may be another to it
+            already.
+        is_needed: whether some session has to do with that peer.
     """
 
-    def __init__(self, identity: Identity, name: str, heard: Heard, lost: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        name: str,
+        heard: Heard,
+        lost: Callable[[str, str], None],
+        is_needed: Callable[[str], bool],
+    ) -> None:
         self._identity = identity
         self._name = name
         self._heard = heard
         self._lost = lost
+        self._is_needed = is_needed
         self._lines: dict[str, Line] = {}
         self._dialling: dict[str, asyncio.Task[Line]] = {}
         self._awaited: dict[str, asyncio.Future[Line]] = {}
@@ -185,9 +195,23 @@ class Lines:
             why = error.message
         raise PartyFailed(f"{member.name} takes no part in the run: {why}", peer=member.name)
 
-    def arrived(self, socket: Socket, remote: Remote) -> Line:
-        """A line that was dialled by the other end."""
-        return self._add(Line(socket, remote, self._heard))
+    def arrived(self, socket: Socket, remote: Remote) -> None:
+        """A line that was dialled by the other end, which is a member of the grid."""
+        if remote.id in self._lines or self.has_room():
+            self._add(Line(socket, remote, self._heard))
+        else:
+            socket.transport.abort()
+
+    def has_room(self) -> bool:
+        """Whether there may be one more; the oldest that no session needs ends for it."""
+        if len(self._lines) < limits.SECURE_LINES:
+            return True
+        for id, line in list(self._lines.items()):
+            if not self._is_needed(id):
+                del self._lines[id]
+                line.end("it made room for another")
+                return True
+        return False
 
     def _arriving(self, id: str) -> asyncio.Future[Line]:
         waiting = self._awaited.get(id)
@@ -232,7 +256,7 @@ class Lines:
     def _over(self, line: Line, why: str) -> None:
         if self._lines.get(line.remote.id) is line:
             del self._lines[line.remote.id]
-            self._lost(line.remote.id, why)
+        self._lost(line.remote.id, why)  # of sessions that are on it, where another took its place
 
     async def close(self) -> None:
         self._is_closed = True

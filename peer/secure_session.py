@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgpack
 
 from peer import permissions, secrecy
-from peer.agreement import Agreement
+from peer.agreement import HEARSAY, KEPT, Agreement
 from peer.leases import LeaseKey
 from peer.membership import Member
 from peer.secure_joins import Joins, given_away
@@ -81,6 +81,7 @@ class Session:
         self.seat: Seat | None = None
         self.labels: frozenset[str] = frozenset()  # of all private data that its process ever had
         self.kept: dict[bytes, Rules] = {}
+        self._stays: set[bytes] = set()  # what the parties keep, as far as this peer was told: it may be none of them
         self.has_stock = False  # something was dealt ahead
         self.agreement: Agreement | None = None  # the run that is under way
         self.used = time.monotonic()
@@ -90,8 +91,17 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it does nothing, and nothing would be lost with it."""
-        return self.agreement is None and not self.kept and not self.has_stock
+        """Whether it does nothing, and nothing would be lost with it, here or at the parties."""
+        return self.agreement is None and not self.kept and not self._stays and not self.has_stock
+
+    @property
+    def is_party(self) -> bool:
+        return self.own_id in self.team[0]
+
+    def ran(self, agreement: Agreement) -> None:
+        """Notes what stands since this run, which is done."""
+        self._stays.update(agreement.new_ids)
+        self.has_stock |= bool(agreement.ahead)
 
     # --- the others ---------------------------------------------------------------------------------------
 
@@ -99,6 +109,11 @@ class Session:
         if id == self.own_id:
             return self._name
         return self._others[id].name if id in self._others else id[:12]
+
+    def _full_name(self, id: str) -> str:
+        """As its card says, though we have not met."""
+        member = self._member(id)
+        return self.name_of(id) if member is None else member.name
 
     def knows(self, id: str) -> bool:
         """Whether that peer has to do with this session."""
@@ -137,9 +152,9 @@ class Session:
             socket = await self._joins.dialled(member, self.id)
         else:
             socket = await self._joins.arrived_for(id, self.id)
-            other.line = await self._lines.to(member, patience)
         try:
             if not is_dialler:
+                other.line = await self._lines.to(member, patience)
                 self._say(other.line, HELLO, b"")
             while not other.has_greeted and is_dialler:
                 await self._changed()
@@ -174,7 +189,7 @@ class Session:
             other.has_greeted = True
             self._wake()
         elif frame.kind == END:
-            self.fail(_fault_of(frame.piece, other.name))
+            self.fail(_fault_of(frame.piece, self._full_name(id)))
         elif frame.kind == LEAVE and len(other.leaves) < _AHEAD:
             try:
                 digest, told = msgpack.unpackb(bytes(frame.piece), raw=False)
@@ -186,22 +201,24 @@ class Session:
             self.fail(PartyFailed(f"{other.name} said what is not due", peer=other.name))
 
     def lost(self, id: str, why: str) -> None:
-        """The line between the peers is gone."""
+        """A line between the peers is gone; that on which this session is need not be it."""
         other = self._others.get(id)
-        if other is not None and other.line is not None:
+        if other is not None and other.line is not None and other.line.is_closed:
             self.fail(PartyFailed(f"{other.name} is gone in the middle of the run: {why}", peer=other.name))
 
     # --- what is kept, and to whom it may be revealed -----------------------------------------------------
 
-    def check_reveal(self, agreement: Agreement) -> None:
-        """At a party: Denied where shares that were kept derive from what may not be revealed to whom the result goes.
-        NotFound where nothing was kept under an id, AlreadyExists where something is and should be."""
+    def check_reveal(self, agreement: Agreement) -> dict[int, Rules]:
+        """At a party: the rules of the kept shares that the run uses, by input, as they are now: what is dropped while
+        it is under way is used all the same. Denied where they derive from what may not be revealed to whom the result
+        goes. NotFound where nothing was kept under an id, AlreadyExists where something is and should be."""
+        found: dict[int, Rules] = {}
         if self.own_id not in agreement.parties:
-            return
+            return found
         if any(id in self.kept for id in agreement.new_ids):
             raise AlreadyExists("shares are kept under this id already: ids are random and used once")
-        for each in agreement.inputs:
-            if each.peer or not each.holder:
+        for at, each in enumerate(agreement.inputs):
+            if each.holder != KEPT:
                 continue
             rules = self.kept.get(each.id)
             if rules is None:
@@ -209,6 +226,8 @@ class Session:
             if agreement.reveals:
                 for rule in rules:
                     permissions.check_reveal(agreement.reveal, rule, "what these shares derive from")
+            found[at] = rules
+        return found
 
     def say_leave(self, agreement: Agreement, rules: dict[int, Rules]) -> None:
         """Tells the parties to whom our private inputs may be revealed, where something of them stays."""
@@ -223,8 +242,9 @@ class Session:
             if line is not None:
                 self._say(line, LEAVE, packed)
 
-    async def keep(self, agreement: Agreement, own: dict[int, Rules]) -> None:
-        """Notes under which rules the shares stand that this run has kept."""
+    async def keep(self, agreement: Agreement, known: dict[int, Rules]) -> None:
+        """Notes under which rules the shares stand that this run has kept. `known`: those of our own inputs and of
+        kept shares, by input, from when the run began."""
         if not agreement.keeps or self.own_id not in agreement.parties:
             return
         holders = {each.peer for each in agreement.inputs if each.peer} - {self.own_id}
@@ -234,13 +254,15 @@ class Session:
                     await self._changed()
         except TimeoutError:
             raise PartyFailed("a holder of inputs has not said to whom they may be revealed") from None
-        told = dict(own)
+        told = dict(known)
         for id in holders:
             leaves = self._others[id].leaves.pop(agreement.digest)
             told |= {at: rules for at, rules in leaves.items() if _holder(agreement, at) == id}
         of_all: Rules = frozenset()
         for at, each in enumerate(agreement.inputs):
-            rules = told.get(at, frozenset()) if each.peer else self.kept.get(each.id, frozenset())
+            if each.holder and at not in told:
+                raise PartyFailed("nobody has said to whom an input may be revealed of which shares stay: run it anew")
+            rules = told.get(at, frozenset())  # the asker's own are nobody else's
             of_all |= rules
             if each.keep:
                 self.kept[each.keep] = rules
@@ -257,6 +279,7 @@ class Session:
         """Kept shares that nobody needs any more."""
         for id in ids:
             self.kept.pop(id, None)
+            self._stays.discard(id)
         if self.seat is not None and self.failure is None:
             self.seat.drop(ids)
 
@@ -326,10 +349,21 @@ def _packed(error: GridError) -> bytes:
 
 
 def _fault_of(piece: Any, name: str) -> GridError:
+    """What the peer of this name ends the session for. The error is that peer's, whomever it names: whoever is asked
+    first-hand says it again."""
     try:
-        return GridError.from_fault(msgpack.unpackb(bytes(piece), raw=False))
+        if len(piece) > _MAX_FAULT:
+            raise ValueError("too much")
+        error = GridError.from_fault(msgpack.unpackb(bytes(piece), raw=False))
     except Exception:  # whatever it says
         return PartyFailed(f"{name} ended the run, and gave no reason that makes sense", peer=name)
+    for said_here in ("session", HEARSAY):
+        error.fields.pop(said_here, None)
+    if error.peer not in (None, name):
+        error.message = f"{name} says: {error.message}"
+        error.fields[HEARSAY] = error.peer[: limits.MAX_OBJECT_NAME]
+    error.peer = name
+    return error
 
 
 def told(error: BaseException, name: str) -> GridError:
@@ -342,8 +376,8 @@ def told(error: BaseException, name: str) -> GridError:
 
 
 def check_room(sessions: Iterable[Session], asker: str) -> list[Session]:
-    """Sessions that nobody uses, the one that was used first before all others. TooLarge: there is room for no other
-    session of this asker, and none of them is idle."""
+    """Sessions that nobody uses, which are to end for one of this asker: its own first, of those the one that was used
+    first. TooLarge: there is room for no other, and none of them is idle."""
     all_of_them = list(sessions)
     own = [session for session in all_of_them if session.asker == asker]
     over: list[Session] = []
@@ -351,7 +385,7 @@ def check_room(sessions: Iterable[Session], asker: str) -> list[Session]:
         allowed = getattr(limits, limit)
         if len(found) - len(over) < allowed:
             continue
-        idle = sorted((each for each in found if each.is_idle), key=lambda each: each.used)
+        idle = sorted((each for each in found if each.is_idle), key=lambda each: (each.asker != asker, each.used))
         if not idle:
             raise TooLarge(
                 f"{len(found)} secure sessions are under way here: await some runs first, or let go of shares",

@@ -218,7 +218,10 @@ SECURE_RULES: Final = 4_096  # private objects that kept shares may derive from
 SECURE_LAST_WORDS: Final = 2.0  # seconds to hear why somebody's line ended from who knows
 MAX_REVEAL: Final = 64  # principals that may learn what secure runs compute from one object
 SECRET_PENDING: Final = 1_000  # operations on secrets that wait to be computed: a program's nodes when they are lowered
-SECURE_EARLY: Final = 1_024  # greetings of sessions that this peer was not told of yet
+SECURE_EARLY: Final = 1_024  # ends of sessions that this peer was not told of yet
+SECURE_WAITING: Final = 256  # lines of processes whose session this peer was not told of yet: a descriptor each
+SECURE_WAITING_EACH: Final = SECURE_SESSIONS  # of one peer: it has no more sessions than that
+SECURE_LINES: Final = 256  # lines between peers; above that those end of which no session has need
 
 # --- files that a user reads into the grid -----------------------------------------------------------------
 MAX_EXPANSION: Final = 100  # times its size that a compressed file may grow: 1 MB of deflate can become 1 GB

@@ -80,7 +80,8 @@ async def lying(folders: Folders, lie: Callable[[dict[str, Any]], Answer]) -> As
 def told(liar: Liar, id: bytes, **more: Any) -> dict[str, Any]:
     """What an honest holder says of a published tensor."""
     asker = liar.identity.id
-    record = {"id": id, "owner": asker, "tags": [], "labels": [], "description": "", "name": None, **TENSOR, "nbytes": NBYTES}
+    said = {"owner": asker, "tags": [], "labels": [], "description": "", "name": None}
+    record = {"id": id, **said, **TENSOR, "nbytes": NBYTES}
     return {
         "asker": asker,
         "move": True,

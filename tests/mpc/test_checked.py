@@ -30,6 +30,32 @@ def _plan(x: torch.Tensor, y: torch.Tensor) -> Any:
     return {"z": z * z + 0.5 * z, "more": [z.sum(0), 7]}
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        lambda x: x * x + 3,
+        lambda x: 3 - x * x,
+        lambda x: x * x - torch.arange(4.0),
+        lambda x: torch.ones(3, 1) + x @ torch.ones(4, 1),
+        lambda x: torch.nn.functional.linear(x, torch.ones(2, 4), torch.tensor([1.0, -2.0])),
+    ],
+)
+def test_what_all_know_is_added(plan: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """At the parties, and in the script that the dealer finds on shapes alone."""
+    lowered = lower(capture(plan, {"x": _X}).program, [_X], [True])
+    hidden, holder, asker = Hidden(tuple(_X.shape), PRECISION, _X.dtype), fresh_seed(), fresh_seed()
+    masked = hide(_X, PRECISION, holder, 0)
+
+    def run(party: Party, told: torch.Tensor) -> Protocol[Any]:
+        return whole(party, lowered.program, [hidden], lowered.public, lambda at: told, [holder, asker].__getitem__)
+
+    made, ledger = run_together(lambda party: run(party, masked), [(), ()])
+    got = shown(made[0].share, made[0].bits, made[0].dtype, asker, 1)
+    assert torch.allclose(got, plan(_X), atol=2e-3)
+    script = script_of(lambda party: run(party, masked.to("meta")), 2)
+    assert (script.rounds, script.nbytes, script.dealt) == (ledger.rounds, ledger.nbytes, ledger.dealt)
+
+
 _LOWERED: Lowered = lower(capture(_plan, {"x": _X, "y": _Y}).program, [_X, _Y], [True, True])
 _INPUTS = [Hidden(tuple(each.shape), PRECISION, each.dtype) for each in (_X, _Y)]
 

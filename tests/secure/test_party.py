@@ -6,6 +6,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -15,15 +16,27 @@ from mpc.arithmetic import FixedMask
 from mpc.dealer import Supply
 from mpc.rounds import Opened, Opening, Protocol
 from peer.worker.channel import BlockingChannel
-from peer.worker.secure.dealing import Corrections
+from peer.worker.secure.dealing import Corrections, Dealing
 from peer.worker.secure.kept import Kept, Stocked
 from peer.worker.secure.mail import Gone, Mail
-from peer.worker.secure.part import CORRECTIONS, CREDIT, MASK, ROUND, SHARE, Blame, Part
+from peer.worker.secure.part import (
+    BUSY,
+    CORRECTIONS,
+    CREDIT,
+    MASK,
+    READY,
+    RESULT,
+    ROUND,
+    SEED,
+    SHARE,
+    Blame,
+    Part,
+)
 from peer.worker.secure.rounds import Rounds
 from peer.worker.secure.sharing import shares
 from peer.worker.secure.wire import Broken, Wire
 from protocol import limits
-from protocol.errors import BadRequest, NotFound
+from protocol.errors import BadRequest, NotFound, TooLarge
 
 NAMES = ["alice", "bob", "carol", "dave"]
 TAG = bytes(32)
@@ -163,6 +176,136 @@ def test_what_is_left_of_another_run_is_no_message_of_this_one(process: Process)
     assert not process.mail.has(1, CREDIT, 0)
 
 
+def _hear(process: Process, sender: int) -> None:
+    """What this one has sent."""
+    process.mail._attend(NAMES[sender], process.mail._wires[NAMES[sender]], select.POLLIN)
+
+
+@pytest.mark.parametrize(
+    "index, sender, kind, number, size",
+    [
+        (0, 1, 200, 0, 8),  # no kind
+        (0, 1, READY, 3, 0),
+        (0, 1, READY, 1, 8),
+        (0, 1, SEED, 0, 24),  # of another sender than is due
+        (0, 2, SEED, 2, 24),
+        (0, 2, SEED, 0, 16),
+        (0, 2, CORRECTIONS, 0, 8),  # not to this party
+        (1, 2, CORRECTIONS, 1, 8),
+        (1, 2, CORRECTIONS, 0, 0),
+        (1, 2, CORRECTIONS, 0, limits.SECURE_PIECE + 1),
+        (0, 2, ROUND, 0, 8),
+        (2, 1, ROUND, 0, 8),  # to the dealer
+        (2, 1, CREDIT, 0, 8),  # before anything was dealt
+        (2, 0, CREDIT, 0, 8),
+        (0, 1, MASK, 0, 16),
+        (0, 3, MASK, 1, 16),
+        (0, 3, SHARE, 1, 16),
+        (0, 1, SHARE, 0, 16),
+        (0, 1, RESULT, 0, 8),
+        (0, 1, BUSY, 0, 9),
+    ],
+)
+def test_what_is_not_due_is_refused_by_its_head(index: int, sender: int, kind: int, number: int, size: int) -> None:
+    process = Process(index=index)
+    process.heard(sender, kind, number, bytes(size))
+    with pytest.raises(Blame) as blamed:
+        _hear(process, sender)
+    assert blamed.value.index == sender and not process.mail._came
+    process.close()
+
+
+def test_what_is_due_of_all_kinds_is_kept(process: Process, second: Process) -> None:
+    for sender, kind, number, size in [(2, SEED, 0, 24), (2, SEED, 1, 24), (1, READY, 1, 0), (3, SHARE, 0, 16)]:
+        process.heard(sender, kind, number, bytes(size))
+        _hear(process, sender)
+        assert process.mail.has(sender, kind, number)
+    for sender, kind, size in [(2, CORRECTIONS, limits.SECURE_PIECE), (3, MASK, 16), (0, ROUND, 8)]:
+        second.heard(sender, kind, 0, bytes(size))
+        while not second.mail.has(sender, kind, 0):
+            second.others[sender].flush()
+            _hear(second, sender)
+
+
+def test_no_more_corrections_come_than_were_credited(second: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SECURE_AHEAD", 16)
+    monkeypatch.setattr(limits, "SECURE_PIECE", 8)
+    for number in range(3):
+        second.heard(2, CORRECTIONS, number, bytes(8))
+    _hear(second, 2)
+    second.heard(2, CORRECTIONS, 3, bytes(8))
+    with pytest.raises(Blame, match="8 bytes where 0 are due"):
+        _hear(second, 2)
+
+
+def test_corrections_are_credited_while_many_are_read_at_once(second: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dealer may wait for it."""
+    monkeypatch.setattr(limits, "SECURE_AHEAD", 16)
+    second.heard(2, CORRECTIONS, 0, bytes(8))
+    corrections = Corrections(second.part, second.mail)
+    corrections.begin(64)
+    with pytest.raises(Blame):
+        corrections.read(64)
+    assert second.mail.due.credited == 8
+
+
+def test_the_last_party_has_not_used_more_than_it_was_sent() -> None:
+    dealer = Process(index=2)
+    dealing = Dealing(dealer.part, dealer.mail, Kept())
+    dealing._sent = dealer.mail.due.dealt = limits.SECURE_AHEAD + 1
+    dealer.heard(1, CREDIT, 0, (1 << 63).to_bytes(8, "little"))
+    with pytest.raises(Blame, match="used more than it was sent") as blamed:
+        dealing._wait()
+    assert blamed.value.index == 1
+    dealer.close()
+
+
+def test_a_head_takes_no_memory(process: Process) -> None:
+    """However large the message is that it announces: its place grows with what comes."""
+    announced = 500 << 20
+    head = b"\x82\xff" + (32 + 8 + announced).to_bytes(8, "big") + bytes(4)
+    process.others[1]._socket.sendall(head + TAG + bytes([ROUND]) + bytes(7) + bytes(100))
+    wire = process.mail._wires["bob"]
+    _hear(process, 1)
+    assert wire._data is not None and len(wire._data) <= 1 << 20
+
+
+class _Clock:
+    """In place of the module time."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("chatterer, why", [(2, "has not sent round 0 for 0.05 s"), (1, "however busy")])
+def test_who_chatters_does_not_suspend_patience(monkeypatch: pytest.MonkeyPatch, chatterer: int, why: str) -> None:
+    """Neither with another who is silent, nor for ever where it is the one that is due; we say that we are there."""
+    clock, turns = _Clock(), 0
+    for module in ("mail", "wire"):
+        monkeypatch.setattr(f"peer.worker.secure.{module}.time", clock)
+    process = Process()
+    usual = Mail._turn
+
+    def turn(mail: Mail, timeout: float | None) -> bool:
+        nonlocal turns
+        turns += 1
+        assert turns < 5_000, "it waits for ever"
+        clock.now += 0.01 if chatterer == 2 else 1.0
+        process.heard(chatterer, BUSY, 0, b"")
+        return usual(mail, timeout)
+
+    told: list[int] = []
+    monkeypatch.setattr(Mail, "_turn", turn)
+    monkeypatch.setattr(process.mail, "tell", lambda to, kind, number: told.append(kind))
+    with pytest.raises(Blame, match=why) as blamed:
+        process.mail.take_all([(1, ROUND, 0)])
+    assert blamed.value.index == 1 and BUSY in told
+    process.close()
+
+
 def test_a_share_has_the_size_of_its_input(process: Process) -> None:
     process.heard(3, SHARE, 0, bytes(24))
     with pytest.raises(Blame, match="24 bytes where 16") as blamed:
@@ -217,6 +360,36 @@ def test_what_was_dealt_ahead_is_used_once_and_for_what_it_was_dealt() -> None:
         kept.used(b"batch", ("program",), 0)
     with pytest.raises(NotFound):
         kept.used(b"other", ("program",), 0)
+
+
+class _Counted(bytearray):
+    """Counts how often somebody asks how long it is."""
+
+    asked = 0
+
+    def __len__(self) -> int:
+        _Counted.asked += 1
+        return super().__len__()
+
+
+def test_what_was_dealt_ahead_is_counted_as_it_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SECURE_STOCK", 200 * (16 + 8))
+    kept = Kept()
+    for item in range(200):
+        kept.put(b"batch", (), item, Stocked(bytes(16), _Counted(8)))
+    assert _Counted.asked <= 4 * 200
+    kept.used(b"batch", (), 7)
+    kept.put(b"other", (), 0, Stocked(bytes(16), bytearray(8)))
+    with pytest.raises(TooLarge):
+        kept.put(b"other", (), 1, Stocked(bytes(16), bytearray(8)))
+    kept.drop([b"batch", b"other"])
+    for item in range(200):
+        kept.put(b"other", (), item, Stocked(bytes(16), bytearray(8)))
+
+
+def test_nobody_deals_for_more_runs_than_there_may_be(process: Process) -> None:
+    with pytest.raises(BadRequest, match="dealt for at once"):
+        Part.of({**asdict(process.part), "ahead": limits.SECURE_AHEAD_RUNS + 1})
 
 
 # --- lines ------------------------------------------------------------------------------------------------

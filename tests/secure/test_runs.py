@@ -40,6 +40,16 @@ async def joined(team: Folders, identity: Identity | None = None) -> AsyncIterat
                 await peer.clear()
 
 
+@grid.plan
+def plus_one(w: Any) -> Any:
+    return w + 1
+
+
+@grid.plan
+def two_products(x: Any, w: Any, v: Any) -> Any:
+    return x @ w + x @ v
+
+
 def _digits() -> tuple[torch.Tensor, nn.Module]:
     return torch.rand(100, 64), nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
@@ -125,3 +135,16 @@ async def test_a_team_is_different_peers(team: Folders, parties: list[str], prov
     async with joined(team) as g:
         with pytest.raises(BadRequest):
             await g.run(lambda x: x + 1, x=torch.ones(2), parties=parties, provider=provider)
+
+
+@pytest.mark.parametrize("told", [{"provider": "carol"}, {"parties": ["alice", "bob", "carol"]}])
+async def test_one_object_that_parties_keep_may_be_several_factors(team: Folders, told: dict[str, Any]) -> None:
+    """It has one mask, wherever it stands; in the run that opens it and in those after it."""
+    told = {"parties": ["alice", "bob"], **told}
+    async with joined(team, Identity.generate()) as g:
+        x, w = torch.randn(2, 4), torch.randn(4, 3)
+        await g["alice"].send(w, tags=["#twice"])
+        await g.run(plus_one, "#twice", **told)
+        for _ in range(2):
+            result = await g.run(two_products, x, "#twice", "#twice", **told)
+            assert torch.allclose(result.value, 2 * (x @ w), atol=1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import pytest
@@ -24,12 +25,12 @@ def runs() -> SecureRuns:
     return SecureRuns(Identity.generate(), "alice", nothing, nothing, nothing, nothing, lambda _: None)
 
 
-def _session(runs: SecureRuns, number: int, lease: LeaseKey = LEASE) -> Session:
+def _session(runs: SecureRuns, number: int, lease: LeaseKey = LEASE, own: str = OTHER) -> Session:
     session = Session(
         bytes([number]) * 16,
         lease,
         ((OTHER, "c" * 52), "d" * 52),
-        (OTHER, "alice"),
+        (own, "alice"),
         runs._lines,
         runs._joins,
         lambda _: None,
@@ -72,6 +73,59 @@ def test_an_id_of_kept_shares_is_used_once(runs: SecureRuns) -> None:
     agreement = cast(Any, type("Keeps", (), {"parties": (OTHER,), "new_ids": [bytes(16)], "inputs": ()}))
     with pytest.raises(AlreadyExists):
         session.check_reveal(agreement)
+
+
+def test_what_the_parties_keep_is_known_to_those_who_keep_nothing(runs: SecureRuns) -> None:
+    """A provider does not make room by ending a session of which the parties have shares."""
+    session = _session(runs, 1, own="d" * 52)
+    keeps = cast(Any, type("Keeps", (), {"parties": (OTHER,), "new_ids": [bytes(16)], "ahead": 0}))
+    session.ran(keeps)
+    assert not session.is_idle
+    session.drop([bytes(16)])
+    assert session.is_idle
+
+
+def test_a_holder_that_is_not_asked_again_does_not_end_the_session_of_others(runs: SecureRuns) -> None:
+    holder, party = _session(runs, 1, own="e" * 52), _session(runs, 2)
+    for each in (holder, party):
+        each.used -= limits.SECURE_IDLE + 1
+    runs.sweep()
+    assert holder.failure is None and party.failure is not None
+
+
+async def test_room_is_made_only_for_what_was_checked(runs: SecureRuns) -> None:
+    """A request that comes to nothing has ended no other session."""
+    sessions = [_session(runs, number) for number in range(limits.SECURE_AT_ONCE)]
+    for each in sessions:
+        each.seat = cast(Any, Seat())
+    agreement = cast(Any, type("New", (), {"session": bytes([99]) * 16, "parties": (), "provider": ""}))
+    session = runs._session(agreement, LEASE, opens=True)
+    assert all(each.failure is None for each in sessions)
+    runs._workers = cast(Any, type("Pool", (), {"seat": lambda *_: Seat()}))
+    agreement.name = "new"
+    runs._seat(session, agreement)
+    runs._seat(session, agreement)  # it has one now
+    assert [each.failure is not None for each in sessions] == [True] + [False] * (limits.SECURE_AT_ONCE - 1)
+
+
+class Seat:
+    """Of a process that does nothing."""
+
+    def __init__(self) -> None:
+        self.over: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.name = ""
+
+    def fail(self, _: Any) -> None:
+        pass
+
+
+def test_the_same_askers_sessions_make_room_first(runs: SecureRuns) -> None:
+    askers = [f"{number % 8:052}" for number in range(limits.SECURE_SESSIONS)]
+    sessions = [_session(runs, number, (asker, bytes(16))) for number, asker in enumerate(askers)]
+    for age, each in enumerate(sessions):
+        each.used += age
+    assert check_room(sessions, askers[3]) == [sessions[3]]
+    assert check_room(sessions, ASKER) == [sessions[0]]
 
 
 def test_room_is_made_by_the_one_that_was_used_first(runs: SecureRuns) -> None:

@@ -26,6 +26,7 @@ What is not due, or has another size than is due, ends the session: the error na
 
     part        one run, as a process is told of it; the kinds of messages
     wire        a line to another: a WebSocket whose handshake is over
+    due         what may come in a run: from whom, which kind, number and size
     mail        what comes and goes, of one run at a time
     kept        what stays from run to run: shares, masks, programs, what was dealt ahead
     sharing     shares of inputs, given and taken

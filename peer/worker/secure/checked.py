@@ -35,6 +35,8 @@ Elements = Mapping[int, torch.Tensor]
 
 def run(part: Part, mail: Mail, kept: Kept) -> tuple[dict[str, Any], list[torch.Tensor]]:
     """What one of those who take part does; what it cost, and what a party tells the asker."""
+    if part.receiver is not None:
+        raise BadRequest("a run with MACs reveals its result to its asker: leave out who receives it")
     told: dict[str, Any] = {"offline": 0.0, "online": 0.0, "rounds": 0, "sent": 0, "dealt": 0, "outputs": []}
     seed = fresh_seed()
     own = _give(part, mail, seed)

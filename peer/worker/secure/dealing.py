@@ -53,12 +53,15 @@ class Dealing:
                 piece = correction[start : start + limits.SECURE_PIECE]
                 mail.tell([self._last], CORRECTIONS, self._pieces, piece)
                 self._sent, self._pieces = self._sent + len(piece), self._pieces + 1
+                mail.due.dealt = self._sent
         return script.dealt + part.parties * SEED_BYTES
 
     def _wait(self) -> None:
         while self._sent - self._used > limits.SECURE_AHEAD:
             self._used += _U64.unpack(self._mail.take(self._last, CREDIT, self._credits, _U64.size))[0]
             self._credits += 1
+            if self._used > self._sent:
+                raise Blame(self._last, "says that it used more than it was sent")
 
 
 class Corrections:
@@ -95,8 +98,8 @@ class Corrections:
             got[at : at + len(took)] = took
             at += len(took)
             self._piece = self._piece[len(took) :]
+            self._credit(len(took))  # before all is here: the dealer may wait for it
         self.left -= nbytes
-        self._credit(nbytes)
         return memoryview(got)
 
     @property
@@ -114,6 +117,7 @@ class Corrections:
         self._used += nbytes
         if self._used >= limits.SECURE_AHEAD // 8:
             self._mail.tell([self._dealer], CREDIT, self._credits, _U64.pack(self._used))
+            self._mail.due.credited += self._used
             self._used, self._credits = 0, self._credits + 1
 
 

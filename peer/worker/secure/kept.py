@@ -36,6 +36,10 @@ class Stocked:
     seed: bytes
     corrections: bytearray | None
 
+    @property
+    def nbytes(self) -> int:
+        return SEED_BYTES + len(self.corrections or b"")
+
 
 @dataclass(slots=True)
 class Stock:
@@ -46,7 +50,7 @@ class Stock:
 
     @property
     def nbytes(self) -> int:
-        return sum(SEED_BYTES + len(each.corrections or b"") for each in self.items.values())
+        return sum(each.nbytes for each in self.items.values())
 
 
 class Kept:
@@ -63,6 +67,7 @@ class Kept:
     def __init__(self) -> None:
         self._shares: dict[bytes, Secret] = {}
         self._stocks: dict[bytes, Stock] = {}
+        self._stocked = 0  # bytes in them
         self._programs: OrderedDict[str, Known] = OrderedDict()
         self.masks: dict[int, torch.Tensor] = {}
         self.pieces: dict[int, Pieces] = {}
@@ -96,7 +101,8 @@ class Kept:
     def drop(self, ids: Iterable[bytes]) -> None:
         for id in ids:
             self._shares.pop(id, None)
-            self._stocks.pop(id, None)
+            if (stock := self._stocks.pop(id, None)) is not None:
+                self._stocked -= stock.nbytes
             if id in self.places:
                 number = number_of(self.places.pop(id))
                 self.masks.pop(number, None)
@@ -130,8 +136,10 @@ class Kept:
     def put(self, batch: bytes, takes: tuple[object, ...], item: int, stocked: Stocked) -> None:
         """Keeps what was dealt for one run. TooLarge."""
         stock = self._stocks.setdefault(batch, Stock(takes))
+        before = stock.items.get(item)
+        self._stocked += stocked.nbytes - (before.nbytes if before is not None else 0)
         stock.items[item] = stocked
-        check_stock(sum(each.nbytes for each in self._stocks.values()))
+        check_stock(self._stocked)
 
     def used(self, batch: bytes, takes: tuple[object, ...], item: int) -> Stocked:
         """What was dealt for this run; it is gone then. BadRequest: it was used, or is for something else."""
@@ -143,6 +151,7 @@ class Kept:
         stocked = stock.items.pop(item, None)
         if stocked is None:
             raise BadRequest(f"what was dealt ahead for run {item} was used before: masks are used once")
+        self._stocked -= stocked.nbytes
         return stocked
 
 

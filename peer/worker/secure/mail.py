@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from peer.worker import giving
 from peer.worker.channel import BlockingChannel
 from peer.worker.objects import Objects
+from peer.worker.secure.due import Due
 from peer.worker.secure.part import BUSY, CREDIT, ROUND, Blame, Part
 from peer.worker.secure.wire import Broken, View, Wire
 from protocol import limits
@@ -37,8 +38,8 @@ class Mail:
         self._jobs: list[Mapping[str, Any]] = []
         self.objects = Objects()
         self.part: Part | None = None
+        self.due: Due  # in this run
         self.sent = 0  # bytes of rounds, to each other party counted
-        self.allowed: Callable[[int, int, int, int], None] = lambda *_: None
 
     def add(self, id: str, wire: Wire) -> None:
         """A line to another. It is not read while there is no run, but its end is seen."""
@@ -56,7 +57,7 @@ class Mail:
 
     def begin(self, part: Part) -> None:
         """From now on messages are about this run. InternalError: there is no line to somebody."""
-        self.part = part
+        self.part, self.due = part, Due(part)
         self._index = {part.ids[at]: at for at in part.counterparts}
         self._came.clear()
         self.sent, self._said = 0, time.monotonic()
@@ -70,7 +71,7 @@ class Mail:
         self.finish_sending()
         for id in self._index:
             self._poll.modify(self._wires[id].fileno(), _ENDED)
-        self.part, self._index, self.allowed = None, {}, lambda *_: None
+        self.part, self._index = None, {}
 
     def value(self, id: bytes) -> torch.Tensor:
         """A tensor that was provided, its blocks checked."""
@@ -101,15 +102,17 @@ class Mail:
         return (sender, kind, number) in self._came
 
     def _wait(self, missing: Mapping[int, str], began: float) -> None:
-        """Until something comes or goes. Blame: one of these was not heard for too long; and of what it was to do."""
+        """Until something comes or goes, from whomever. Blame: one of these was not heard for too long; and of what it
+        was to do."""
         assert self.part is not None
         patience = self.part.patience
-        if self._turn(patience / 4):
-            return
+        self._turn(patience / 4)
         now = time.monotonic()
         for index, what in missing.items():
             if now - max(began, self._wires[self.part.ids[index]].heard) >= patience:
                 raise Blame(index, f"has not {what} for {patience:g} s")
+            if now - began >= _LONGEST:
+                raise Blame(index, f"has not {what} for {_LONGEST:g} s, however busy it says it is")
         self.busy()
 
     def _turn(self, timeout: float | None) -> bool:
@@ -140,22 +143,25 @@ class Mail:
 
     def _check(self, index: int, tag: bytes, kind: int, number: int, total: int) -> None:
         assert self.part is not None
-        if kind in _OF_NO_ACCOUNT and tag != self.part.tag:
+        if kind == BUSY or (kind == CREDIT and tag != self.part.tag):  # the latter of a run that is over
             if total > _SMALL:
                 raise Blame(index, f"announced a message of {total} bytes")
-            return  # of a run that is over
+            return
         if tag != self.part.tag:
             raise Blame(index, "was told of another run, or speaks of one that is over")
         if total > limits.SECURE_MESSAGE:
             raise Blame(index, f"announced a message of {total} bytes")
-        if kind != BUSY and (index, kind, number) in self._came:
+        if (index, kind, number) in self._came:
             raise Blame(index, "sent twice what is due once")
-        self.allowed(index, kind, number, total)
+        if len(self._came) >= _MOST:
+            raise Blame(index, f"sent more than {_MOST} messages before they were due")
+        self.due.check(index, kind, number, total)
 
     def _on(self, index: int, tag: bytes, kind: int, number: int, data: bytearray) -> None:
         assert self.part is not None
         if kind != BUSY and tag == self.part.tag:
             self._came[index, kind, number] = data
+            self.due.came(kind, len(data))
 
     def _hear_peer(self) -> None:
         messages = self._channel.receive()
@@ -224,8 +230,9 @@ class Gone(Exception):
     """Between runs somebody's line ended; its id."""
 
 
-_OF_NO_ACCOUNT = (BUSY, CREDIT)  # may be on the way when nobody waits for them any more
 _SMALL = 8
+_MOST = 1 << 20  # messages that wait: small pieces of corrections are many
+_LONGEST = 3_600.0  # seconds of one wait, however busy the other says that it is
 _ENDED = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0x2000)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from compute.dtypes import DTYPE_OF
+from protocol import limits
 from protocol.errors import BadRequest
 
 SEED, CORRECTIONS, CREDIT, READY, MASK, SHARE, ROUND, BUSY, RESULT = range(9)
@@ -128,6 +129,8 @@ class Part:
         for each in told["inputs"]:
             if each.dtype not in DTYPE_OF:
                 raise BadRequest(f"no secret is a {each.dtype}")
+        if not 0 <= told["ahead"] <= limits.SECURE_AHEAD_RUNS:
+            raise BadRequest(f"more than {limits.SECURE_AHEAD_RUNS} runs are not dealt for at once")
         for name in ("ids", "names", "public"):
             told[name] = tuple(told[name])
         told["outputs"] = tuple((id, is_kept) for id, is_kept in told["outputs"])

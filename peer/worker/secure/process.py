@@ -188,8 +188,9 @@ class Process:
         if fixes.supply is not None:
             party = Party(part.index, part.parties, fixes.supply, part.precision)
             made = rounds.drive(fixing(party, [secrets[at] for at in fixes.places], fixes.before))
-            for at, secret in zip(fixes.places, made, strict=True):
-                secrets[at] = secret
+            fixed = {part.inputs[at].kept_as: secret for at, secret in zip(fixes.places, made, strict=True)}
+            for at, each in enumerate(part.inputs):
+                secrets[at] = fixed.get(each.kept_as, secrets[at])
         for at, (each, secret) in enumerate(zip(part.inputs, secrets, strict=True)):
             if each.keep or at in fixes.places:
                 self._kept.keep(each.kept_as, secret)

@@ -22,8 +22,13 @@ from protocol import limits
 
 
 def to_fix(part: Part, kept: Kept) -> list[int]:
-    """The inputs whose masks are to be opened in this run: those that are fixed and were not before."""
-    return [at for at, each in enumerate(part.inputs) if each.is_fixed and each.kept_as not in kept.places]
+    """The inputs whose masks are to be opened in this run: those that are fixed and were not before. Of several that
+    are the same kept shares the first: they have one mask."""
+    found: dict[bytes, int] = {}
+    for at, each in enumerate(part.inputs):
+        if each.is_fixed and each.kept_as not in kept.places:
+            found.setdefault(each.kept_as, at)
+    return list(found.values())
 
 
 def whole(part: Part, known: Known, party: Party, secrets: Sequence[Secret]) -> Protocol[Any]:

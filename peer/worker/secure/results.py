@@ -84,9 +84,9 @@ def give(part: Part, mail: Mail, listed: Listed, tensors: Sequence[torch.Tensor]
 
 def received(
     part: Part, mail: Mail, own: tuple[Listed, list[torch.Tensor]] | None
-) -> tuple[list[list[Any]], list[torch.Tensor]]:
-    """[dtype, shape] of each value, and the values, of all parties' shares; `own` are ours, where we are a party.
-    Blame: somebody's do not fit."""
+) -> tuple[list[list[Any] | None], list[torch.Tensor]]:
+    """[dtype, shape] of each value that is revealed, nil for what is no tensor, and the tensors, of all parties'
+    shares; `own` are ours, where we are a party. Blame: somebody's do not fit."""
     senders = [rank for rank in range(part.parties) if rank != part.index]
     came = mail.take_all([(rank, RESULT, number) for rank in senders for number in (0, 1)])
     listed = [_unpacked(sender, data) for sender, data in zip(senders, came[::2], strict=True)]
@@ -108,7 +108,16 @@ def received(
         total if bits is None else decode(total, bits, DTYPE_OF[dtype])
         for (bits, dtype, _), total in zip(_of_tensors(common), totals, strict=True)
     ]
-    return [[dtype, shape] for _, dtype, shape in _of_tensors(common)], values
+    stays = part.outputs or ((b"", False),) * len(common)
+    if len(stays) != len(common):
+        raise Blame(senders[0], "says that something else came out")
+    made, shown, tensors = iter(values), list[list[Any] | None](), list[torch.Tensor]()
+    for each, (_, is_kept) in zip(common, stays, strict=True):
+        value = next(made) if _of_tensors([each]) else None
+        if not is_kept:
+            shown.append(None if value is None else each[1:])
+            tensors += [] if value is None else [value]
+    return shown, tensors
 
 
 def _unpacked(sender: int, data: bytearray) -> Listed:

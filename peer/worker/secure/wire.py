@@ -29,6 +29,7 @@ _TINY, _SHORT = 126, 1 << 16
 _SCRATCH: Final = 64 * limits.KIB
 _LONGEST_HEAD: Final = 14
 _AT_ONCE: Final = 256 * limits.KIB  # masked and sent while the processor's cache holds them
+_FIRST: Final = limits.MIB  # of a large message's place; then it doubles
 _SMALL: Final = 32 * limits.KIB  # joined: cheaper than several pieces
 _SEND: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -53,7 +54,7 @@ class Wire:
         self._view = memoryview(self._scratch)
         self._have = 0  # bytes in it
         self._data: bytearray | None = None  # of a message that comes straight into its place
-        self._at = 0
+        self._at = self._size = 0  # how much of it is here, of how much
         self._mask = b""
         self._head: tuple[bytes, int, int] = (b"", 0, 0)
         self.heard = 0.0  # when something came last, by the monotonic clock
@@ -131,7 +132,7 @@ class Wire:
     def receive(self, allowed: Allowed, heard: Heard) -> None:
         """Takes what has come; `heard` is given whole messages. Broken; and what these raise."""
         while True:
-            room = self._view[self._have :] if self._data is None else memoryview(self._data)[self._at :]
+            room = self._room()
             try:
                 size = self._socket.recv_into(room, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -141,15 +142,26 @@ class Wire:
             if not size:
                 raise Broken("it closed its line")
             self.heard = time.monotonic()
+            is_full = size == len(room)
+            room.release()
             if self._data is not None:
                 self._at += size
-                if self._at == len(self._data):
+                if self._at == self._size:
                     self._whole(heard)
             else:
                 self._have += size
                 self._take(allowed, heard)
-            if size < len(room):
+            if not is_full:
                 return
+
+    def _room(self) -> memoryview:
+        """Where what comes next goes. The place of a large message grows with what has come of it: a head alone takes
+        no memory."""
+        if self._data is None:
+            return self._view[self._have :]
+        if self._at == len(self._data):
+            self._data += bytes(min(self._at, self._size - self._at))
+        return memoryview(self._data)[self._at :]
 
     def _take(self, allowed: Allowed, heard: Heard) -> None:
         """What is in the scratch, as far as it is whole; the beginning of a large message moves to its place."""
@@ -159,7 +171,7 @@ class Wire:
             allowed(*self._head, size)
             here = min(size, self._have - at)
             if here == size or size > _SCRATCH // 2:
-                self._data = bytearray(size)
+                self._data, self._size = bytearray(min(size, max(here, _FIRST))), size
                 memoryview(self._data)[:here] = self._view[at : at + here]
                 self._at, self._mask, start = here, key, at + here
                 if here == size:
