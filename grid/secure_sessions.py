@@ -98,7 +98,18 @@ class Sessions:
         free.sort(key=lambda each: not each.has_stock(program))
         return free[0] if free else self._opened(team)
 
+    def _make_room(self, team: Team) -> None:
+        """Ends sessions of other teams, in which nothing is kept that could not be had again, where a peer of this team
+        has as many of ours as it takes. Those first for which nothing was dealt ahead, and the one used first."""
+        for id in filter(None, team.key):
+            ours = [each for each in self._all if each.failure is None and id in (*each.team.key, *each.peers)]
+            free = [each for each in ours if not each.lock.locked() and not each.alive]
+            if len(ours) >= limits.SECURE_AT_ONCE and free:
+                free.sort(key=lambda each: (any(each.stock.values()), each.used))
+                free[0].end(Cancelled("the session made room for another"))
+
     def _opened(self, team: Team) -> SecureSession:
+        self._make_room(team)
         session = SecureSession(self.loop, self.soon, team)
         self._all.append(session)
         return session

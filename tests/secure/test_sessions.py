@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from grid.secure_sessions import KeptShares, reveal
 from mpc.lowering import Lowered, lower
 from peer.folders import Folders
 from peer.keys import Identity
+from protocol import limits
 from protocol.errors import BadRequest, Denied, NotFound, PartyFailed, TooLarge
 from protocol.rows import unpack_rows
 from tests.waiting import process_ended
@@ -274,3 +276,15 @@ async def test_more_fractional_bits_give_more_digits(team: Folders) -> None:
             for bits in (12, 20)
         ]
         assert errors[1] < 2**-18 < 2**-14 < errors[0]
+
+
+async def test_teams_that_are_used_no_more_make_room_for_others(team: Folders) -> None:
+    async with joined(team) as g:
+        x = await g["alice"].send(torch.tensor([1.0, -2.0]), tags=["#room"])
+        teams: list[Any] = [(*parties, None) for parties in itertools.permutations(["alice", "bob", "carol"])]
+        teams += [(*parties[:2], parties[2]) for parties in itertools.permutations(["alice", "bob", "carol"])]
+        assert len(teams) > limits.SECURE_AT_ONCE
+        for *parties, provider in teams:
+            result = await g.run(short, "#room", parties=parties, provider=provider)
+            assert torch.allclose(result.value, torch.tensor([2.0, -4.0]), atol=CLOSE)
+        await x.delete()
