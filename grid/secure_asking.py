@@ -303,7 +303,10 @@ async def _first_hand(tasks: Sequence[asyncio.Future[Answer]]) -> list[BaseExcep
 
 
 def _is_hearsay(error: BaseException) -> bool:
-    return isinstance(error, GridError) and HEARSAY in error.fields
+    """Whether somebody only tells what it heard: of a third, or that the session is over because of another."""
+    if not isinstance(error, GridError):
+        return False
+    return HEARSAY in error.fields or (error.fields.get("session") == "over" and error.peer is not None)
 
 
 def _first(errors: Sequence[BaseException]) -> BaseException:

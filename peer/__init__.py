@@ -58,6 +58,8 @@ Files in import order:
     secure_lines.py lines between peers for secure sessions
     secure_joins.py lines between processes of secure sessions, until these have them
     secure_session.py one secure session: its process, the others, what is kept and under which rules, its end
+    secure_inputs.py what is here of a run's inputs, and what their owners allow
+    secure_asked.py a request for a secure run, taken apart; what a process is told of it
     secure.py       secure runs: this peer's part in them
     arrivals.py     what is coming in, checked before it is read
     intake.py       one value on its way in: into memory, or into the store

@@ -9,38 +9,39 @@ ends the session everywhere, with the same error: nobody has revealed anything b
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-from peer import permissions, secrecy
-from peer.agreement import KEPT, Agreement, program_hash
+from peer import secrecy
+from peer.agreement import Agreement, program_hash
 from peer.buffers import Buffer
 from peer.calls import Answer, Call
 from peer.execution import Execution
 from peer.keys import Identity
 from peer.leases import LeaseKey
 from peer.membership import Member
-from peer.objects import Held, Objects, Published, Temporary, check_id, show_id
+from peer.objects import Objects, Temporary, check_id
 from peer.opening import ROUNDS
 from peer.payloads import MemoryPayload
 from peer.runs import Run, Runs
+from peer.secure_asked import Asked
+from peer.secure_inputs import given_here
 from peer.secure_joins import Joins
 from peer.secure_lines import Frame, Lines
-from peer.secure_session import END, Rule, Rules, Session, check_room, told
-from peer.spans import StoredSpan, release
+from peer.secure_session import END, Session, check_room, told
 from peer.transport import Socket
 from peer.worker.seat import Done, Failed, Seat
 from peer.workers import WorkerPool
 from protocol import limits
-from protocol.errors import BadRequest, Cancelled, GridError, PartyFailed, TooLarge
+from protocol.errors import BadRequest, Cancelled, GridError, PartyFailed
 from protocol.handshake import Remote
 from protocol.tensors import TensorHeader
 
-_ASKER, _KEPT = -1, -2  # in place of a holder's index: as in worker/secure/part.py
 _COSTS: Final = ("offline", "online", "rounds", "sent", "dealt")  # numbers that a process says of a run
 _ENDED: Final = 256  # sessions that are over, of which it is remembered why
 
@@ -87,12 +88,13 @@ class SecureRuns:
     async def serve(self, call: Call, lease: LeaseKey) -> Answer:
         """Take part in a run; answered when it is over, with this peer's shares of the result where it is a party, or
         what the result is where it receives it. Cancelling ends the session everywhere."""
-        agreement, program, public, asked = _taken_apart(call.args, await _payload(call))
+        asked = await Asked.of(call)
+        agreement = asked.agreement
         if agreement.asker != lease[0]:
             raise BadRequest("this agreement is about a run of somebody else's")
         if self._id not in agreement.everybody:
             raise BadRequest(f"{self._name} takes no part in this run")
-        if program and agreement.program != program_hash(program, public):
+        if asked.program and agreement.program != program_hash(asked.program, asked.public):
             raise BadRequest("these are not the program and the values that were agreed on")
         if call.args.get("would") is True:
             return await self._would(agreement, lease)
@@ -101,7 +103,7 @@ class SecureRuns:
             raise BadRequest("a session does one run at a time: use another one for what is to run beside it")
         session.agreement, session.used = agreement, time.monotonic()
         try:
-            return await self._run(session, agreement, program, public, asked)
+            return await self._run(session, asked)
         except Failed as failed:
             try:
                 error = await session.failed(failed)
@@ -124,7 +126,7 @@ class SecureRuns:
         """Whether it would take part in this run, of a session that stands: nothing begins."""
         self._session(agreement, lease, opens=False).check_reveal(agreement)
         async with AsyncExitStack() as undo:
-            await self._inputs(agreement, undo)
+            await given_here(agreement, self._id, self._execution, undo)
         return Answer({})
 
     def drop(self, call: Call) -> Answer:
@@ -197,12 +199,11 @@ class SecureRuns:
 
     # --- one run ------------------------------------------------------------------------------------------
 
-    async def _run(
-        self, session: Session, agreement: Agreement, program: bytes, public: bytes, asked: Mapping[str, Any]
-    ) -> Answer:
+    async def _run(self, session: Session, asked: Asked) -> Answer:
+        agreement = asked.agreement
         async with AsyncExitStack() as undo:
             kept = session.check_reveal(agreement)
-            given = await self._inputs(agreement, undo)
+            given = await given_here(agreement, self._id, self._execution, undo)
             session.labels |= given.labels
             seat = self._seat(session, agreement)
             run = Run(
@@ -220,7 +221,7 @@ class SecureRuns:
             undo.callback(self._runs.ended, run)
             for provide in given.provided:
                 await provide(seat)
-            what = self._what(session, agreement, program, public, asked, seat, undo)
+            what = asked.told(session, functools.partial(self._lend, seat, undo))
             await self._meet(session, agreement, seat)
             session.say_leave(agreement, given.rules)
             done = await seat.run(what)
@@ -254,102 +255,6 @@ class SecureRuns:
         if session.has_met(ids):
             return
         await _while_there(seat, session.meet(ids, agreement.patience))
-
-    async def _inputs(self, agreement: Agreement, undo: AsyncExitStack) -> _Given:
-        """What gives a process the inputs that are here, and whose private data they are."""
-        own = {at: each for at, each in enumerate(agreement.inputs) if each.peer == self._id}
-        given = _Given()
-        if not own:
-            return given
-        execution = self._execution
-        async with execution.lane(agreement.asker):
-            held = await execution.inputs(agreement.asker, [each.id for each in own.values()])
-            for at, each in own.items():
-                given.rules[at] = _rules_of(held[each.id], agreement.asker)
-                for rule in given.rules[at] if agreement.reveals else ():
-                    permissions.check_reveal(agreement.reveal, rule, f"object {show_id(each.id)}")
-            takings = {
-                id: execution.snapshot(one, in_memory=True)
-                for id, one in held.items()
-                if isinstance(one, Temporary) and _is_no_pointer(one)
-            }
-            for taking in takings.values():
-                undo.callback(taking.close)
-        for id, one in held.items():
-            given.labels |= one.labels - {agreement.asker}
-            if isinstance(one, Published):
-                given.provided.append(_stored(execution, one))
-                header = one.tensor.header
-            else:
-                header, value = await takings[id]
-                undo.callback(release, value)
-                assert not isinstance(value, StoredSpan)
-                given.provided.append(_in_memory(id, header, value))
-            if any(each.header != header for each in own.values() if each.id == id):
-                raise BadRequest(f"object {show_id(id)} is {header}, not what was agreed on")
-        return given
-
-    def _what(
-        self,
-        session: Session,
-        agreement: Agreement,
-        program: bytes,
-        public: bytes,
-        asked: Mapping[str, Any],
-        seat: Seat,
-        undo: AsyncExitStack,
-    ) -> dict[str, Any]:
-        """For the process (worker/secure/part.py); public values and shares are given to it on the way."""
-        everybody = agreement.everybody
-        places: dict[str, int] = {id: index for index, id in enumerate(everybody)} | {"": _ASKER, KEPT: _KEPT}
-        ids, at = [], 0
-        if program:
-            for header in agreement.public:
-                ids.append(self._lend(seat, undo, header, memoryview(public)[at : at + header.nbytes]))
-                at += header.nbytes
-        if at != len(public):
-            raise BadRequest("the public values are not as large as was agreed on")
-        return {
-            "tag": agreement.digest,
-            "index": places[self._id],
-            "ids": list(everybody),
-            "names": [session.name_of(id) for id in everybody],
-            "parties": len(agreement.parties),
-            "dealer": places[agreement.dealer] if agreement.dealer else None,
-            "receiver": places[agreement.reveal] if agreement.receives and agreement.reveals else None,
-            "inputs": [
-                {
-                    "holder": places[each.holder],
-                    "id": each.id,
-                    "dtype": each.header.dtype,
-                    "shape": list(each.header.shape),
-                    "bits": each.bits,
-                    "keep": each.keep,
-                    "is_fixed": each.is_fixed,
-                }
-                for each in agreement.inputs
-            ],
-            "public": ids,
-            "program": agreement.program,
-            "code": program or None,
-            "shares": [
-                [
-                    number,
-                    self._lend(
-                        seat, undo, TensorHeader("int64", agreement.inputs[number].header.shape), memoryview(share)
-                    ),
-                ]
-                for number, share in asked["shares"].items()
-            ],
-            "seed": asked["seed"],
-            "outputs": [list(each) for each in agreement.outputs],
-            "batch": agreement.batch,
-            "item": agreement.item,
-            "ahead": agreement.ahead,
-            "patience": agreement.patience,
-            "precision": agreement.precision,
-            "is_checked": agreement.checked,
-        }
 
     def _lend(self, seat: Seat, undo: AsyncExitStack, header: TensorHeader, data: memoryview) -> bytes:
         """Gives a process what came along with the request; its id there."""
@@ -424,15 +329,6 @@ class SecureRuns:
             session.lost(id, why)
 
 
-class _Given:
-    """What is here of a run's inputs: how the process gets it, whose private data it is, what the owners said."""
-
-    def __init__(self) -> None:
-        self.provided: list[Callable[[Seat], Any]] = []
-        self.labels: frozenset[str] = frozenset()
-        self.rules: dict[int, Rules] = {}
-
-
 async def _while_there(seat: Seat, work: Coroutine[Any, Any, None]) -> None:
     """Waits for it. Failed: the process is at its end, or comes to it meanwhile."""
     doing = asyncio.ensure_future(work)
@@ -445,67 +341,3 @@ async def _while_there(seat: Seat, work: Coroutine[Any, Any, None]) -> None:
             raise seat.over.result()
     finally:
         doing.cancel()
-
-
-def _rules_of(held: Held, asker: str) -> Rules:
-    """What its owner said of it; who asks has given leave for data of its own."""
-    labels = held.labels - {asker}
-    return frozenset({Rule(held.owner, labels, held.reveal)}) if labels else frozenset()
-
-
-# --- what came --------------------------------------------------------------------------------------------
-
-
-async def _payload(call: Call) -> bytes:
-    if call.nbytes > limits.SECURE_REQUEST:
-        raise TooLarge(
-            f"a secure run that is asked for in {call.nbytes} bytes: send what is large to a peer first",
-            limit="SECURE_REQUEST",
-            size=call.nbytes,
-            allowed=limits.SECURE_REQUEST,
-        )
-    return bytes(call.payload) if call.stream is None else b"".join([bytes(c) async for c in call.stream])
-
-
-def _taken_apart(args: Mapping[str, Any], payload: bytes) -> tuple[Agreement, bytes, bytes, Mapping[str, Any]]:
-    """Agreement, program (empty: it came before), public values, and this party's shares of what the asker has."""
-    sizes = args.get("sizes")
-    if not isinstance(sizes, list) or len(sizes) != 4 or not all(type(n) is int and n >= 0 for n in sizes):
-        raise BadRequest("sizes are four counts of bytes: agreement, program, public values, shares")
-    if sum(sizes) != len(payload):
-        raise BadRequest(f"{len(payload)} bytes came where {sum(sizes)} were announced")
-    parts, at = [], 0
-    for size in sizes:
-        parts.append(payload[at : at + size])
-        at += size
-    seed = args.get("seed", b"")
-    if not isinstance(seed, bytes) or len(seed) not in (0, 16):
-        raise BadRequest("seed is 16 bytes")
-    agreement = Agreement.of(parts[0])
-    shares, at = {}, 0
-    if parts[3]:
-        for number, each in enumerate(agreement.inputs):
-            if not each.holder:
-                nbytes = each.header.numel * 8
-                shares[number] = parts[3][at : at + nbytes]
-                at += nbytes
-        if at != len(parts[3]):
-            raise BadRequest("the asker's shares are not as large as its inputs")
-    return agreement, parts[1], parts[2], {"seed": seed, "shares": shares}
-
-
-def _is_no_pointer(held: Temporary) -> bool:
-    if held.target is not None:
-        raise BadRequest(f"{show_id(held.id)} points to an object at {held.target.name}: name that one")
-    return True
-
-
-def _stored(execution: Execution, held: Published) -> Callable[[Seat], Any]:
-    return lambda seat: execution.bring_published(held, seat)
-
-
-def _in_memory(id: bytes, header: Any, value: bytes | Buffer) -> Callable[[Seat], Any]:
-    async def provide(seat: Seat) -> None:
-        seat.provide(id, header, value if isinstance(value, bytes) else value.share())
-
-    return provide
