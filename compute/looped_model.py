@@ -18,7 +18,7 @@ from compute.dtypes import NAME_OF
 from compute.given import joined
 from compute.model_spec import ModelSpec, Slot, named_tensors
 from compute.program import Input, Node, Program
-from compute.signature import Argument, Signature, template
+from compute.signature import Signature
 from compute.tracing import unique
 from compute.values import header_of
 from protocol.errors import BadTensor, CannotCapture
@@ -109,16 +109,7 @@ def _signature(declared: inspect.Signature, arguments: Mapping[str, Any], names:
             return type(value)([written(item, joined(path, str(at))) for at, item in enumerate(value)])
         return value
 
-    found: list[Argument] = []
-    for name, value in arguments.items():
-        kind, plain = declared.parameters[name].kind, written(value, name)
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            found += [Argument(f"{name}_{number}", template(item)) for number, item in enumerate(plain)]
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            found += [Argument(key, template(item), is_named=True) for key, item in plain.items()]
-        else:
-            found.append(Argument(name, template(plain), kind is inspect.Parameter.KEYWORD_ONLY))
-    return Signature(tuple(found))
+    return Signature.of_call(declared, {name: written(value, name) for name, value in arguments.items()})
 
 
 def _reordered(program: Program, inputs: Sequence[Input], old: Sequence[str]) -> Program:

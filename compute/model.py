@@ -30,7 +30,7 @@ from compute.open_sizes import with_open_sizes
 from compute.program import Input
 from compute.program_module import ProgramModule
 from compute.sharing import written_inputs
-from compute.signature import Argument, Signature, template
+from compute.signature import Signature
 from compute.tracing import ProgramBuilder, is_small, quiet, shape_of, unique, without_checks
 from compute.values import header_of
 from protocol.errors import BadTensor, CannotCapture
@@ -160,16 +160,7 @@ def _signature(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     declared = inspect.signature(module.forward)
     bound = declared.bind(*args, **kwargs)
     bound.apply_defaults()
-    found: list[Argument] = []
-    for name, value in bound.arguments.items():
-        kind = declared.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            found += [Argument(f"{name}_{number}", template(item)) for number, item in enumerate(value)]
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            found += [Argument(key, template(item), is_named=True) for key, item in value.items()]
-        else:
-            found.append(Argument(name, template(value), kind is inspect.Parameter.KEYWORD_ONLY))
-    return Signature(tuple(found))
+    return Signature.of_call(declared, bound.arguments)
 
 
 def _slots(module: nn.Module, exported: Any) -> tuple[list[Slot], dict[str, torch.Tensor]]:

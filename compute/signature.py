@@ -7,6 +7,7 @@ its program; {"fixed": text} for anything else that was.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -57,6 +58,21 @@ class Signature:
     def of_tensors(cls, names: tuple[str, ...]) -> Signature:
         """One tensor for each argument."""
         return cls(tuple(Argument(name, {"input": name}) for name in names))
+
+    @classmethod
+    def of_call(cls, declared: inspect.Signature, values: Mapping[str, Any]) -> Signature:
+        """What a call gave: `values` by parameter, with {"input": name} in place of tensors. Each of *args and **kwargs
+        becomes an argument of its own."""
+        found: list[Argument] = []
+        for name, value in values.items():
+            kind = declared.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                found += [Argument(f"{name}_{number}", template(item)) for number, item in enumerate(value)]
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                found += [Argument(key, template(item), is_named=True) for key, item in value.items()]
+            else:
+                found.append(Argument(name, template(value), kind is inspect.Parameter.KEYWORD_ONLY))
+        return cls(tuple(found))
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -197,7 +197,8 @@ def _allclose(one: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equa
     return bool(close._value("torch.allclose()"))
 
 
-def _zeros_like(given: Any, other: Any, *, self_num_batch_dims: int = 0) -> Any:
+def zeros_like_feature(given: Any, other: Any, *, self_num_batch_dims: int = 0) -> Any:
+    """Zeros as forward mode asks for them: as `other`, under the batch dimensions of `given`."""
     if not self_num_batch_dims:
         return torch.zeros_like(other)
     return other.new_zeros((*given.shape[:self_num_batch_dims], *other.shape))
@@ -220,7 +221,7 @@ ANSWERED_HERE: Final[Mapping[str, Callable[..., Any]]] = {
     "aten.is_nonzero.default": _is_nonzero,
     "aten.equal.default": _equal,
     "aten.allclose.default": _allclose,
-    "aten._new_zeros_with_same_feature_meta.default": _zeros_like,  # asked by forward mode, as the next two
+    "aten._new_zeros_with_same_feature_meta.default": zeros_like_feature,  # asked by forward mode, as the next two
     "aten._has_same_storage_numel.default": lambda one, other: _extent(one) == _extent(other),
     "aten.resize_.default": _resize,
     "aten.is_same_size.default": lambda one, other: one.shape == other.shape,

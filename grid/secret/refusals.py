@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from grid.local_forms import zeros_like_feature
 from protocol.errors import BadRequest, OperationNotAllowed, PrivateValue
 
 if TYPE_CHECKING:
@@ -93,12 +94,6 @@ def with_pointer(pointer: Any) -> str:
 # --- facts that are known -----------------------------------------------------------------------------------
 
 
-def _zeros_like(given: Any, other: Any, *, self_num_batch_dims: int = 0) -> Any:
-    if not self_num_batch_dims:
-        return torch.zeros_like(other)
-    return other.new_zeros((*given.shape[:self_num_batch_dims], *other.shape))
-
-
 def _resize(value: Any, size: Any, memory_format: Any = None) -> Any:
     if list(value.shape) != list(size):
         raise BadRequest("resize_() works on a tensor's memory, which a secret does not have here: make a new one")
@@ -106,7 +101,7 @@ def _resize(value: Any, size: Any, memory_format: Any = None) -> Any:
 
 
 FACTS: Final[Mapping[str, Callable[..., Any]]] = {
-    "aten._new_zeros_with_same_feature_meta.default": _zeros_like,
+    "aten._new_zeros_with_same_feature_meta.default": zeros_like_feature,
     "aten._has_same_storage_numel.default": lambda one, other: one.numel() == other.numel(),
     "aten.resize_.default": _resize,
     "aten.is_same_size.default": lambda one, other: one.shape == other.shape,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from peer.worker.channel import LoopChannel
 from peer.worker.guards import BlockHashes
 from protocol.tensors import TensorHeader
 
@@ -32,6 +33,26 @@ def provided(
         return [*fields, None, parts, number], [data]
     header.check_payload(len(data))
     return [*fields, bytes(data), None, None], []
+
+
+class Given:
+    """The peer's end of a process that is given tensors which it can never write."""
+
+    _channel: LoopChannel
+
+    def provide(
+        self,
+        object_id: bytes,
+        header: TensorHeader,
+        data: int | bytes,
+        offset: int = 0,
+        read_only: bool = True,
+        *,
+        hashes: BlockHashes | None = None,
+        origin: Any = None,
+    ) -> None:
+        """A tensor, as a worker gets it (remote.Worker.provide), but read-only in any case."""
+        self._channel.send(*provided(object_id, header, data, offset, hashes, read_only=True))
 
 
 def take(objects: Objects, fields: Sequence[Any], descriptors: Sequence[int]) -> None:

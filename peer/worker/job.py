@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgpack
 
@@ -21,8 +21,7 @@ from compute.jail import structure
 from peer.buffers import Buffer, BufferPool
 from peer.worker import answers, memory
 from peer.worker.channel import LoopChannel
-from peer.worker.giving import provided
-from peer.worker.guards import BlockHashes
+from peer.worker.giving import Given
 from peer.worker.remote import WorkerKey
 from peer.worker.sandbox import Settings
 from peer.worker.watch import Watch
@@ -53,7 +52,7 @@ class Outcome:
     printed: bytes
 
 
-class Job:
+class Job(Given):
     """One jail's process. Made by a WorkerPool, which tells it when it is there and how it ended.
 
     `assign` it to somebody, `provide` and `blank` what it is to have, then `start` it and await `outcome`.
@@ -90,20 +89,6 @@ class Job:
         self.key, self.name = key, name
 
     # --- what it is given ---------------------------------------------------------------------------------
-
-    def provide(
-        self,
-        object_id: bytes,
-        header: TensorHeader,
-        data: int | bytes,
-        offset: int = 0,
-        read_only: bool = True,
-        *,
-        hashes: BlockHashes | None = None,
-        origin: Any = None,
-    ) -> None:
-        """A tensor of its inputs, as a worker gets it (remote.Worker.provide); it can never be written."""
-        self._channel.send(*provided(object_id, header, data, offset, hashes, read_only=True))
 
     def blank(self, object_id: bytes, header: TensorHeader) -> None:
         """Zeros in the place of a tensor of its inputs."""

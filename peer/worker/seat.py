@@ -15,15 +15,13 @@ from typing import Any
 from peer.buffers import Buffer, BufferPool
 from peer.worker import answers
 from peer.worker.channel import LoopChannel, close_all
-from peer.worker.giving import provided
-from peer.worker.guards import BlockHashes
+from peer.worker.giving import Given
 from peer.worker.remote import WorkerKey
 from peer.worker.sandbox import Settings
 from peer.worker.watch import Watch
 from peer.worker.zygote_process import ending
 from protocol import limits
 from protocol.errors import GridError, InternalError, PartyFailed, TooLarge
-from protocol.tensors import TensorHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Failed(Exception):
         self.error, self.who, self.is_lost, self.is_own_word = error, who, is_lost, is_own_word
 
 
-class Seat:
+class Seat(Given):
     """One process. Made by a WorkerPool, which tells it when it is there and how it ended.
 
     It does one run at a time (`run`); `over` is done when the process is at its end, with the reason.
@@ -77,20 +75,6 @@ class Seat:
         )
 
     # --- what it is given ---------------------------------------------------------------------------------
-
-    def provide(
-        self,
-        object_id: bytes,
-        header: TensorHeader,
-        data: int | bytes,
-        offset: int = 0,
-        read_only: bool = True,
-        *,
-        hashes: BlockHashes | None = None,
-        origin: Any = None,
-    ) -> None:
-        """A tensor, as a worker gets it (remote.Worker.provide); it can never be written. It is gone after the run."""
-        self._channel.send(*provided(object_id, header, data, offset, hashes, read_only=True))
 
     def line(self, id: str, fd: int, *, is_dialler: bool) -> None:
         """The line to another of the session, whose handshake is over. The descriptor stays the caller's."""
