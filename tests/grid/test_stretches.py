@@ -87,8 +87,9 @@ async def test_steps_of_a_training_are_sent_by_number_and_give_the_same(peers: F
             loss = there(rate)
             assert torch.equal(await loss.get(), here(rate))
         await _alike(there, here)
-        per_step = sent[-3:]
-        assert "again" in per_step and "keep" in sent and sent.count("again") > sent.count("operations")
+        # A step goes in two parts, and the awaited value's operation after them. When the parts are known at the peer
+        # depends on when its answers come.
+        assert "keep" in sent and sent[-18:] == ["again", "again", "operations"] * 6
 
 
 async def test_other_shapes_in_between_are_another_stretch(peers: Folders, sent: list[str]) -> None:
