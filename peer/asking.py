@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from peer.awake import awake
+from peer.awake import Due, awake
 from peer.calls import Response, Traffic
 from peer.incoming import IncomingStream, owned
 from peer.payloads import Payload, close_payload, split
@@ -85,7 +85,8 @@ class Asking:
         self._waiting: dict[int, Asked] = {}
         self._held: deque[_Held] = deque()
         self._loop = asyncio.get_running_loop()
-        self._awake = awake()
+        self._answer = Due(awake(), limits.AWAKE_ANSWER)
+        self._due = 0  # the request whose answer is waited for awake
 
     def post(
         self,
@@ -158,7 +159,8 @@ class Asking:
             future.on_cancel = lambda: self._given_up(made)
         if now and source is None:  # what is streamed is sent by a task, which `kick` wakes
             self._sending.send_now()
-            self._awake.expect(limits.AWAKE_ANSWER)
+            self._answer.expect()
+            self._due = made.id
         else:
             self._sending.kick()
 
@@ -178,8 +180,8 @@ class Asking:
             self._traffic.value_received(reply.result, len(payload))
             payload = owned(payload)
         future = self._waiting.pop(reply.id, None)
-        if not self._waiting:
-            self._awake.met()
+        if reply.id == self._due:
+            self._answer.met()
         if future is not None:
             future.answer(Response(reply.result, payload, stream))
         elif stream is not None:
@@ -190,8 +192,8 @@ class Asking:
     def fail(self, fault: Fault) -> None:
         """The other end answered that it cannot, or will not."""
         future = self._waiting.pop(fault.id or 0, None)
-        if not self._waiting:
-            self._awake.met()
+        if fault.id == self._due:
+            self._answer.met()
         if future is not None:
             future.fail(fault.error())
         self.release()

@@ -3,7 +3,9 @@
 To wake a process that sleeps takes longer than an awaited operation is worked on, and whatever ran meanwhile has taken
 its caches. So who expects something within moments looks again and again, and gives the processor each time to whoever
 wants it (sched_yield). Where somebody did, there is a rest, longer each time: on a busy machine to stay awake costs
-more than to be woken. Where nothing comes in time, it is tried less and less often.
+more than to be woken. How long the last thing of a kind took, awake or asleep, says whether to stay awake for the next
+one of it is worth while (as a hypervisor decides whether to poll before it halts a processor: Linux,
+Documentation/virt/kvm/halt-polling.rst).
 """
 
 from __future__ import annotations
@@ -21,64 +23,59 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MISSES: Final = 2  # in a row; from then on only each one of so many occasions is used
-_OCCASIONS: Final = 16
+_ASLEEP: Final = 3.0  # what takes so many times as long where all sleep that have a part in it comes in time awake
 _HITS: Final = 64  # in a row, after which a rest is half as long again
 
 
-class _Tries:
-    """Decides whether it is worth while to stay awake.
+class Rests:
+    """Gives way, and decides when that is too dear to stay awake.
 
     Args:
         clock: seconds.
         give_way: gives the processor to whoever wants it; None where that cannot be done, or there is but one.
     """
 
-    __slots__ = ("_clock", "_give_way", "_hits", "_misses", "_occasions", "_rest", "_rests_until")
+    __slots__ = ("_give_way", "_hits", "_rest", "_until", "clock")
 
     def __init__(self, clock: Callable[[], float], give_way: Callable[[], None] | None) -> None:
-        self._clock = clock
+        self.clock = clock
         self._give_way = give_way
-        self._misses = 0
-        self._occasions = 0
         self._hits = 0
         self._rest = limits.AWAKE_REST
-        self._rests_until = 0.0
+        self._until = 0.0 if give_way is not None else float("inf")
 
-    def _is_time_for_one(self, now: float) -> bool:
-        """Whether this occasion is to be used."""
-        if now < self._rests_until:
-            return False
-        if self._misses < _MISSES:
-            return True
-        self._occasions += 1
-        return self._occasions % _OCCASIONS == 0
+    def is_over(self, now: float) -> bool:
+        return now >= self._until
 
-    def _hit(self) -> None:
-        self._misses = 0
+    def hit(self) -> None:
+        """Something came while this was awake."""
         self._hits += 1
         if self._hits == _HITS:
             self._hits = 0
             self._rest = max(self._rest / 2, limits.AWAKE_REST)
 
-    def _is_lost(self, now: float) -> bool:
+    def is_lost(self, now: float) -> bool:
         """Give way. Whether somebody else had the processor for longer than it takes to be woken: then we rest."""
         assert self._give_way is not None
         self._give_way()
-        back = self._clock()
+        back = self.clock()
         if back - now < limits.AWAKE_LOST:
             return False
         self._hits = 0
-        self._rests_until = back + self._rest
+        self._until = back + self._rest
         self._rest = min(2 * self._rest, limits.AWAKE_MOST_REST)
         return True
 
 
-class Awake(_Tries):
-    """One loop's. `expect`: something is due; `met`: it came, and nothing else is due. What comes before `expect` is
-    said again has come as well. `call_soon` is the loop's; for the others see _Tries."""
+class Awake:
+    """One loop's: it turns for as long as something is due. `call_soon` is the loop's; for the others see Rests.
 
-    __slots__ = ("_call_soon", "_is_turning", "_until")
+    Attributes:
+        asker_core: what tells the core that the asker runs on, where the machine has fewer cores than there are who
+            stay awake: who asks, who is asked, and the worker.
+    """
+
+    __slots__ = ("_call_soon", "_due", "_is_turning", "_until", "asker_core", "rests")
 
     def __init__(
         self,
@@ -86,75 +83,125 @@ class Awake(_Tries):
         clock: Callable[[], float] = time.perf_counter,
         give_way: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(clock, give_way)
+        self.rests = Rests(clock, give_way)
+        self.asker_core: Callable[[], int] | None = None
         self._call_soon = call_soon
+        self._due: Due | None = None  # the last that something was expected of
         self._is_turning = False
-        self._until = 0.0  # when what is due has not come; 0 where nothing is
+        self._until = 0.0
 
-    def expect(self, seconds: float) -> None:
-        """Something will come, likely within so many seconds: until then the loop does not sleep."""
-        if self._give_way is None:
-            return
-        now = self._clock()
-        if self._until:
-            self._hit()
-        elif not self._is_turning:
-            if not self._is_time_for_one(now):
-                return
+    def stay(self, due: Due, now: float, seconds: float) -> bool:
+        """Until it came, and for so long at most, the loop does not sleep. False where it does."""
+        if not self._is_turning:
+            if not self.rests.is_over(now):
+                return False
             self._is_turning = True
             self._call_soon(self._turn)
+        elif self._due is not None:
+            self._due.lapsed()
+        self._due = due
         self._until = now + seconds
+        return True
 
-    def met(self) -> None:
-        """It came."""
-        if self._until:
-            self._until = 0.0
-            self._hit()
+    def came(self, due: Due) -> None:
+        if self._due is due:
+            self._due = None
+            self.rests.hit()
 
     def _turn(self) -> None:
         """Once in each turn of the loop, for as long as something is due."""
-        now = self._clock()
-        if now < self._until:
-            if not self._is_lost(now):
+        if self._due is not None:
+            now = self.rests.clock()
+            if now < self._until and not self.rests.is_lost(now):
                 self._call_soon(self._turn)
                 return
-        elif self._until:
-            self._misses += 1
-        self._until = 0.0
+            self._due.lapsed()
+        self._due = None
         self._is_turning = False
 
 
-class Lookout(_Tries):
-    """That of a process which does one thing at a time."""
+class Due:
+    """A kind of thing that is waited for on a loop. `expect`: one is due; `met`: it came. What comes before `expect` is
+    said again has come as well.
 
-    __slots__ = ()
+    Args:
+        seconds: how long one may be waited for awake.
+        lapsed: called when one is waited for awake no longer and has not come.
+    """
+
+    __slots__ = ("_awake", "_clock", "_seconds", "_since", "_will_come", "lapsed")
+
+    def __init__(self, awake: Awake, seconds: float, lapsed: Callable[[], None] = lambda: None) -> None:
+        self.lapsed = lapsed
+        self._awake = awake
+        self._clock = awake.rests.clock
+        self._seconds = seconds
+        self._since = 0.0  # when one was expected that has not come; 0: none is
+        self._will_come = True  # while we are awake, as the last one did or would have
+
+    def expect(self) -> bool:
+        """Whether it is waited for awake."""
+        now = self._clock()
+        if self._since:
+            self._came(now)
+        self._since = now
+        return self._will_come and self._awake.stay(self, now, self._seconds)
+
+    def met(self) -> None:
+        if self._since:
+            self._came(self._clock())
+
+    def _came(self, now: float) -> None:
+        self._will_come = now - self._since < _ASLEEP * self._seconds
+        self._since = 0.0
+        self._awake.came(self)
+
+
+class Lookout:
+    """That of a process which does one thing at a time. For `seconds` see Due, for the others Rests."""
+
+    __slots__ = ("_rests", "_seconds", "_will_come")
 
     def __init__(
-        self, clock: Callable[[], float] = time.perf_counter, give_way: Callable[[], None] | None = None
+        self,
+        seconds: float,
+        clock: Callable[[], float] = time.perf_counter,
+        give_way: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(clock, give_way)
+        self._rests = Rests(clock, give_way)
+        self._seconds = seconds
+        self._will_come = True
 
-    def wait(self, look: Callable[[], Sequence[T]], seconds: float) -> Sequence[T]:
-        """What `look` finds within so many seconds: perhaps nothing, and then it is to be waited for asleep."""
-        began = now = self._clock()
-        if self._give_way is None or not self._is_time_for_one(now):
-            return ()
-        while now - began < seconds:
+    def wait(self, look: Callable[[], Sequence[T]], sleep: Callable[[], Sequence[T] | None]) -> Sequence[T] | None:
+        """What `look` finds in time, else what `sleep` waits for."""
+        began = self._rests.clock()
+        found = self._awake(look, began) if self._will_come and self._rests.is_over(began) else ()
+        if found:
+            return found
+        late = sleep()
+        self._will_come = self._rests.clock() - began < _ASLEEP * self._seconds
+        return late
+
+    def _awake(self, look: Callable[[], Sequence[T]], began: float) -> Sequence[T]:
+        now = began
+        while now - began < self._seconds:
             found = look()
             if found:
-                self._hit()
+                self._rests.hit()
                 return found
-            if self._is_lost(now):
-                return ()
-            now = self._clock()
-        self._misses += 1
+            if self._rests.is_lost(now):
+                break
+            now = self._rests.clock()
         return ()
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def giving_way() -> Callable[[], None] | None:
     give_way: Callable[[], None] | None = getattr(os, "sched_yield", None)
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return give_way if count > 1 else None
+    return give_way if cores() > 1 else None
 
 
 class _Thread(threading.local):

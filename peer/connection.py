@@ -26,7 +26,7 @@ from peer.payloads import Payload
 from peer.receiving import Receiving
 from peer.sending import Sending
 from peer.serving import Serving
-from peer.transport import Socket
+from peer.transport import Socket, core_of
 from protocol import limits
 from protocol.codec import Buffer
 from protocol.errors import GridError, LinkError, PeerLost, ProtocolError
@@ -68,7 +68,9 @@ class Connection:
         direct = Direct(socket, self, self._liveness.heard)
         self._receiving = receiving = Receiving(session, sending, traffic, room, name, direct.forget, direct.in_part)
         self._asking = Asking(session, sending, traffic, self._lost)
-        self._serving = Serving(session, sending, receiving, traffic, room, handler, at_once, ledger)
+        self._serving = Serving(
+            session, sending, receiving, traffic, room, handler, at_once, ledger, core=core_of(socket)
+        )
         self.ask = self._asking.ask  # for what asks again where this connection ends; `post` is for all others
         sending.on_room = self._begin_held
         self._ending: asyncio.Task[None] | None = None

@@ -11,9 +11,9 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from peer.awake import awake
+from peer.awake import Due, awake, cores
 from peer.calls import Answer, AtOnce, Call, GiveUp, Handler, Traffic
 from peer.ledger import Entry, Heard, Ledger
 from peer.payloads import MemoryPayload, Payload, close_payload, read_all
@@ -24,13 +24,15 @@ from protocol.errors import BadRequest, GridError, InternalError
 from protocol.session import Session
 
 Waiter = Callable[[Answer | GridError], None]
+_AWAKE: Final = 3  # who asks, this process, and its worker
 _log = logging.getLogger("peergrid.connection")
 
 
 class Serving:
     """The calls of the other end that are being answered: by `at_once` if that can, else by `handler` in a task.
 
-    `room` is set when a call has ended. `ledger` is that of the other end's lease.
+    `room` is set when a call has ended. `ledger` is that of the other end's lease. `core` tells the
+    core that it runs on, if that is one of this machine's.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Serving:
         handler: Handler | None,
         at_once: AtOnce | None,
         ledger: Ledger | None = None,
+        *,
+        core: Callable[[], int] | None = None,
     ) -> None:
         self._session = session
         self._sending = sending
@@ -60,6 +64,8 @@ class Serving:
         self._peer_name = receiving.peer_name
         self._loop = asyncio.get_running_loop()
         self._awake = awake()
+        self._next = Due(self._awake, limits.AWAKE_NEXT)
+        self._core = core if cores() < _AWAKE else None
 
     @property
     def count(self) -> int:
@@ -73,6 +79,8 @@ class Serving:
 
     def serve(self, id: int, call: Call, once: int | None = None, seen: int | None = None) -> None:
         """Begin to answer this request, or one that was begun before: for `once` and `seen` see Request."""
+        self._next.met()
+        self._awake.asker_core = self._core
         entry, ledger = None, self._ledger
         if once is not None and ledger is not None and call.stream is None:
             if not ledger.is_new(once, seen):
@@ -174,7 +182,7 @@ class Serving:
             self._sending.kick()  # others are on their way that will share its message
         else:
             self._sending.send_now()
-            self._awake.expect(limits.AWAKE_NEXT)  # who heard this may ask on
+            self._next.expect()  # who heard this may ask on
         self._traffic.value_sent(answer.result, len(data))
 
     # --- in a task ----------------------------------------------------------------------------------------

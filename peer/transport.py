@@ -12,6 +12,8 @@ import weakref
 from array import array
 from collections.abc import Awaitable, Callable
 from fcntl import ioctl
+from functools import partial
+from ipaddress import ip_address
 from socket import AF_INET, IPPROTO_TCP, SO_RCVLOWAT, SOCK_STREAM, SOL_SOCKET, create_server, getaddrinfo
 from socket import socket as System
 from termios import FIONREAD, TIOCOUTQ
@@ -124,11 +126,21 @@ def _is_waiting(protocol: Protocol) -> bool:
     return waits.gi_code is _BETWEEN_FRAMES
 
 
+def core_of(socket: Socket) -> Callable[[], int] | None:
+    """What tells the core from which the other end sent last; None where that is not one of this machine's."""
+    address = socket.remote_address
+    if not address or not ip_address(address[0]).is_loopback:
+        return None
+    system = socket.transport.get_extra_info("socket")
+    return partial(system.getsockopt, SOL_SOCKET, _INCOMING_CPU)
+
+
 def is_between_frames(socket: Socket) -> bool:
     """Whether all that came so far are whole frames, and the library has taken them."""
     return socket.protocol.state is State.OPEN and _is_waiting(socket.protocol)
 
 
+_INCOMING_CPU: Final = 49  # of Linux; the socket module has no name for it
 _BETWEEN_FRAMES: Final = StreamReader.at_eof.__code__
 
 

@@ -10,12 +10,13 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from peer.awake import awake
+from peer.awake import Due, awake
 from peer.buffers import Buffer
 from peer.worker import answers
 from peer.worker.answers import Exported, Far, Refusal
 from peer.worker.channel import LoopChannel, close_all
 from peer.worker.ending import KILLED, Ending, lost
+from peer.worker.near import Near
 from peer.worker.pending import Pending, fail, refuse
 from peer.worker.stopping import Stopping
 from peer.worker.watch import Watch
@@ -52,6 +53,8 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self.idle_since = self._loop.time()
         self._awake = awake()
+        self._near = Near()
+        self._answered = Due(self._awake, limits.AWAKE_NEXT, lambda: self._near.free(self.pid))
         self.lost: asyncio.Future[WorkerLost] = self._loop.create_future()
         self._gone = gone
         self._holds = holds
@@ -168,11 +171,18 @@ class Line:
             return 0
         self._seq = seq = self._seq + 1
         # One that has nothing to do gets it now; what is asked while it works goes together.
-        self._channel.send([kind, seq, *fields], now=not self._pending)
         if not self._pending:
-            self._awake.expect(limits.AWAKE_NEXT)
+            self._place(pending, is_awake=self._answered.expect())
+        self._channel.send([kind, seq, *fields], now=not self._pending)
         self._pending[seq] = pending
         return seq
+
+    def _place(self, pending: Pending, *, is_awake: bool) -> None:
+        asker_core = self._awake.asker_core
+        if is_awake and pending.is_short and asker_core is not None:
+            self._near.draw(self.pid, asker_core)
+        else:
+            self._near.free(self.pid)
 
     def _heard(self, message: Any, descriptors: list[int]) -> None:
         match message:
@@ -205,6 +215,8 @@ class Line:
 
     def _answer(self, seq: int, fields: list[Any], descriptors: list[int]) -> None:
         request = self._pending.pop(seq)
+        if not self._pending:
+            self._answered.met()
         if self._stopping is not None:
             self._stopping.answered(seq)
         try:

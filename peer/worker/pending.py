@@ -44,6 +44,11 @@ class Pending:
     far: Far | None = None
 
     @property
+    def is_short(self) -> bool:
+        """Whether it is one thing: the peer has nothing else to do for it meanwhile."""
+        return len(self.operations) <= 1
+
+    @property
     def what(self) -> str:
         """What the worker does for it now."""
         if not self.operations:

@@ -43,7 +43,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -69,6 +69,8 @@ from protocol.tensors import TensorHeader
 
 Send = Callable[[Any, Sequence[int]], None]
 Receive = Callable[[], Sequence[Message]]
+
+_SHARED: Final = 1 << 16  # elements: torch gives an operation on so many to all of its threads
 
 
 class Runtime:
@@ -400,10 +402,12 @@ def serve(sock: socket.socket, settings: Settings) -> None:
     speed = float(settings.threads) if settings.device == "cpu" else limits.CPU_DEVICE
     ALLOWED.limit(settings.memory, settings.seconds, speed)
     channel = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_MESSAGE)
+    if settings.threads > 1:
+        torch.zeros(_SHARED).add_(1)  # makes its threads now: later ones would stay where this one is kept (near.py)
     runtime = Runtime(channel.queue, channel.flush, Device.of(settings.device), channel.receive_now)
-    ahead, lookout = runtime.ahead, Lookout(give_way=giving_way())
+    ahead, lookout = runtime.ahead, Lookout(limits.AWAKE_WORKER, give_way=giving_way())
     try:
-        while (messages := lookout.wait(channel.receive_now, limits.AWAKE_WORKER) or channel.receive()) is not None:
+        while (messages := lookout.wait(channel.receive_now, channel.receive)) is not None:
             begun = time.perf_counter()
             ahead.came(messages)
             while (next_one := ahead.next()) is not None:
