@@ -346,6 +346,15 @@ async def run(
     checked: Annotated[
         bool, typer.Option("--checked", help="With MACs: nobody has a result if a party changes a bit of anything.")
     ] = False,
+    reveal_to: Annotated[
+        str | None, typer.Option(metavar="PEER", help="A peer that learns the result in your place; with --tag.")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="'#TAG'", help="How it finds the result; repeat it for more.")
+    ] = None,
+    patience: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds that the parties wait for each other; else 60.")
+    ] = None,
     out: Out = None,
     force: Force = False,
     as_json: Json = False,
@@ -353,8 +362,16 @@ async def run(
     """Run a plan where its data are, and print its result: its arguments are found by query, one object each."""
     from grid.commands import computing as commands
 
-    team = commands.secure(parties, provider, checked, precision)
-    wanted = commands.Wanted(explain, at_each, reduce, out, force, as_json, team)
+    team = commands.secure(
+        parties,
+        tag or (),
+        provider=provider,
+        precision=precision,
+        checked=checked,
+        reveal_to=reveal_to,
+        patience=patience,
+    )
+    wanted = commands.Wanted(explain, at_each, reduce, out, force, as_json, team, tag or ())
     await commands.run(g, plan, arguments or (), wanted)
 
 

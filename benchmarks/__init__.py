@@ -12,7 +12,7 @@
     secure.py       networks, training and functions on secret shares, against plain torch
     macs.py         the price of MACs, which secure.py shows
     accuracy.py     labels of all MNIST test images on shares, which secure.py shows
-    mnist.py        MNIST from its files
+    mnist.py        MNIST from its files, and networks that learn it
     memory.py       what processes have of it
     references.py   the programs that transfer.py compares with
     calls.py        those that pointer_ops.py compares with

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.harness import Figure
-from benchmarks.mnist import Digits
+from benchmarks.mnist import Digits, perceptron
 from compute.capture import capture
 from mpc.interpreter import run
 from mpc.lowering import lower
@@ -34,7 +34,7 @@ _EPOCHS, _TRAINING_BATCH = 6, 128
 def trained(digits: Digits) -> nn.Module:
     """784-500-10, trained in the clear: the same one each time, to within the order of sums."""
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 10))
+    model = perceptron(500)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for epoch in range(_EPOCHS):
         optimizer.param_groups[0]["lr"] = 0.05 if epoch < _EPOCHS - 2 else 0.01

@@ -1,4 +1,7 @@
-"""MNIST from its IDX files, in `../shared/data/mnist` beside this repository (or where PEERGRID_MNIST says)."""
+"""MNIST, and networks that learn it.
+
+Its IDX files are read from `../shared/data/mnist` beside this repository (or where PEERGRID_MNIST says).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 FOLDER = Path(os.environ.get("PEERGRID_MNIST", Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"))
 
@@ -41,6 +45,23 @@ class Digits:
             1 + size * count // len(self.labels)
         )
         return [(self.images[rows], self.labels[rows]) for rows in order[: size * count].chunk(count)]
+
+
+def logistic_regression() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+def perceptron(hidden: int) -> nn.Module:
+    """Of one hidden layer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+
+def lenet() -> nn.Module:
+    """LeNet-5 as it is compared by, with maxima and ReLUs."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10)),
+    )
 
 
 def _bytes(name: str, header: int) -> torch.Tensor:

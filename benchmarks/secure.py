@@ -1,12 +1,18 @@
 """What secret shares cost: networks, a training step, functions, at real peers, over the grid's own WebSockets.
 
 Peers are processes on this machine; a model is stored at one party, and what it works on is shared anew in every run.
-`ours` is the time from the first share to the result's shares, by the clock of the slower party, with dealing apart
-(`offline_ms`); the median of many runs in one session. Beside it, as fields: `run_ms`, all of `g.run` as its user waits
-for it (search, capture, dealing, the run, decoding); `prepared_ms` and `prepared_run_ms`, the same two where it was
-dealt ahead; `first_ms`, the first run, which makes processes and opens the masks of weights; `rounds`, `bytes_online`
-and `bytes_dealt`, of everybody together. The reference is plain torch; CrypTen and SPU where they are installed. With
-`malicious_linear` the ratio is the price of MACs: two layers without comparisons, against the usual mode.
+Each job is measured in two ways, in turns, in one session, by the parties' own clocks (medians of many):
+
+    online   of runs that were dealt for before (`grid.prepare`): from the first share to the result's shares. `ours`
+    all_in   of runs that nothing was dealt for: the same and all dealing, from the request to the result's shares
+
+Each has its bar (`online_bar`, `all_in_bar`). Where nothing is dealt ahead (three parties that do without a dealer),
+online is what is left of a run without what the parties make beforehand. Beside them, as fields: `run_ms` and
+`prepared_run_ms`, all of `g.run` as its user waits for it (search, capture, the run, decoding), without and with
+dealing ahead; `waited_ms`, how much of `all_in` the parties wait for the dealer; `first_ms`, the first run, which makes
+processes and opens the masks of weights; `rounds`, `bytes_online` and `bytes_dealt`, of everybody together. The
+reference is plain torch; CrypTen and SPU where they are installed. With `malicious_linear` the ratio is the price of
+MACs: two layers without comparisons, against the usual mode.
 """
 
 from __future__ import annotations
@@ -21,17 +27,27 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 import grid
 from benchmarks import accuracy, macs
 from benchmarks.harness import Figure, Options, options, report
+from benchmarks.mnist import lenet, perceptron
 from grid.client import Grid
 from grid.secure import Revealed
-from protocol.errors import TooLarge
+from protocol import limits
 
 _OTHERS: Final = ("crypten", "spu")
+
+
+@dataclass(frozen=True)
+class Bars:
+    """What a job is held to: milliseconds, rounds between the parties, megabytes in both directions together."""
+
+    online: float
+    all_in: float | None = None
+    rounds: int | None = None
+    megabytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,7 @@ class Job:
     """
 
     what: str
-    bar: str
+    bars: Bars
     plan: Callable[..., Any]
     stored: Mapping[str, Any] = field(default_factory=dict)
     sent: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -56,17 +72,6 @@ class Job:
     def plain(self) -> None:
         """The same in the clear, here."""
         self.plan(**self.stored, **self.sent, **self.own)
-
-
-def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 10))
-
-
-def _lenet() -> nn.Module:
-    return nn.Sequential(
-        *(nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10)),
-    )
 
 
 def scores(model: Any, x: Any) -> Any:
@@ -91,41 +96,44 @@ def _images(batch: int) -> dict[str, torch.Tensor]:
     return {"x": torch.rand(batch, 1, 28, 28)}
 
 
-def _step() -> dict[str, Any]:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
-    return {"model": model}
-
-
 def jobs() -> dict[str, Job]:
     """All of them, by their ids."""
     torch.manual_seed(1)
-    mlp, lenet = {"model": _mlp()}, {"model": _lenet()}
+    mlp, convolutions = {"model": perceptron(500)}, {"model": lenet()}
     batch = {"images": torch.rand(64, 1, 28, 28), "labels": torch.randint(0, 10, (64,))}
     return {
-        "mlp_b1": Job("784-500-10, one image", "8 ms (12), 8 rounds", scores, mlp, _images(1)),
-        "mlp_b1_labels": Job("784-500-10 and argmax, one image", "15 ms (22), 16 rounds", labels, mlp, _images(1)),
-        "mlp_b200": Job("784-500-10 and argmax, 200 images", "100 ms (180), 20 MB", labels, mlp, _images(200)),
+        "mlp_b1": Job("784-500-10, one image", Bars(8, 12, 8, 0.2), scores, mlp, _images(1)),
+        "mlp_b1_labels": Job("784-500-10 and argmax, one image", Bars(15, 22, 16), labels, mlp, _images(1)),
+        "mlp_b200": Job("784-500-10 and argmax, 200 images", Bars(100, 180, megabytes=20), labels, mlp, _images(200)),
         "mlp_b1_three": Job(
             "784-500-10, one image, three parties without a dealer",
-            "15 ms",
+            Bars(15),
             scores,
             mlp,
             _images(1),
             parties=("alice", "bob", "dave"),
         ),
-        "lenet_b1": Job("LeNet with max pooling, one image", "60 ms", scores, lenet, _images(1)),
-        "lenet_b32": Job("LeNet with max pooling, 32 images", "550 ms, 200 MB", scores, lenet, _images(32)),
-        "relu_1e6": Job("relu of 1e6", "250 ms, 60 MB", lambda x: x.relu(), sent={"x": torch.randn(10**6)}),
-        "train_step": Job(
-            "SGD step, 784-128-10, batch 64, cross-entropy", "70 ms, 40 rounds", training, sent=batch, own=_step()
+        "lenet_b1": Job("LeNet with max pooling, one image", Bars(60), scores, convolutions, _images(1)),
+        "lenet_b32": Job(
+            "LeNet with max pooling, 32 images", Bars(550, megabytes=200), scores, convolutions, _images(32)
         ),
-        "softmax": Job("softmax of 1e4 x 10", "150 ms", lambda x: x.softmax(1), sent={"x": torch.randn(10**4, 10)}),
-        "reciprocal": Job("1 / x of 1e5", "90 ms", lambda x: 1 / x, sent={"x": torch.rand(10**5) + 0.5}),
+        "relu_1e6": Job(
+            "relu of 1e6", Bars(250, rounds=6, megabytes=60), lambda x: x.relu(), sent={"x": torch.randn(10**6)}
+        ),
+        "train_step": Job(
+            "SGD step, 784-128-10, batch 64, cross-entropy",
+            Bars(70, rounds=40),
+            training,
+            sent=batch,
+            own={"model": perceptron(128)},
+        ),
+        "softmax": Job("softmax of 1e4 x 10", Bars(150), lambda x: x.softmax(1), sent={"x": torch.randn(10**4, 10)}),
+        "reciprocal": Job("1 / x of 1e5", Bars(90), lambda x: 1 / x, sent={"x": torch.rand(10**5) + 0.5}),
     }
 
 
 _SLOW: Final = ("lenet_b32", "train_step")  # not with --quick
-_PREPARED: Final = ("mlp_b1", "mlp_b1_labels", "mlp_b200", "lenet_b1")
+_AHEAD: Final = 5  # runs that are dealt for at once, if a party keeps so much
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
@@ -147,6 +155,10 @@ class _Runs:
         self.online.append(made.cost.online.seconds)
         self.offline.append(made.cost.offline.seconds)
 
+    @property
+    def all_in(self) -> list[float]:
+        return [sum(each) for each in zip(self.online, self.offline, strict=True)]
+
 
 async def _told(g: Grid, id: str, job: Job) -> dict[str, Any]:
     """The job's arguments, where they belong."""
@@ -160,40 +172,61 @@ async def _told(g: Grid, id: str, job: Job) -> dict[str, Any]:
 
 async def _figure(g: Grid, id: str, job: Job, repeats: int) -> Figure:
     told = await _told(g, id, job)
-    first, runs = _Runs(), _Runs()
+    first, plainly, ahead = _Runs(), _Runs(), _Runs()
     await first.add(g, job, told)
-    for _ in range(repeats):
-        await runs.add(g, job, told)
-    assert runs.last is not None
-    cost = runs.last.cost
+    while len(plainly.whole) < repeats:
+        count = min(_AHEAD, repeats - len(plainly.whole))
+        for _ in range(count):
+            await plainly.add(g, job, told)
+        for _ in range(await _dealt(g, job, told, count, plainly)):
+            await ahead.add(g, job, told)
+    assert plainly.last is not None
+    cost, online = plainly.last.cost, ahead.online or plainly.online
     fields = {
-        "run_ms": _ms(runs.whole),
-        "offline_ms": _ms(runs.offline),
+        "online_bar": job.bars.online,
+        "all_in_ms": _ms(plainly.all_in),
+        **({} if job.bars.all_in is None else {"all_in_bar": job.bars.all_in}),
+        "waited_ms": _ms(plainly.offline),
+        "run_ms": _ms(plainly.whole),
+        **({"prepared_run_ms": _ms(ahead.whole)} if ahead.whole else {}),
         "first_ms": _ms(first.whole),
         "rounds": float(cost.online.rounds),
         "bytes_online": float(cost.online.nbytes),
         "bytes_dealt": float(cost.offline.nbytes),
     }
-    if id in _PREPARED:
-        fields |= await _prepared(g, job, told, repeats)
     plain = statistics.median(_seconds(job.plain) for _ in range(max(repeats, 5)))
-    shown = f"{job.bar}; {cost.online.rounds} rounds, {cost.online.nbytes / 1e6:.3g} MB"
-    shown += f", offline {fields['offline_ms']:.0f} ms, run {fields['run_ms']:.0f} ms"
-    if "prepared_ms" in fields:
-        shown += f"; dealt ahead {fields['prepared_ms']:.1f} ms, run {fields['prepared_run_ms']:.0f} ms"
-    return Figure(id, job.what, "ms", _ms(runs.online), {"plain": 1e3 * plain}, shown, fields)
+    return Figure(
+        id, job.what, "ms", _ms(online), {"plain": 1e3 * plain}, _shown(job.bars, _ms(online), fields), fields
+    )
 
 
-async def _prepared(g: Grid, job: Job, told: Mapping[str, Any], repeats: int) -> dict[str, float]:
-    """The same, dealt ahead; nothing where that is more than a party keeps."""
-    try:
-        await g.prepare(job.plan, runs=repeats, **told)
-    except TooLarge:
-        return {}
-    runs = _Runs()
-    for _ in range(repeats):
-        await runs.add(g, job, told)
-    return {"prepared_ms": _ms(runs.online), "prepared_run_ms": _ms(runs.whole)}
+async def _dealt(g: Grid, job: Job, told: Mapping[str, Any], count: int, before: _Runs) -> int:
+    """Deals ahead for `count` runs, or as many as a party keeps; for how many. Nobody deals for three parties alone."""
+    assert before.last is not None
+    if told["provider"] is None:
+        return 0
+    count = min(count, limits.SECURE_STOCK // max(before.last.cost.offline.nbytes, 1))
+    if count:
+        await g.prepare(job.plan, runs=count, **told)
+    return count
+
+
+def _shown(bars: Bars, online: float, fields: Mapping[str, float]) -> str:
+    """Each figure beside its bar."""
+
+    def beside(value: str, bar: float | None) -> str:
+        return value if bar is None else f"{value} of {bar:g}"
+
+    megabytes = f"{fields['bytes_online'] / 1e6:.3g} MB"
+    return ", ".join(
+        (
+            beside(f"online {online:.1f}", bars.online),
+            beside(f"all in {fields['all_in_ms']:.1f}", bars.all_in),
+            beside(f"{fields['rounds']:.0f} rounds", bars.rounds),
+            beside(megabytes, bars.megabytes),
+            f"run {fields['run_ms']:.0f}",
+        )
+    )
 
 
 def _ms(seconds: list[float]) -> float:

@@ -32,6 +32,7 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     listwise       operations on lists of tensors, one tensor after the other
     recurrent      an LSTM layer and its gradient
     bags           bags of embeddings
+    packed         sequences of different lengths, padded and packed
     rewrites       operations that the table does not have, said in those that it has
     values         Python values and tensors to wire values and bytes, and back
     layout         results lie in memory as it was said that they would
@@ -50,11 +51,14 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     program_types  whether the types of a program's values fit, and its text with them
     tracing        what capture and model share: graphs to programs
     scalar_indices x[i], where i is in a tensor
+    packed_layers  packed sequences, written out
     refusals       what a captured function must not do
     effects        what it does besides giving a result
     frames         what it did, frame by frame
+    constants      values that it knows though it has none: of numbers that it wrote out
     sizes          sizes that are left open, and arithmetic on them
     recorder       its operations, written down
+    counting       what Python counts around the body of a loop
     steady         bodies of loops, settled
     through        gradients through loops and branches
     bodies         bodies of loops, traced

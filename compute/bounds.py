@@ -108,8 +108,11 @@ def _one_hot(call: Call) -> int:
     return int(call["self"].numel() * max(0, call["num_classes"]) * _INDEX)
 
 
-def _like_self(call: Call) -> tuple[Result, ...]:
-    return (Result.contiguous(call["self"].dtype, tuple(call["self"].shape)),)
+def _like(name: str) -> Bound:
+    return lambda call: (_same(call[name]),)
+
+
+_like_self = _like("self")
 
 
 def _lstm(call: Call) -> int | tuple[Result, ...] | None:
@@ -237,10 +240,6 @@ def _aligned(call: Call) -> tuple[Result, ...]:
     return tuple(Result.contiguous(scores.dtype, shape) for shape in ((batch,), (batch, steps, states)))
 
 
-def _like_scores(call: Call) -> tuple[Result, ...]:
-    return (_same(call["log_probs"]),)
-
-
 BOUNDS: Final[Mapping[str, Bound]] = {
     **{
         f"aten.{kind}.{form}": _spaced
@@ -260,8 +259,12 @@ BOUNDS: Final[Mapping[str, Bound]] = {
     "aten.linalg_lstsq.default": _least_squares,
     "aten._ctc_loss.default": _aligned,
     "aten._ctc_loss.Tensor": _aligned,
-    "aten._ctc_loss_backward.default": _like_scores,
-    "aten._ctc_loss_backward.Tensor": _like_scores,
+    "aten._ctc_loss_backward.default": _like("log_probs"),
+    "aten._ctc_loss_backward.Tensor": _like("log_probs"),
+    "aten._standard_gamma_grad.default": _like_self,
+    "aten._sample_dirichlet.default": _like_self,
+    "aten._dirichlet_grad.default": _like("x"),
+    "aten.binomial.default": _like("count"),
     "aten.nonzero.default": _positions,
     "aten.argwhere.default": _positions,
     "aten.where.default": _positions,

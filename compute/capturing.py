@@ -14,7 +14,7 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from compute import bodies, effects, interpreter, steady
+from compute import bodies, constants, effects, interpreter, steady
 from compute.assembling import Assembler
 from compute.frames import storage_of
 from compute.given import Given, named_tensors
@@ -22,7 +22,7 @@ from compute.hooks import LOOPS
 from compute.inlining import inlined
 from compute.program import Program
 from compute.recorder import Recorder, WantsGradients
-from compute.refusals import Watch, explained
+from compute.refusals import Watch, at_function, explained, refusal
 from compute.sizes import OpenSizes
 from compute.stepping import stepping
 from compute.tracing import quiet
@@ -154,11 +154,15 @@ class Capture:
     def _traced(
         self, recorder: Recorder, tensors: Mapping[str, torch.Tensor], has_gradients: bool
     ) -> tuple[Any, Any, dict[str, Any]]:
-        watch = Watch(recorder.stand_in, LOOPS)
+        watch = Watch(
+            recorder.stand_in, LOOPS, recorder.want_gradients, lambda tensor: constants.known(recorder.frame, tensor)
+        )
         try:
             with self._prepared(recorder, has_gradients), self._given.swapped(tensors), watch, recorder:
                 result = self._call(tensors)
-                with recorder.paused():
+                if watch.refused is not None:
+                    raise watch.refused
+                with recorder.paused(), at_function(self._function):
                     outputs, returned = self._flattened(recorder, result)
                     state = self._changed(recorder, tensors)
                 return outputs, returned, state
@@ -227,7 +231,10 @@ class Capture:
         if isinstance(value, torch.SymBool):
             return bool(value), None
         if not isinstance(value, bool | int | float | complex | str | None):
-            raise CannotCapture(f"the function returns {type(value).__name__}; results are tensors and numbers")
+            raise refusal(
+                f"the function returns {type(value).__name__}; results are tensors, numbers, texts and modules, "
+                "in lists, tuples and dicts"
+            )
         return {"complex": [value.real, value.imag]} if isinstance(value, complex) else value, None
 
     def _map(self, recorder: Recorder, tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,16 +89,27 @@ def watched(find_line: bool) -> Iterator[None]:
     """In it the function runs: CannotCapture where it draws random numbers that are Python's or numpy's, or seeds
     torch's. `find_line`: it runs again, to say where.
     """
-    before = _state()
+    before, generators = _state(), (random.getstate(), torch.get_rng_state())
+
+    def undo() -> None:
+        """It is as if the function had not run; and a second time the same is seen."""
+        random.setstate(generators[0])
+        torch.set_rng_state(generators[1])
+
     if not find_line:
         yield
         if _state() != before:
+            undo()
             raise _Drawn
         return
     found: list[CannotCapture] = []
 
-    def look(frame: FrameType, event: str, argument: Any) -> None:
-        if not found and event in ("return", "c_return") and is_users(frame.f_code.co_filename) and _state() != before:
+    def look(frame: FrameType | None, event: str, argument: Any) -> None:
+        if found or event not in ("return", "c_return") or _state() == before:
+            return
+        while frame is not None and not is_users(frame.f_code.co_filename):
+            frame = frame.f_back
+        if frame is not None:
             found.append(at_line(_RANDOM, frame.f_code.co_filename, frame.f_lineno))
 
     previous = sys.getprofile()
@@ -107,6 +118,7 @@ def watched(find_line: bool) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(previous)
+        undo()
     raise found[0] if found else CannotCapture(_RANDOM)
 
 

@@ -105,7 +105,7 @@ def _signature(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     # Floats shape the results of factories alone (arange, linspace); elsewhere their value is left out, so that a
     # learning rate that changes every step does not miss.
     keep = entry.category == "factory"
-    key: list[Any] = [entry.name]
+    key: list[Any] = [entry.name, torch.get_default_dtype()]
     for value in args:
         key.append(_key(value, keep))
     if kwargs:

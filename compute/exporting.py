@@ -21,7 +21,7 @@ from compute.model import ProgramModule, Slot
 from compute.program import Input, Node
 from compute.table import lookup
 from compute.tracing import quiet
-from compute.values import constant_tensor, decode
+from compute.values import constant_tensor, decode_argument, decode_output
 from protocol.errors import BadFile
 
 _SIZES: Final = (3, 5, 7, 11)  # what open dimensions are exported with, the first of each input first
@@ -51,7 +51,7 @@ def as_graph(model: ProgramModule, *, is_flat: bool = False) -> fx.GraphModule:
         constants.append(graph.get_attr(f"_constant_{number}"))
     for node in program.nodes:
         values.append(_call(graph, node, values, constants))
-    given_back = _output(program.outputs, _refer(graph, values, constants))
+    given_back = decode_output(program.outputs, _refer(graph, values, constants))
     if is_flat:
         given_back = tuple(leaf for leaf in pytree.tree_leaves(given_back) if isinstance(leaf, fx.Node))
         if not given_back:
@@ -232,8 +232,8 @@ def _copy(model: ProgramModule, names: Mapping[str, str]) -> nn.Module:
 
 def _call(graph: fx.Graph, node: Node, values: Sequence[Any], constants: Sequence[Any]) -> Any:
     refer = _refer(graph, values, constants)
-    args = [decode(value, _no_tensor, refer) for value in node.args]
-    kwargs = {name: decode(value, _no_tensor, refer) for name, value in node.kwargs.items()}
+    args = [decode_argument(value, refer) for value in node.args]
+    kwargs = {name: decode_argument(value, refer) for name, value in node.kwargs.items()}
     function = ON_SIZES.get(node.operation) or lookup(node.operation).overload
     return graph.call_function(function, tuple(args), kwargs)
 
@@ -246,20 +246,6 @@ def _refer(graph: fx.Graph, values: Sequence[Any], constants: Sequence[Any]) -> 
         return graph.call_function(operator.getitem, (found, value["item"])) if "item" in value else found
 
     return refer
-
-
-def _output(value: Any, refer: Callable[[Mapping[str, Any]], Any]) -> Any:
-    if isinstance(value, list):
-        return [_output(item, refer) for item in value]
-    if isinstance(value, Mapping) and "tuple" in value:
-        return tuple(_output(item, refer) for item in value["tuple"])
-    if isinstance(value, Mapping) and "map" in value:
-        return {key: _output(item, refer) for key, item in value["map"].items()}
-    return decode(value, _no_tensor, refer)
-
-
-def _no_tensor(_: bytes) -> torch.Tensor:
-    raise BadFile("a program has no tensors by their ids")
 
 
 def _identifier(name: str) -> str:

@@ -12,8 +12,6 @@ from typing import Any, Final
 from compute.wire import Malformed, is_index, shown
 from protocol import limits
 
-PREFIX: Final = "flow."
-
 FLOW: Final[Mapping[str, tuple[str, ...]]] = {
     "flow.cond": ("value", "body", "body", "operands"),
     "flow.while": ("test", "body", "carried", "operands"),

@@ -148,6 +148,8 @@ class Given:
                 for found in self.modules:
                     for name, path in found.names.items():
                         owner, leaf = _place(found.module, name)
+                        if leaf in owner._parameters:
+                            tensors[path]._is_param = True  # what isinstance asks for
                         (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = tensors[path]  # type: ignore[assignment]
                 for template in self.optimizers:
                     _swap_optimizer(template, tensors)
@@ -203,6 +205,7 @@ def joined(path: str, name: str) -> str:
 
 
 def same_kind(example: Any, items: list[Any]) -> Any:
+    """The items in a list, a tuple, or a named tuple as the example is."""
     if hasattr(example, "_fields"):
         return type(example)(*items)
     return tuple(items) if isinstance(example, tuple) else items

@@ -3,11 +3,13 @@ map and associative_scan of torch._higher_order_ops."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
 import torch
+from torch.utils import _pytree as pytree
 
 from compute import bodies, loops, scans
 from compute.recorder import Recorder
@@ -28,26 +30,33 @@ def _cond(pred: Any, yes: Callable[..., Any], no: Callable[..., Any], operands: 
 
 
 def _while(test: Callable[..., Any], step: Callable[..., Any], carried: Sequence[Any], more: Sequence[Any]) -> Any:
-    return loops.while_loop(
+    """torch gives flat values, and functions that take flat ones; its step gives the user's structure back."""
+    made = loops.while_loop(
         _recorder("torch.while_loop"),
         lambda *values: test(*values, *more),
-        lambda *values: tuple(step(*values, *more)),
+        lambda *values: tuple(pytree.tree_leaves(step(*values, *more))),
         tuple(carried),
         None,
     )
+    spec = inspect.getclosurevars(inspect.unwrap(step)).nonlocals.get("in_spec")  # of (carried, more)
+    return pytree.tree_unflatten([*made, *more], spec)[0] if isinstance(spec, pytree.TreeSpec) else made
 
 
 def _scan(combine: Callable[..., Any], init: Sequence[Any], xs: Sequence[Any], more: Sequence[Any]) -> Any:
-    """torch gives the step flat values, and takes (carried, kept) from it; what it gives itself is flat too."""
+    """torch gives flat values and a partial function that takes them; what the user wrote is in that."""
+    recorder, given = _recorder("scan"), getattr(combine, "keywords", {})
+    if {"combine_fn", "spec_init", "spec_xs"} <= given.keys():
+        carried, slices = (
+            pytree.tree_unflatten(list(leaves), given[spec]) for leaves, spec in ((init, "spec_init"), (xs, "spec_xs"))
+        )
+        return scans.scan(recorder, given["combine_fn"], carried, slices, False)
 
     def step(carried: Any, slices: Any) -> tuple[Any, Any]:
         found = list(combine(*carried, *slices, *more))
-        if len(found) == 2 and not all(isinstance(part, torch.Tensor) for part in found):
-            return list(torch.utils._pytree.tree_leaves(found[0])), list(torch.utils._pytree.tree_leaves(found[1]))
         return found[: len(init)], found[len(init) :]
 
-    carried, kept = scans.scan(_recorder("scan"), step, list(init), list(xs), False)
-    return carried, kept
+    carried, kept = scans.scan(recorder, step, list(init), list(xs), False)
+    return [*carried, *kept]
 
 
 def _map(function: Callable[..., Any], xs: Sequence[Any], more: Sequence[Any]) -> Any:

@@ -4,20 +4,19 @@ nodes are noted as if the function had said them, its loops as loops.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 
-from compute import bodies, flow, loops, scans
+from compute import bodies, flow, loops, numbers, scans
 from compute.flow import Flow
 from compute.looks import check_inputs
 from compute.operations import NUMBERS
 from compute.program import Node, Program
 from compute.table import lookup
-from compute.values import constant_tensor, decode
-from protocol.errors import BadRequest, CannotCapture
+from compute.values import constant_tensor, decode_argument, decode_output
+from protocol.errors import CannotCapture
 
 
 def inlined(program: Program, inputs: Sequence[Any]) -> Any:
@@ -99,39 +98,23 @@ class _Inlined:
         return [*end, *kept]
 
     def _argument(self, value: Any, values: list[Any]) -> Any:
-        def refer(reference: Mapping[str, Any]) -> Any:
-            if "constant" in reference:
-                return self._constants[reference["constant"]]
-            found = values[reference["node"]]
-            return found if reference.get("item") is None else found[reference["item"]]
-
-        return decode(value, _no_object, refer)
+        return decode_argument(value, lambda reference: self._named(reference, values))
 
     def _output(self, value: Any, values: list[Any]) -> Any:
-        if isinstance(value, list):
-            return [self._output(item, values) for item in value]
-        if isinstance(value, Mapping) and "tuple" in value:
-            return tuple(self._output(item, values) for item in value["tuple"])
-        if isinstance(value, Mapping) and "map" in value:
-            return {key: self._output(item, values) for key, item in value["map"].items()}
-        return self._argument(value, values)
+        return decode_output(value, lambda reference: self._named(reference, values))
 
-
-def _no_object(reference: bytes) -> torch.Tensor:
-    raise BadRequest("a program refers to its inputs, never to objects")
+    def _named(self, reference: Mapping[str, Any], values: list[Any]) -> Any:
+        if "constant" in reference:
+            return self._constants[reference["constant"]]
+        found = values[reference["node"]]
+        return found if reference.get("item") is None else found[reference["item"]]
 
 
 ON_SIZES: Final[Mapping[str, Callable[..., Any]]] = {
-    "int.add": operator.add,
-    "int.sub": operator.sub,
-    "int.mul": operator.mul,
-    "int.floordiv": operator.floordiv,
-    "int.mod": operator.mod,
-    "int.neg": operator.neg,
+    **numbers.COMPUTES,
     "int.min": torch.sym_min,
     "int.max": torch.sym_max,
     "int.from_float": torch.sym_int,
-    "float.div": operator.truediv,
     "float.sqrt": torch.sym_sqrt,
     "float.from_int": torch.sym_float,
 }

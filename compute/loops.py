@@ -32,9 +32,12 @@ from compute.recorder import Recorder
 from compute.refusals import refusal
 from compute.scans import back_through, kept_of
 from compute.steady import Body, settled
+from protocol import limits
 
 
 def repeat(recorder: Recorder, count: Any, step: Callable[..., Any], values: tuple[Any, ...]) -> Any:
+    if isinstance(count, int) and not 0 <= count <= limits.MAX_ITERATIONS:
+        raise refusal(f"{count} iterations; a loop has at least 0 and at most {limits.MAX_ITERATIONS}")
     carried = Carried(values, recorder)
     counter = recorder.empty((), torch.int64)
 
@@ -43,7 +46,7 @@ def repeat(recorder: Recorder, count: Any, step: Callable[..., Any], values: tup
         return carried.of(made, "what the step of a repeat carries")
 
     given = [("i", counter), *((f"carried.{n}", tensor) for n, tensor in enumerate(carried.tensors))]
-    body = settled(lambda before: traced(recorder, given, run, before))
+    body = settled(step, lambda before: traced(recorder, given, run, before))
     initial = [recorder.find(tensor) for tensor in carried.tensors]
     if body.first is not None:
         count = _count(count)
@@ -117,7 +120,7 @@ def while_loop(
     asked = traced(recorder, given, run_test)
     if asked.written:
         raise refusal("the test of a while loop changes a tensor in place; change it in the step")
-    body = settled(lambda before: traced(recorder, given, run, before))
+    body = settled(step, lambda before: traced(recorder, given, run, before))
     if body.first is not None:
         raise refusal(
             "the first iteration of the while loop differs from the others (an optimiser that makes its state?); one "
@@ -146,6 +149,8 @@ def _no_way_back(grads: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]
 def cond(
     recorder: Recorder, pred: Any, yes: Callable[..., Any], no: Callable[..., Any], operands: tuple[Any, ...]
 ) -> Any:
+    if pred.numel() != 1:
+        raise refusal(f"what a branch is chosen by is one truth value, not {kind_of(pred)}; write torch.where(a, b, c)")
     made_of: list[Any] = []
 
     def run(branch: Callable[..., Any]) -> list[torch.Tensor]:

@@ -50,10 +50,12 @@ def _is_known(op: OpOverload) -> bool:
 
 
 def _parts(op: OpOverload) -> Callable[..., Any] | None:
-    found: Callable[..., Any] | None = rewritten(str(op)) or decomposition_table.get(op)
-    if found is not None or not torch._C._dispatch_has_kernel_for_dispatch_key(op._name, _COMPOSITE_NAME):
-        return found
-    return partial(op._op_dk, _COMPOSITE)
+    """What it is made of, as capture takes it apart: torch's own composition comes before decompositions, which may be
+    in terms of `prims`, as those of transforms are."""
+    found: Callable[..., Any] | None = rewritten(str(op))
+    if found is None and torch._C._dispatch_has_kernel_for_dispatch_key(op._name, _COMPOSITE_NAME):
+        return partial(op._op_dk, _COMPOSITE)
+    return found or decomposition_table.get(op)
 
 
 def _inner() -> dict[OpOverload, Callable[..., Any]]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from protocol.errors import BadRequest, OperationFailed
 
-_COMPUTES: Final[Mapping[str, Callable[..., Any]]] = {
+COMPUTES: Final[Mapping[str, Callable[..., Any]]] = {
     "int.add": operator.add,
     "int.sub": operator.sub,
     "int.mul": operator.mul,
@@ -36,7 +36,7 @@ def compute(operation: str, args: Sequence[Any]) -> Any:
     if not all(type(value) in (int, float) for value in args):
         raise BadRequest(f"{operation} takes numbers", operation=operation)
     try:
-        result = _COMPUTES[operation](*args)
+        result = COMPUTES[operation](*args)
     except (ArithmeticError, ValueError) as error:
         raise OperationFailed(str(error), operation=operation, type=type(error).__name__) from None
     if isinstance(result, int) and not -_INT64 <= result < _INT64:

@@ -180,6 +180,7 @@ _CATEGORIES: Final[dict[str, str]] = {
         bernoulli.p bernoulli.Tensor multinomial normal.Tensor_float normal.float_Tensor normal.Tensor_Tensor poisson
         native_dropout dropout feature_dropout alpha_dropout feature_alpha_dropout normal_ uniform_ bernoulli_.float
         bernoulli_.Tensor exponential_ log_normal_ cauchy_ geometric_ random_ random_.to random_.from dropout_
+        _standard_gamma _sample_dirichlet binomial
     """,
     "inplace": """
         abs_ absolute_ neg_ negative_ sign_ sgn_ square_ sqrt_ rsqrt_ reciprocal_ exp_ exp2_ expm1_ log_ log2_ log10_
@@ -234,7 +235,7 @@ _CATEGORIES: Final[dict[str, str]] = {
         _upsample_bilinear2d_aa_backward _upsample_bicubic2d_aa_backward
         select_backward slice_backward diagonal_backward unfold_backward masked_scatter_backward
         value_selecting_reduction_backward cumprod_backward cummaxmin_backward trace_backward
-
+        _standard_gamma_grad _dirichlet_grad
         _scaled_dot_product_flash_attention_for_cpu_backward     """,
     "size": """
         sym_size.int sym_numel sym_stride.int

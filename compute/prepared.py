@@ -15,7 +15,7 @@ from compute.operations import NUMBERS
 from compute.program import Body, Input, Node, Program
 from compute.sharing import Sharing, sharing
 from compute.table import Entry, lookup
-from compute.values import constant_tensor, decode
+from compute.values import constant_tensor, decode_argument, decode_output
 from protocol.errors import BadRequest
 
 
@@ -137,14 +137,14 @@ def _step(node: Node, at: int, number: int, refer: Any) -> Step:
         read = flow.read(node.operation, node.args, node.kwargs)
         read = replace(
             read,
-            value=decode(read.value, _no_object, refer),
-            carried=tuple(decode(value, _no_object, refer) for value in read.carried),
-            sliced=tuple(decode(value, _no_object, refer) for value in read.sliced),
-            operands=tuple(decode(value, _no_object, refer) for value in read.operands),
+            value=decode_argument(read.value, refer),
+            carried=tuple(decode_argument(value, refer) for value in read.carried),
+            sliced=tuple(decode_argument(value, refer) for value in read.sliced),
+            operands=tuple(decode_argument(value, refer) for value in read.operands),
         )
         return Step(at, number, node.operation, None, read, list(read.values), {}, (), (), ())
-    args = [decode(value, _no_object, refer) for value in node.args]
-    kwargs = {name: decode(value, _no_object, refer) for name, value in node.kwargs.items()}
+    args = [decode_argument(value, refer) for value in node.args]
+    kwargs = {name: decode_argument(value, refer) for name, value in node.kwargs.items()}
     entry = None if node.operation in NUMBERS else lookup(node.operation)
     direct = tuple(
         (position, value.number) for position, value in enumerate(args) if type(value) is Value and value.item is None
@@ -171,10 +171,6 @@ def _frees(steps: Sequence[Step], kept: set[int], end: int) -> dict[int, list[in
     return frees
 
 
-def _no_object(reference: bytes) -> torch.Tensor:
-    raise BadRequest("a program refers to its inputs, never to objects")
-
-
 def _used(template: Any) -> Iterable[int]:
     if type(template) is Value:
         yield template.number
@@ -183,16 +179,6 @@ def _used(template: Any) -> Iterable[int]:
             yield from _used(item)
     elif isinstance(template, dict):
         yield from _used(list(template.values()))
-
-
-def decode_output(value: Any, refer: Any) -> Any:
-    if isinstance(value, list):
-        return [decode_output(item, refer) for item in value]
-    if isinstance(value, Mapping) and "tuple" in value:
-        return tuple(decode_output(item, refer) for item in value["tuple"])
-    if isinstance(value, Mapping) and "map" in value:
-        return {key: decode_output(item, refer) for key, item in value["map"].items()}
-    return decode(value, _no_object, refer)
 
 
 # --- arguments out of values -------------------------------------------------------------------------------

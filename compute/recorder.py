@@ -13,10 +13,12 @@ from typing import Any, Final
 
 import torch
 from torch._decomp import decomposition_table
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from compute import sizes
+from compute import constants, sizes
+from compute.bounds import BOUNDS
 from compute.frames import LITERAL, Call, Constant, Frame, Ref, Source, storage_of
 from compute.operations import OPERATIONS, substitute, suggestions
 from compute.refusals import refusal
@@ -30,15 +32,16 @@ _COMPOSITE: Final = torch._C.DispatchKey.CompositeImplicitAutograd
 _DROPPED: Final = frozenset({"device", "layout", "pin_memory", "generator"})
 # They give the same memory, or memory made here: nothing happens.
 _SAME: Final = frozenset({"aten.detach.default", "aten.alias.default", "aten.detach_.default"})
+_NUMBERS: Final = ("aten._local_scalar_dense.default", "aten.item.default")
 _WRITTEN_OUT: Final = frozenset({"aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"})
 # Changes of shape in place are views here, so that no other name of the tensor changes with it.
 _RESHAPED: Final = {
     f"aten.{name}_.{overload}": f"aten.{name}.{overload}"
     for name, overload in [
-        *(("t", "default"), ("transpose", "default"), ("unsqueeze", "default"), ("squeeze", "default")),
+        *(("t", "default"), ("unsqueeze", "default"), ("squeeze", "default")),
         *(("squeeze", "dim"), ("squeeze", "dims"), ("swapaxes", "default"), ("swapdims", "default")),
     ]
-}
+} | {"aten.transpose_.default": "aten.transpose.int"}
 
 
 class WantsGradients(Exception):
@@ -66,27 +69,73 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._is_paused or func.namespace in ("prim", "profiler"):
             return func(*args, **kwargs)
-        if not self.has_gradients and _takes_gradients():
-            raise WantsGradients
+        if _takes_gradients():
+            self.want_gradients()
         name = str(func)
         if name in _SAME:
             return func(*args, **kwargs)
         if name in _WRITTEN_OUT:
             return self._written_out(func, args, kwargs)
+        if name in _NUMBERS:
+            known = constants.known(self.frame, args[0])
+            if known is None:
+                return func(*args, **kwargs)
+            with _disable_current_modes():
+                return known.item()
         called, given, named = substitute(name, args, kwargs)
         if called not in OPERATIONS and _asks_only(func):
             return self._run(func, args, kwargs)
         if called not in OPERATIONS:
             return self._in_others(func, args, kwargs)
-        result = self._run(func, args, kwargs)
+        try:
+            result = self._run(func, args, kwargs)
+        except DynamicOutputShapeException:
+            return self._of_known(func, args, kwargs)
         self._record(_RESHAPED.get(called, called), given, named, result)
         return result
+
+    def want_gradients(self) -> None:
+        """What the function does now it does by whether there are gradients."""
+        if not self.has_gradients:
+            raise WantsGradients
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self.open_sizes is None:
             return func(*args, **kwargs)
         with self.open_sizes.inside():
             return func(*args, **kwargs)
+
+    def _of_known(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation whose result's shape may depend on values: where a rule tells it all the same, or the function
+        wrote these values out (then it is done now)."""
+        bound = BOUNDS.get(str(func))
+        found = bound(lookup(str(func)).named(args, kwargs)) if bound is not None else None
+        if isinstance(found, tuple):
+            results = [self.empty(result.shape, result.dtype) for result in found]
+            made = tuple(results) if len(results) > 1 else results[0]
+            self._record(str(func), args, kwargs, made)
+            return made
+
+        said = None if kwargs else constants.with_known(self.frame, func, args)
+        if said is not None:
+            with self:
+                return said[0](*said[1])
+
+        def value(tensor: torch.Tensor) -> torch.Tensor:
+            found = constants.known(self.frame, tensor)
+            if found is None:
+                raise DynamicOutputShapeException(func)
+            return found
+
+        args, kwargs = pytree.tree_map_only(torch.Tensor, value, (list(args), kwargs))
+        with _disable_current_modes():
+            real = func(*args, **kwargs)
+        return pytree.tree_map_only(torch.Tensor, self._literal, real)
+
+    def _literal(self, real: torch.Tensor) -> torch.Tensor:
+        made = self.empty(real.shape, real.dtype)
+        self.literal(real, made)
+        return made
 
     def _in_others(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation that the table does not have, in what it has."""
@@ -194,9 +243,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """A plain number as a tensor of the frame: float32 (or torch's default dtype), int64 or bool."""
         with _disable_current_modes():
             real = torch.tensor(value)
-        made = self.empty((), real.dtype)
-        self.literal(real, made)
-        return made
+        return self._literal(real)
 
     def literal(self, real: torch.Tensor, made: torch.Tensor) -> None:
         """`made` is a tensor whose values the function wrote out. A copy of them: it may change in place later."""

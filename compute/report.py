@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
+
+from compute.nested import tensors_in
 
 
 @dataclass(slots=True)
@@ -56,7 +57,7 @@ class Report:
 
     def given(self, values: Any) -> None:
         """What was there before the run: it is not counted."""
-        for tensor in _tensors(values):
+        for tensor in tensors_in(values):
             storage = tensor.untyped_storage()
             self._known[storage._cdata] = weakref.ref(storage, self._forget(storage._cdata, 0))
 
@@ -69,7 +70,7 @@ class Report:
         taken, begun = self._running.pop()
         taken.seconds += perf_counter() - begun
         taken.runs += 1
-        for tensor in _tensors(value):
+        for tensor in tensors_in([value]):
             taken.nbytes += self._count(tensor)
         self.peak = max(self.peak, self._live)
         taken.peak = max(taken.peak, self._live)
@@ -89,11 +90,3 @@ class Report:
             self._live -= nbytes
 
         return forget
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)

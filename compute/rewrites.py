@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 
-from compute import bags, listwise, recurrent
+from compute import bags, listwise, packed, recurrent
 
 Rewrite = Callable[..., Any]
 
@@ -214,6 +214,25 @@ def _correlation(x: Any) -> Any:
     return found if found.is_complex() else found.clip(-1, 1)
 
 
+# --- quantised and back: Jacob et al., https://arxiv.org/abs/1712.05877 -------------------------------------------
+
+
+def _quantised(x: Any, scale: Any, zero: Any, low: int, high: int) -> tuple[Any, Any]:
+    """What is left of x where it goes through integers of low to high, and where it was not cut off."""
+    steps = (x / scale).round() + zero
+    return (steps.clamp(low, high) - zero) * scale, (steps >= low) & (steps <= high)
+
+
+def _quantised_by_channel(x: Any, scale: Any, zero: Any, axis: int, low: int, high: int) -> tuple[Any, Any]:
+    shape = [size if dim == axis % x.dim() else 1 for dim, size in enumerate(x.shape)]
+    return _quantised(x, scale.view(shape), zero.view(shape), low, high)
+
+
+def _quantised_if(x: Any, scale: Any, zero: Any, enabled: Any, low: int, high: int) -> tuple[Any, Any]:
+    made, kept = _quantised(x, scale, zero, low, high)
+    return torch.where(enabled > 0, made, x), kept | (enabled <= 0)
+
+
 REWRITES: Final[Mapping[str, Rewrite]] = MappingProxyType(
     {
         "aten._transformer_encoder_layer_fwd.default": _encoder_layer,
@@ -225,10 +244,16 @@ REWRITES: Final[Mapping[str, Rewrite]] = MappingProxyType(
         "aten.affine_grid_generator_backward.default": _affine_grid_backward,
         "aten._weight_norm_interface.default": _weight_norm,
         "aten._weight_norm_interface_backward.default": _weight_norm_backward,
+        "aten.fake_quantize_per_tensor_affine_cachemask.default": _quantised,
+        "aten.fake_quantize_per_channel_affine_cachemask.default": _quantised_by_channel,
+        "aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams.default": _quantised_if,
         "aten.cov.default": _covariance,
         "aten.corrcoef.default": _correlation,
         "aten._is_all_true.default": torch.all,
         "aten._is_any_true.default": torch.any,
+        "aten._pack_padded_sequence.default": packed.pack,
+        "aten._pack_padded_sequence_backward.default": packed.pack_backward,
+        "aten._pad_packed_sequence.default": packed.pad_packed,
         "aten.mkldnn_rnn_layer.default": recurrent.lstm_layer,
         "aten.mkldnn_rnn_layer_backward.default": recurrent.lstm_layer_backward,
         "aten._embedding_bag.default": bags.embedding_bag,

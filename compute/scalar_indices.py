@@ -29,7 +29,7 @@ def _is_number(item: torch.Tensor) -> bool:
 
 def taken(x: torch.Tensor, index: Any) -> torch.Tensor:
     """x[index]."""
-    view, numbers = _split(x, index)
+    view, numbers = split(x, index)
     for dim, number in reversed(numbers):
         view = view.index_select(dim, _place(number, view.shape[dim])).squeeze(dim)
     return view
@@ -37,7 +37,7 @@ def taken(x: torch.Tensor, index: Any) -> torch.Tensor:
 
 def put(x: torch.Tensor, index: Any, value: Any) -> bool:
     """x[index] = value; False, and nothing is done, where more than one number is in a tensor."""
-    view, numbers = _split(x, index)
+    view, numbers = split(x, index)
     if len(numbers) > 1:
         return False
     ((dim, number),) = numbers
@@ -49,7 +49,7 @@ def put(x: torch.Tensor, index: Any, value: Any) -> bool:
     return True
 
 
-def _split(x: torch.Tensor, index: Any) -> tuple[torch.Tensor, list[tuple[int, torch.Tensor]]]:
+def split(x: torch.Tensor, index: Any) -> tuple[torch.Tensor, list[tuple[int, torch.Tensor]]]:
     """x with the rest of the index applied, and at which of its dimensions which number is to be taken."""
     items = list(index) if isinstance(index, tuple) else [index]
     used = sum(1 for item in items if item is not None and item is not Ellipsis)

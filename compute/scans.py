@@ -44,7 +44,7 @@ class _Scan:
         recorder, carried = self._recorder, self._carried
         given = [*((f"carried.{n}", tensor) for n, tensor in enumerate(carried.tensors))]
         given += [(f"slice.{n}", like_slice(recorder, tensor)) for n, tensor in enumerate(sliced)]
-        body = settled(lambda before: traced(recorder, given, self._run, before))
+        body = settled(self._step, lambda before: traced(recorder, given, self._run, before))
         initial = [recorder.find(tensor) for tensor in carried.tensors]
         heads: list[torch.Tensor] = []
         if body.first is not None:

@@ -28,7 +28,6 @@ class OpenSizes:
         self._env = _environment(self._note)
         self._tensors: dict[str, torch.Tensor] = {}
         self._where: dict[Any, tuple[str, int]] = {}
-        self._root: Frame | None = None
         self.fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=self._env)
 
     def begin_again(self) -> None:

@@ -5,17 +5,19 @@ A body is traced more than once, as Python would run it, to see what becomes of 
 - a tensor from outside that it changes in place (parameters, averages of an optimiser) is carried;
 - one that it replaces each time (`self.mean = 0.9 * self.mean + ...`) is carried too;
 - where the first iteration differs from the others (an optimiser makes its state), it is taken out of the loop;
-- where no two agree, Python counts something for itself, which a program cannot.
+- where no two agree, Python counts something for itself, which a program cannot; nor where they agree, and a plain
+  number that the body reaches goes on changing (compute/counting.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from compute.counting import changed, numbers
 from compute.frames import Call, Constant, Frame, Kept, Ref, Source, replaced, storage_of, values_in
 from compute.refusals import refusal
 
@@ -48,25 +50,47 @@ class Body:
         return [*map(Ref, self.changed), *(value for _, value, _ in self.replaced)]
 
 
-def settled(trace: Callable[[Sequence[Frame]], Frame]) -> Body:
-    """Traces the body two or three times; `trace` is told of the frames before.
+def settled(step: Callable[..., Any], trace: Callable[[Sequence[Frame]], Frame]) -> Body:
+    """Traces the body two or three times, which calls `step`; `trace` is told of the frames before.
 
     Raises:
-        CannotCapture: the iterations differ in what Python does.
+        CannotCapture: the iterations differ in what Python does, or may later on.
     """
     first = trace(())
+    before = numbers(step)
     second = trace((first,))
+    after = numbers(step)
     pairs = _same(first, second)
     if pairs is not None:
+        _check_counts(before, after)
         return _body(first, second, None, pairs)
     third = trace((first, second))
     pairs = _same(second, third)
-    if pairs is None:
+    if pairs is not None:
+        _check_counts(after, numbers(step))
+    else:
         raise refusal(
             "the body of the loop does something else each time that it is called; a program has one body for all "
             "iterations: carry what changes as a tensor (a number too: torch.tensor(0.1)) instead of in Python"
         )
     return _body(second, third, first, pairs)
+
+
+def _check_counts(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    name = changed(before, after)
+    if name is None:
+        return
+    if name.startswith("len("):
+        instead = "what is kept is to come out: return it from the body (grid.scan stacks what its step gives)"
+    else:
+        instead = (
+            "compute it of the number of the iteration, or carry it as a tensor (a learning rate: group['lr'] = "
+            "0.1 * 0.5 ** (i // 10) instead of a scheduler)"
+        )
+    raise refusal(
+        f"{name} changes from one iteration to the next, {before.get(name)!r} to {after[name]!r}, and a program has "
+        f"one body for all iterations: {instead}"
+    )
 
 
 def once(frame: Frame) -> Body:

@@ -220,6 +220,26 @@ def decode(
     raise BadRequest(f"{kind.__name__} is no argument of an operation")
 
 
+def decode_argument(value: object, node: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """`decode` in a program, where there are no objects."""
+    return decode(value, _no_object, node)
+
+
+def decode_output(value: Any, node: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """An output of a program, nested as it is written; for `node` see `decode`."""
+    if isinstance(value, list):
+        return [decode_output(item, node) for item in value]
+    if isinstance(value, Mapping) and "tuple" in value:
+        return tuple(decode_output(item, node) for item in value["tuple"])
+    if isinstance(value, Mapping) and "map" in value:
+        return {key: decode_output(item, node) for key, item in value["map"].items()}
+    return decode_argument(value, node)
+
+
+def _no_object(reference: bytes) -> torch.Tensor:
+    raise BadRequest("a program refers to its inputs, never to objects")
+
+
 _PLAIN: Final = frozenset({type(None), bool, int, float, str})
 
 

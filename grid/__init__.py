@@ -14,8 +14,10 @@ Files in import order:
     awaited.py    the operations that give such results
     hints.py      what else to write where torch's own code looks at a value
     local_forms.py  what needs a pointer's value or memory here: waited for, or refused
+    looked_up.py  x[i], where i is a number at a peer
     repeated.py   calls that were dispatched before: what was found out about them
     dispatch.py   operations on pointers: queued at their peer, shapes known at once
+    composites.py functions of torch's C++ that make tensors on the way, said in operations
     recomputed.py random numbers in checkpoints: drawn once
     handing.py    an object handed from peer to peer
     pointer.py    pointers: torch tensors whose data live at a peer
@@ -51,8 +53,10 @@ Files in import order:
     given.py      what the arguments of a plan mean: queries, or themselves
     world.py      what queries found, and whether it is still so
     jails.py      @grid.jail: functions whose source runs where the data are
+    parts.py      one run of a plan: what its arguments mean there
     finishing.py  a function's result, of what its program gave
     jobs.py       what is to be run: a program and its inputs
+    calls.py      what was asked to be run, and the job that it becomes
     placement.py  where a plan runs: decides
     explaining.py what a run would do
     reports.py    what a run took, node by node
@@ -63,14 +67,17 @@ Files in import order:
     secure_forecast.py what a secure run will take, from shapes alone
     secure_inputs.py the inputs of a secure run, as all are told of them
     secure_standing.py one secure session, and the shares that stay with it
+    secure_waiting.py how long the asker waits for those who take part
     secure_asking.py one secure run, asked for
     secure_sessions.py which session a secure run belongs to, and what is known before
-    secure.py     plans on secret shares
     chained.py    what is asked of a result before it is there
     secret/       secret tensors: torch operations on shares
+    secure_teams.py how a plan is to run on shares, and by whom
+    secure.py     plans on secret shares
     fixed.py      fixed precision and shares, as old tutorials have them
     mapping.py    a plan at each of several peers, and what comes of it combined
     started.py    a run that is watched
+    from_records.py what records stand for: pointers, models, plans
     client.py     the grid: connect, peers, search, run
     local_grid.py peers as processes here, for demos and tests
     scripts.py    plans from a user's own Python file

@@ -3,10 +3,10 @@
 A tensor that is here is data, and whether data may leave this machine is for their owner to say, with `send`. It goes
 along with a call, up to limits.INLINE_PAYLOAD, where it is none:
 
-    a number         of no dimensions, or of one element
+    a number         of no dimensions, or of one element, expanded or not
     where            what says where, how many or from what state, by its parameter: indices, masks, a first state
     nothing          what follows from its shape alone: zeros (and minus infinities: a mask that is added), 0 1 2 and
-                     so on, an identity
+                     so on, an identity, times a number
     ones             one number everywhere, in a backward pass: what it begins with (`grad_outputs`)
     torch's own      what torch's library made on its way to the operation (grid/origin.py): nobody could have sent it
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 GOES_ALONG: Final = frozenset(
     {
         *("index", "indices", "mask", "condition", "hx", "attn_mask", "repeats", "boundaries", "test_elements"),
-        "offsets",
+        *("offsets", "bins", "sorted_sequence", "sorter", "input_lengths", "target_lengths"),
     }
 )
 """Parameters of which a local tensor goes along with the call."""
@@ -48,11 +48,16 @@ Wire = tuple[list[Any], dict[str, Any]]
 
 def _is_no_data(entry: Entry, name: str, tensor: torch.Tensor) -> bool:
     """Whether a tensor that is here goes along as this argument: see above."""
-    if tensor.numel() == 1 or name in GOES_ALONG or (entry.name, name) in _RANKS:
+    if _is_number(tensor) or name in GOES_ALONG or (entry.name, name) in _RANKS:
         return True
     if torch._C._current_graph_task_id() >= 0 and bool((tensor == tensor.flatten()[:1]).all()):
         return True
     return _tells_nothing(tensor.detach()) or is_made_by_torch(tensor)
+
+
+def _is_number(tensor: torch.Tensor) -> bool:
+    """One element, or one that was expanded."""
+    return all(size == 1 or stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _tells_nothing(tensor: torch.Tensor) -> bool:
@@ -60,7 +65,7 @@ def _tells_nothing(tensor: torch.Tensor) -> bool:
         return True
     if tensor.is_floating_point() or tensor.is_complex():
         rows = len(tensor)
-        return tensor.shape == (rows, rows) and torch.equal(tensor, torch.eye(rows).to(tensor))
+        return tensor.shape == (rows, rows) and torch.equal(tensor, torch.eye(rows).to(tensor) * tensor[0, 0])
     return bool((tensor.flatten() == torch.arange(tensor.numel())).all())
 
 

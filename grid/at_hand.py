@@ -29,11 +29,11 @@ def at_hand(plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
         return None
     inputs = plan.program.inputs
     given = _in_order(inputs, args, kwargs)
-    if given is None or type(given[0]) is not Pointer:
+    if given is None or not isinstance(given[0], Pointer):
         return None
     home = given[0]._handle.home
     for each, value in zip(inputs, given, strict=True):
-        if type(value) is not Pointer or value._handle.home is not home or not _fits(each, value):
+        if not isinstance(value, Pointer) or value._handle.home is not home or not _fits(each, value):
             return None
     try:
         check_sizes(plan.program, given)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from compute.bounds import Result
+from compute.nested import flat
 from compute.table import Entry, lookup
 from grid.arguments import Arguments, known_result, with_local_masks
 from grid.blocking import block, can_block
@@ -132,14 +133,6 @@ def has_history(args: Sequence[Any]) -> bool:
     if not torch.is_grad_enabled():
         return False
     return any(isinstance(value, torch.Tensor) and value.requires_grad for value in flat(args))
-
-
-def flat(values: Sequence[Any]) -> list[Any]:
-    """With what lists among them have in their place."""
-    found: list[Any] = []
-    for value in values:
-        found += value if isinstance(value, list | tuple) else (value,)
-    return found
 
 
 def _has_plain_layout(args: Sequence[Any]) -> bool:

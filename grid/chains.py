@@ -68,4 +68,4 @@ def _fields(target: Pointer, id: bytes) -> dict[str, Any]:
 def _like(target: Pointer, handle: Handle) -> Pointer:
     """A pointer to a pointer: operations run on the object that it leads to, as that lies in its memory."""
     offset = int(target.storage_offset())
-    return Pointer.of(handle, target.dtype, target.shape, target.stride(), offset=offset)
+    return Pointer.of(handle, target.dtype, target.shape, target.stride(), offset=offset, view_of=target)

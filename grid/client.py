@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from grid.explaining import Explanation
+from grid.from_records import hits_of
 from grid.hits import Hits, is_id_prefix
 from grid.mapping import Mapper
 from grid.mesh import Mesh, PeerInfo
-from grid.modules import RemoteModel, fetch_state
+from grid.modules import fetch_state
 from grid.multi import MultiPointer, at_each
-from grid.plans import Plan, RemotePlan
-from grid.pointer import Pointer
-from grid.remote import RemotePeer, pointer_to
+from grid.plans import Plan
+from grid.remote import RemotePeer
 from grid.running import Runner
-from grid.secure import Prepared, SecureExplanation, SecureRunner, team
+from grid.secure import OnShares, Prepared, SecureExplanation, SecureRunner
 from grid.secure_sessions import Sessions
 from grid.started import Profile, Run, profiled
-from mpc.ring import PRECISION
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.membership import Member
@@ -29,9 +28,6 @@ from protocol import limits
 from protocol.errors import BadRequest, GridError, UnknownPeer
 
 __all__ = ["Grid", "PeerInfo", "connect"]
-
-_LOAD_AT_ONCE = 16  # models and plans among the hits whose programs are fetched with them, ready to be called
-_MAX_CHAIN = 16
 
 
 class Grid(Mesh):
@@ -64,6 +60,10 @@ class Grid(Mesh):
     def secrets(self) -> dict[Any, Any]:
         """The teams that tensors were shared with over this connection (grid/secret/sharing.py)."""
         return {}
+
+    def has_secrets(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether secrets are among the arguments of a plan."""
+        return bool(self.secrets) and self._secure.has_secrets((args, kwargs))
 
     @cached_property
     def _mapper(self) -> Mapper:
@@ -118,61 +118,15 @@ class Grid(Mesh):
         """
         found = await self.find_records(query, timeout)
         broken: dict[str, str] = {}
-        hits = await self._hits(found.records, broken)
+        hits = await hits_of(self, found.records, broken)
         return Hits(query, hits, {**found.unreachable, **broken}, found.truncated, found.damaged)
 
     async def stream(self, query: str, timeout: float = limits.SEARCH_TIMEOUT) -> AsyncIterator[Any]:
         """The same objects one by one, as the answers arrive."""
         fanout = await self._fan_out(query, timeout)
         async for records in self._answers(fanout):
-            for hit in await self._hits(records, {}):
+            for hit in await hits_of(self, records, {}):
                 yield hit
-
-    async def _hits(self, records: Sequence[dict[str, Any]], broken: dict[str, str]) -> list[Any]:
-        """Pointers, models and plans for what was found. One that does not hold what its record says, or a chain whose
-        end is gone, is noted in `broken` by peer and id."""
-        made = await asyncio.gather(*(self._hit(record) for record in records), return_exceptions=True)
-        hits = []
-        for record, hit in zip(records, made, strict=True):
-            if isinstance(hit, GridError):
-                broken[f"{record['peer']}:{record['id'].hex()[:12]}"] = hit.message
-            elif isinstance(hit, BaseException):
-                raise hit
-            else:
-                hits.append(hit)
-        to_load = [hit for hit in hits if isinstance(hit, RemoteModel | RemotePlan)]
-        if len(to_load) <= _LOAD_AT_ONCE:
-            # What cannot be loaded says so when it is used.
-            await asyncio.gather(*(hit.load() for hit in to_load), return_exceptions=True)
-        return hits
-
-    async def _hit(self, record: dict[str, Any]) -> Any:
-        home = self._remote(self.find_member(record["peer_id"]))
-        match record["kind"]:
-            case "model":
-                return RemoteModel(home, record)
-            case "plan":
-                return RemotePlan(home, record)
-            case "pointer":
-                return await self._chain(home, record)
-        return pointer_to(home, record)
-
-    async def _chain(self, home: RemotePeer, record: dict[str, Any], depth: int = 0) -> Pointer:
-        """A pointer to a pointer: follows what its holder says it points to."""
-        full = record if "target" in record else await home.describe_object(record["id"])
-        target = full.get("target") or {}
-        if depth > _MAX_CHAIN:
-            raise GridError(
-                f"object {record['id'].hex()[:12]} at {home.name} is a chain of more than {_MAX_CHAIN} peers"
-            )
-        there = self[str(target.get("peer"))]
-        described = await there.describe_object(target["object"])
-        inner = (
-            await self._chain(there, described, depth + 1)
-            if described["kind"] == "pointer"
-            else pointer_to(there, described)
-        )
-        return pointer_to(home, {**full, **{key: described[key] for key in ("dtype", "shape")}}, inner)
 
     async def find(self, reference: str) -> Any:
         """One object, by a query that finds one or by the beginning of its id (4 hex digits or more).
@@ -215,8 +169,9 @@ class Grid(Mesh):
         parties: Sequence[str | RemotePeer] | None = None,
         provider: str | RemotePeer | None = None,
         reveal_to: str | RemotePeer | None = None,
-        precision: int = PRECISION,
+        precision: int | None = None,
         checked: bool = False,
+        keep: bool = False,
         patience: float | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -234,9 +189,11 @@ class Grid(Mesh):
         the parties compute, `provider` (another peer) deals randomness and sees no data, and the result is revealed to
         you alone: a Revealed, with `.value` and `.cost`. Three parties can do without a provider. The team's processes
         stand by for later runs. `reveal_to`: a peer that learns the result in your place: `value` is then a pointer to
-        it there, of which only that peer may take the value. `precision`: fractional bits of secret reals, 10 to 24.
+        it there, of which only that peer may take the value. `keep`: nobody learns it: `value` is a SecretTensor, with
+        which more can be computed. `precision`: fractional bits of secret reals, 10 to 24, else 16.
         `checked`: shares have MACs, so that nobody has any result if a party, or a line, changes a bit of anything; for
-        plans of sums and products, at many times the cost.
+        plans of sums and products, at many times the cost. Where SecretTensors are among the arguments it runs by those
+        who have their shares: parties, provider and precision are left out.
         `patience`: seconds that one waits for another.
 
         Raises:
@@ -247,9 +204,10 @@ class Grid(Mesh):
             On shares also: OperationNotAllowed: something has no secure form; Denied: an owner does not let you learn
             what is computed from an object (`reveal`); PartyFailed: it names who failed, and nothing was revealed.
         """
-        if parties is not None or provider is not None or checked:
-            made = team(self, parties or (), provider)
-            return await self._secure.run(plan, args, kwargs, made, patience, reveal_to, precision, checked)
+        is_clear = parties is None and provider is None and reveal_to is None and precision is None
+        if not is_clear or checked or keep or self.has_secrets(args, kwargs):
+            how = OnShares(parties, provider, reveal_to, precision, checked, keep, patience)
+            return await self._secure.run(plan, args, kwargs, how)
         if any(isinstance(value, MultiPointer) for value in (*args, *kwargs.values())):
             return await at_each(lambda *these, **named: self._runner.run(plan, these, named), args, kwargs)
         return await self._runner.run(plan, args, kwargs)
@@ -275,19 +233,24 @@ class Grid(Mesh):
         *args: Any,
         parties: Sequence[str | RemotePeer] | None = None,
         provider: str | RemotePeer | None = None,
+        reveal_to: str | RemotePeer | None = None,
+        precision: int | None = None,
         checked: bool = False,
+        keep: bool = False,
         **kwargs: Any,
     ) -> Explanation | SecureExplanation:
         """What `run` would do with these arguments: what each query finds, where it would run and why there, what would
         go where, how many bytes, and what it costs. Nothing moves and nothing runs. Print it, or read its fields.
-        With `parties` and `provider`: of the run on secret shares, with its exact number of rounds and bytes.
+        On secret shares (`parties`, `provider` and all that `run` takes beside them): with its exact number of rounds
+        and bytes.
 
         Raises:
             NotFound, Ambiguous, CannotCapture: as `run`.
         """
-        if parties is not None or provider is not None or checked:
-            made = team(self, parties or (), provider)
-            return await self._secure.explain(plan, args, kwargs, made, checked=checked)
+        is_clear = parties is None and provider is None and reveal_to is None and precision is None
+        if not is_clear or checked or keep or self.has_secrets(args, kwargs):
+            how = OnShares(parties, provider, reveal_to, precision, checked, keep)
+            return await self._secure.explain(plan, args, kwargs, how)
         return await self._runner.explain(plan, args, kwargs)
 
     async def prepare(
@@ -298,7 +261,8 @@ class Grid(Mesh):
         parties: Sequence[str | RemotePeer],
         provider: str | RemotePeer,
         runs: int = 1,
-        precision: int = PRECISION,
+        precision: int | None = None,
+        checked: bool = False,
         **kwargs: Any,
     ) -> Prepared:
         """Does what secure runs of this plan need of no new data, for so many runs: the provider deals ahead, inputs
@@ -309,8 +273,8 @@ class Grid(Mesh):
         Raises:
             TooLarge: it is more than a party keeps (`SECURE_STOCK`). What `run` raises.
         """
-        made = team(self, parties, provider)
-        return await self._secure.prepare(plan, args, kwargs, made, runs, precision)
+        how = OnShares(parties, provider, precision=precision, checked=checked)
+        return await self._secure.prepare(plan, args, kwargs, how, runs)
 
     async def build(self, plan: Any, /, *args: Any, **kwargs: Any) -> Plan:
         """The plan built for these arguments, which are those of `run`: `await (await g.build(plan, ...)).send(alice,

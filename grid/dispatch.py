@@ -13,7 +13,7 @@ import torch
 
 from compute.bounds import Result
 from compute.estimate import Estimate, check_allowed, check_size
-from compute.nested import mapped
+from compute.nested import mapped, tensors_in
 from compute.operations import OPERATIONS, substitute
 from compute.rewrites import rewritten
 from compute.table import Entry, lookup
@@ -51,7 +51,8 @@ _names: dict[Any, str] = {}
 
 
 class Dispatch:
-    """What becomes of an operation; `kind` is the class of pointers. Called as `dispatch(function, args, kwargs)`.
+    """What becomes of an operation; `kind` is the class of pointers, `kinds` are it and those below it. Called as
+    `dispatch(function, args, kwargs)`.
 
     Raises:
         NotCollocated: the pointers are at different peers, or one argument is here.
@@ -59,10 +60,10 @@ class Dispatch:
         OperationNotAllowed, BadRequest, OperationFailed: as the peer would refuse it.
     """
 
-    def __init__(self, kind: type[Pointer]) -> None:
+    def __init__(self, kind: type[Pointer], kinds: frozenset[type]) -> None:
         self._kind = kind
         self._kinds = (kind, Unsized)
-        self._repeated = Repeated(kind)
+        self._repeated = Repeated(kind, kinds)
         self.awaited = Awaited(kind, self._post)
 
     def __call__(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -72,7 +73,7 @@ class Dispatch:
         known = take_known()
         if known is not None:
             return known
-        reading = self._repeated.read(name, args, kwargs)
+        reading = self._repeated.read(name, args, kwargs) if torch.get_default_dtype() is torch.float32 else None
         if reading is not None:
             plan = self._repeated.find(reading)
             if plan is not None:
@@ -137,6 +138,8 @@ class Dispatch:
         estimate = check_size(entry, bound, named)
         if not estimate.is_exact:
             return self.awaited.post(home, function, entry, args, kwargs)
+        if torch.get_default_dtype() is not torch.float32 and _becomes_float(entry, estimate, args):
+            return function(*mapped(args, _as_default), **kwargs)
         arguments = Arguments(self._kinds, home)
         wire_args, wire_kwargs = arguments.write(entry, args, kwargs)
         if seed is not None:
@@ -144,7 +147,7 @@ class Dispatch:
         plan = self._plan(entry, estimate, args, kwargs, home)
         if reading is not None:
             self._repeated.learn(reading, plan)
-        return self._repeated.queue(plan, home, _tensors([*args, *kwargs.values()]), wire_args, wire_kwargs)
+        return self._repeated.queue(plan, home, tensors_in([*args, *kwargs.values()]), wire_args, wire_kwargs)
 
     def _into(
         self, home: RemotePeer, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], names: list[str]
@@ -165,7 +168,7 @@ class Dispatch:
         self, entry: Entry, estimate: Estimate, args: Sequence[Any], kwargs: Mapping[str, Any], home: RemotePeer
     ) -> Plan:
         if not entry.is_inplace:
-            tensors = [id(tensor) for tensor in _tensors([*args, *kwargs.values()])] if entry.writes else []
+            tensors = [id(tensor) for tensor in tensors_in([*args, *kwargs.values()])] if entry.writes else []
             written = self._written(entry, args, kwargs)
             return Plan.of(entry, estimate, tuple(tensors.index(id(pointer)) for pointer in written))
         changed = args[0]
@@ -187,7 +190,8 @@ class Dispatch:
     def _share(self, pointer: Pointer) -> Pointer:
         """A second tensor for the same object: what detach() and alias() are."""
         offset = int(pointer.storage_offset())
-        return self._kind.of(pointer._handle, pointer.dtype, pointer.shape, pointer.stride(), offset=offset)
+        shape, stride = pointer.shape, pointer.stride()
+        return self._kind.of(pointer._handle, pointer.dtype, shape, stride, offset=offset, view_of=pointer)
 
     def _written(self, entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Pointer]:
         if not entry.writes:
@@ -238,17 +242,6 @@ class Dispatch:
         return value._handle.target
 
 
-def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:
-    """The tensors among these, and in lists of them, in order."""
-    found: list[torch.Tensor] = []
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors(value)
-    return found
-
-
 def _check_keeps_shape(name: str, changed: Pointer, result: Result | None) -> None:
     if result is not None and (result.shape != tuple(changed.shape) or result.dtype != changed.dtype):
         plain = name.split(".")[1].rstrip("_")
@@ -278,6 +271,18 @@ def _write(out: Any, made: torch.Tensor) -> Any:
         raise BadRequest(f"out= is of shape {list(out.shape)}, and the result of {list(made.shape)}: leave out= away")
     out.data = made.to(out.dtype)  # as torch, which gives an empty one the size of the result
     return out
+
+
+def _becomes_float(entry: Entry, estimate: Estimate, args: Sequence[Any]) -> bool:
+    """Whether whole numbers become floating-point ones of torch's default dtype, which at a peer is float32."""
+    if entry.category not in ("elementwise", "reduction") or estimate.results[0] is None:
+        return False
+    whole = [not tensor.is_floating_point() and not tensor.is_complex() for tensor in tensors_in(args)]
+    return all(whole) and estimate.results[0].dtype is torch.get_default_dtype()
+
+
+def _as_default(value: Any) -> Any:
+    return value.to(torch.get_default_dtype()) if isinstance(value, torch.Tensor) else value
 
 
 def _meta(value: Any) -> Any:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from compute.dtypes import DTYPE_OF
 from compute.program import Program
+from compute.values import decode
 from grid.handle import Handle
 from grid.ids import fresh_id
 from grid.pointer import Pointer
 from grid.reports import RunReport
 from peer.calls import Response
 from protocol import limits
-from protocol.errors import BadTensor, NotFound
+from protocol.errors import BadProgram, BadTensor, NotFound
 from protocol.tensors import TensorHeader
 
 if TYPE_CHECKING:
@@ -165,5 +166,10 @@ def rebuilt(template: Any, made: Iterator[Pointer]) -> Any:
         if "map" in template:
             entries = {key: rebuilt(item, made) for key, item in sorted(template["map"].items())}
             return {key: entries[key] for key in template["map"]}
-        return next(made)
+        is_value = "node" in template or "constant" in template
+        return next(made) if is_value else decode(template, _no_tensor)
     return template
+
+
+def _no_tensor(id: bytes) -> Any:
+    raise BadProgram("a program's outputs name no objects")

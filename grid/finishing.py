@@ -3,7 +3,7 @@ those that it was given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,20 @@ class Finishing:
 
     async def _add(self, path: str, value: Any) -> None:
         """An optimiser's first step makes what it keeps: `opt.state.0.exp_avg`, of its parameter 0."""
+        for item, parameter, key in self._kept_at(path):
+            keeps_here = not isinstance(parameter, Pointer) and isinstance(value, Pointer)
+            item.state[parameter][key] = await value.get() if keeps_here else value
+
+    def parameter(self, path: str) -> torch.Tensor | None:
+        """The parameter for which an optimiser among the arguments is to keep something at this path."""
+        return next((parameter for _, parameter, _ in self._kept_at(path)), None)
+
+    def _kept_at(self, path: str) -> Iterator[tuple[torch.optim.Optimizer, torch.Tensor, str]]:
         for name, item in walk(self.arguments):
             if isinstance(item, torch.optim.Optimizer) and path.startswith(f"{name}.state."):
                 number, _, key = path.removeprefix(f"{name}.state.").partition(".")
                 parameters = [parameter for group in item.param_groups for parameter in group["params"]]
-                parameter = parameters[int(number)]
-                keeps_here = not isinstance(parameter, Pointer) and isinstance(value, Pointer)
-                item.state[parameter][key] = await value.get() if keeps_here else value
+                yield item, parameters[int(number)], key
 
 
 async def _remade(returned: Returned, tensors: Mapping[str, Any]) -> Any:

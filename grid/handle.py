@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Final
 
 from grid.blocking import check_loop, check_own_loop
 from protocol.errors import BadRequest, GridError, NotFound, PeerLost, ReadOnly
@@ -19,13 +19,21 @@ if TYPE_CHECKING:
     from grid.remote import RemotePeer
 
 
+PUBLISHED: Final = "a published object is not changed in place; work on a copy of it: `x.clone()`"
+LOOKED_UP: Final = (
+    "x[i], where i is at a peer, is a copy and no view, as nobody here knows i: to write, assign (x[i] = value, "
+    "x[i] += value, x[i, 1:] = value); else work on x[i].clone()"
+)
+UNSTORED: Final = BadRequest(f"this was changed by an operator like +=, and never assigned. {LOOKED_UP}")
+
+
 class Handle:
     """`id` at `home`. `record` is what the peer said of it, as far as it was asked; `target` is set for a chain.
 
     A temporary is good for one `era` of its peer: until that forgets what this client had there.
     """
 
-    __slots__ = ("_failure", "_gone", "_is_late", "era", "home", "id", "is_fixed", "owns", "record", "target")
+    __slots__ = ("_failure", "_gone", "_is_late", "era", "fixed", "home", "id", "looked_up", "owns", "record", "target")
 
     def __init__(
         self,
@@ -42,7 +50,8 @@ class Handle:
         self.record = record
         self.target = target
         self.era = home.outbox.era
-        self.is_fixed = False  # it is a view of a published object
+        self.fixed = ""  # why it is not changed in place, though it is not published itself
+        self.looked_up: Callable[[], bool] | None = None  # whether what it was copied from is as it was
         self._failure: GridError | None = None
         self._gone: str | None = None
         self._is_late = False
@@ -64,7 +73,7 @@ class Handle:
 
     def fail(self, error: GridError) -> None:
         """The operation that makes or changes the object has failed. The first reason is the one that counts."""
-        if self._failure is None:
+        if self._failure is None or self._failure is UNSTORED:
             self._failure = self._forgotten() if self._is_late and isinstance(error, NotFound) else error
 
     def made_late(self, era: int) -> None:
@@ -83,18 +92,26 @@ class Handle:
             raise self._failure.again()
         if self.owns and self.era != self.home.outbox.era:
             raise self._forgotten()
+        if self.looked_up is not None and not self.looked_up():
+            raise BadRequest(
+                f"x was changed after x[i] was looked up: what is to stay as it was is a clone(). {LOOKED_UP}"
+            )
 
     def is_good(self, era: int) -> bool:
-        """Whether `check` has nothing to say, in this era of its peer, as long as the loop is not closed."""
-        return self._gone is None and self._failure is None and (not self.owns or self.era == era)
+        """Whether `check` surely has nothing to say, in this era of its peer, as long as the loop is not closed."""
+        is_there = self._gone is None and self._failure is None and self.looked_up is None
+        return is_there and (not self.owns or self.era == era)
 
     def check_writable(self, operation: str) -> None:
         """Raises ReadOnly for what is known to be published, and views of it: refused at the peer, the write would
         spoil the pointer."""
-        if self.is_fixed or self.is_published:
-            raise ReadOnly(
-                "a published object is not changed in place; work on a copy of it: `x.clone()`", operation=operation
-            )
+        if self.fixed or self.is_published:
+            raise ReadOnly(self.fixed or PUBLISHED, operation=operation)
+
+    def stored(self) -> None:
+        """What was UNSTORED is assigned."""
+        if self._failure is UNSTORED:
+            self._failure = None
 
     def check_awaited(self) -> None:
         """`check`, for what is awaited: also that it is awaited in the loop of its connection."""

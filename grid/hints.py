@@ -7,6 +7,7 @@ what it may be.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Final
 
@@ -16,20 +17,34 @@ _BY_MODULE: Final = {
     "torch.nn.init": "initialise before the tensor goes there (trunc_normal_ draws until all numbers fit)",
     "torch.nn.utils.clip_grad": "clip without error_if_nonfinite",
 }
-ITEM: Final = "say what torch looks for there (F.one_hot: num_classes)"
-EQUAL: Final = "do without its check of values (torch.istft has one)"
+ITEM: Final = "say what torch looks for there (F.one_hot: num_classes; x[i, j] with a number i: i.view(1))"
+EQUAL: Final = "(x == y).all() stays there; where torch's own code compares (torch.istft does), do without its check"
 
 
 def for_library() -> str:
     """For the code of the library that called us, through whatever of ours: an end of "use ..."; empty where there is
     nothing to say."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in _of_library():
         module = str(frame.f_globals.get("__name__"))
-        if module.partition(".")[0] not in ("grid", "torch"):
-            return ""
         for known, hint in _BY_MODULE.items():
             if module == known or module.startswith(f"{known}."):
                 return hint
-        frame = frame.f_back
     return ""
+
+
+def asker() -> str:
+    """The function of the library that looks at a value; empty where whoever uses it does."""
+    frame = next(_of_library(), None)
+    return "" if frame is None else f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"
+
+
+def _of_library() -> Iterator[FrameType]:
+    """The frames of torch's code that led here, the innermost first, up to those of whoever uses it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package == "torch":
+            yield frame
+        elif package not in ("grid", "compute"):
+            return
+        frame = frame.f_back

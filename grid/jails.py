@@ -42,7 +42,7 @@ from protocol import limits
 from protocol.errors import BadJail, BadRequest, GridError
 
 if TYPE_CHECKING:
-    from grid.jobs import Part
+    from grid.parts import Part
     from grid.remote import RemotePeer
 
 

@@ -12,11 +12,14 @@ from typing import Any, Final, NoReturn
 
 import torch
 
+from compute.values import header_of, tensor_bytes
 from grid import hints
 from grid.blocking import IN_A_THREAD, block, can_block
 from grid.handle import Handle
+from grid.ids import fresh_id
 from grid.unsized import parts
-from protocol.errors import BadRequest, NeedsAwait
+from protocol import limits
+from protocol.errors import BadRequest, NeedsAwait, NotCollocated
 
 
 class LocalForms:
@@ -31,9 +34,10 @@ class LocalForms:
         """
         home, pointer = self._handle.home, self._as_pointer()
         if not can_block():
-            hint = hint or hints.for_library()
+            hint, asker = hint or hints.for_library(), hints.asker()
             raise NeedsAwait(
-                f"{call} needs the value, which is at {home.name}: {hint + ', ' if hint else ''}use (await "
+                f"{call}{asker and f', asked by {asker},'} needs the value, which is at {home.name}: "
+                f"{hint + ', ' if hint else ''}use (await "
                 f"pointer.get()) or (await pointer.fetch()) first, keep computing on the pointer, {IN_A_THREAD}",
                 peer=home.name,
             )
@@ -79,6 +83,38 @@ class LocalForms:
 
     def numpy(self, *_: Any, **__: Any) -> Any:
         return self._value(".numpy()").numpy()
+
+    # --- made like it, where it is ------------------------------------------------------------------------
+
+    def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+        """As torch's: a tensor of these values, of this one's dtype, at its peer. Larger values are sent."""
+        check_place(self._handle, "cpu" if device is None else device)
+        pointer = self._as_pointer()
+        if isinstance(data, LocalForms):
+            made = data._as_pointer().detach().clone().to(dtype or pointer.dtype)
+        else:
+            values = torch.as_tensor(data, dtype=dtype or pointer.dtype)
+            made = pointer.of(self._put(values.detach()), values.dtype, values.shape)
+        return made.requires_grad_(requires_grad)
+
+    def new(self, *args: Any, device: Any = None) -> Any:
+        """As torch's: of sizes, filled with zeros; or of values."""
+        pointer = self._as_pointer()
+        sizes = args[0] if len(args) == 1 and isinstance(args[0], torch.Size) else args or (0,)
+        if all(isinstance(size, int) for size in sizes):
+            return pointer.new_empty(sizes, device=device)
+        return pointer.new_tensor(*args, device=device)
+
+    def _put(self, values: torch.Tensor) -> Handle:
+        home, header = self._handle.home, header_of(values)
+        if header.nbytes > limits.INLINE_PAYLOAD:
+            raise NotCollocated(
+                f"these values are {header.nbytes} bytes, and at most {limits.INLINE_PAYLOAD} go along with a call: "
+                f"y = await g[{home.name!r}].send(torch.tensor(values))"
+            )
+        handle = Handle(home, fresh_id(), owns=True)
+        home.put_soon(handle, {"kind": "tensor", **header.to_wire()}, bytes(tensor_bytes(values)))
+        return handle
 
     # --- several results, awaited as a whole --------------------------------------------------------------
 
@@ -137,6 +173,22 @@ class LocalForms:
         self._as_pointer().data = source
         return self
 
+    def resize_(self, *size: Any, memory_format: Any = None) -> Any:
+        """As torch's, where nobody would see memory that nothing was written to: to as many elements or fewer, and from
+        none, which gives zeros."""
+        pointer = self._as_pointer()
+        shape = torch.Size(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)
+        if pointer.requires_grad:
+            raise RuntimeError("cannot resize variables that require grad")
+        if not pointer.is_contiguous() or 0 < pointer.numel() < shape.numel():
+            _of_memory("resize_")(self)
+        flat = pointer.view(-1)[: shape.numel()] if pointer.numel() else pointer.new_zeros(shape.numel())
+        pointer.data = flat.view(shape)
+        return pointer
+
+    def resize_as_(self, other: torch.Tensor, memory_format: Any = None) -> Any:
+        return self.resize_(other.shape)
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise BadRequest(
             "a pointer cannot be pickled or saved: it is good only in the session that made it. Save its value "
@@ -157,7 +209,7 @@ def _of_memory(name: str) -> Any:
     return refuse
 
 
-for _name in "share_memory_ pin_memory data_ptr storage apply_ map_ map2_ new resize_ resize_as_".split():
+for _name in "share_memory_ pin_memory data_ptr storage apply_ map_ map2_".split():
     setattr(LocalForms, _name, _of_memory(_name))
 
 

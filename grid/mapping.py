@@ -13,10 +13,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from grid.at_each import by_peer
+from grid.calls import Call
 from grid.given import PerPeer, walk
 from grid.jails import JailJob
-from grid.jobs import Call, Job, Part, end_of_chain
+from grid.jobs import Job
 from grid.multi import MultiPointer
+from grid.parts import Part, end_of_chain
 from grid.placement import Input, place
 from grid.pointer import Pointer
 from grid.running import Ran, Runner
@@ -224,10 +226,6 @@ def _names(peers: Mapping[str, RemotePeer]) -> str:
 def _name(peer: RemotePeer, peers: Any) -> str:
     """What a peer is called among these: its name, with the id where another has the same."""
     return peer.name if [each.name for each in peers].count(peer.name) == 1 else f"{peer.name}:{peer.id[:12]}"
-
-
-def _is_at(value: Any, peer: RemotePeer) -> bool:
-    return isinstance(value, Pointer) and end_of_chain(value).location.id == peer.id
 
 
 # --- what is to be reduced --------------------------------------------------------------------------------

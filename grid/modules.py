@@ -11,7 +11,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ from protocol.errors import BadRequest, NeedsAwait, NotCollocated
 
 if TYPE_CHECKING:
     from grid.remote import RemotePeer
+    from grid.secret.team import Secrets
 
 
 class RemoteModule(nn.Module):
@@ -90,6 +91,32 @@ class RemoteModule(nn.Module):
                     Handle(peer, old.id, owns=False, record=old.record), tensor.dtype, tensor.shape
                 )
                 old.give_up(f"its model was moved to {peer.name}")
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's: to a dtype."""
+        if any(hasattr(place, "outbox") for place in (*args, *kwargs.values())):
+            raise BadRequest("to() takes a dtype: to bring the module to another peer, await net.move(peer)")
+        return super().to(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        theirs = getattr(super(), "__deepcopy__", None)
+        if theirs is not None:
+            return theirs(memo)
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        return made
+
+    def __copy__(self) -> Any:
+        made = type(self).__new__(type(self))
+        made.__setstate__(self.__getstate__())  # type: ignore[no-untyped-call]
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise BadRequest(
+            f"a module at a peer cannot be pickled or saved: its tensors are at {self._home.name}. Save it with its "
+            "values (torch.save(await net.fetch(), path)), or those alone (torch.save(await g.fetch(net.state_dict()), "
+            "path)), or publish it there (await peer.send(module, tags=...))"
+        )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's. Values that are here are sent first where that can be waited for; NotCollocated elsewhere."""
@@ -255,7 +282,7 @@ def _named_tensors(module: nn.Module) -> Sequence[tuple[str, torch.Tensor]]:
 
 
 class RemoteModel(Stored, nn.Module):
-    """A stored model that a search found. Call it on pointers at its peer, or give it to a plan.
+    """A stored model that a search found. Call it on pointers at its peer, or on secrets, or give it to a plan.
 
     Its program is loaded with it by search; else `await model.load()`.
     Awaited: load, fetch (a module here, with the weights), move, copy, tag, untag, describe, delete.
@@ -297,12 +324,23 @@ class RemoteModel(Stored, nn.Module):
         return _parts(self.location, self.record, _layout(self.spec))
 
     def forward(self, *inputs: Any) -> Any:
+        secrets = next((each._secrets for each in inputs if hasattr(each, "_secrets")), None)
+        if secrets is not None:
+            return self._among(secrets)(*inputs)
         try:
             return self.module(*inputs)
         except NotCollocated as error:
             error.message += ". await g.run(model, x) brings what is smaller to where the rest is, and runs it there"
             error.args = (error.message,)
             raise
+
+    def _among(self, secrets: Secrets) -> nn.Module:
+        """The model, its weights shared by their peer among those who have the shares of what it is called on. (The
+        session remembers what was shared of a stored object.)"""
+        from grid.secret.modules import share_module
+        from grid.secret.sharing import shared
+
+        return share_module(self.module, lambda tensor: shared(secrets, tensor, requires_grad=None))
 
     async def fetch(self, progress: Progress | None = None) -> nn.Module:
         """The model as a module here, with its weights. Denied where they are private to others."""

@@ -8,6 +8,7 @@ the other has it, so each of those is moved by itself (docs/decisions/0007-moves
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -122,10 +123,10 @@ def _rebuilt(value: Any, new: dict[int, Any]) -> Any:
     if isinstance(value, torch.Tensor):
         return new[id(value)]
     if isinstance(value, dict):
-        made = type(value)((key, _rebuilt(item, new)) for key, item in value.items())
-        if hasattr(value, "_metadata"):  # the versions of modules, which load_state_dict looks at
-            made._metadata = value._metadata  # type: ignore[attr-defined]
+        made = copy.copy(value)  # with what else it has: the versions of modules, which load_state_dict looks at
+        made.update((key, _rebuilt(item, new)) for key, item in value.items())
         return made
     if isinstance(value, list | tuple):
-        return type(value)([_rebuilt(item, new) for item in value])
+        items = [_rebuilt(item, new) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value

@@ -60,7 +60,7 @@ class Outbox:
 
     def __init__(self, link: Lasting, loop: asyncio.AbstractEventLoop) -> None:
         self._link = link
-        self._loop = loop
+        self.loop = loop
         self.era = link.era
         link.on_open = self._send_waiting
         link.on_forgotten = self._begin_era
@@ -99,7 +99,7 @@ class Outbox:
 
         It goes along with the next operations; where none come, it goes a moment later on its own.
         """
-        if self._is_closed or self._loop.is_closed():
+        if self._is_closed or self.loop.is_closed():
             return
         self._released.append(id)
         if len(self._released) >= _RELEASE_BATCH:
@@ -107,9 +107,9 @@ class Outbox:
         elif not self._is_releasing:
             self._is_releasing = True
             if self._is_in_loop():
-                self._loop.call_later(_RELEASE_DELAY, self._release_now)
+                self.loop.call_later(_RELEASE_DELAY, self._release_now)
             else:
-                self._loop.call_soon_threadsafe(self._release_now)
+                self.loop.call_soon_threadsafe(self._release_now)
 
     def _release_now(self) -> None:
         self._is_releasing = False
@@ -118,17 +118,17 @@ class Outbox:
 
     def _schedule(self) -> None:
         # Twice, where two threads come here at once, does no harm.
-        if self._is_scheduled or self._loop.is_closed():
+        if self._is_scheduled or self.loop.is_closed():
             return
         self._is_scheduled = True
         if self._is_in_loop():
-            self._loop.call_soon(self._send_soon)
+            self.loop.call_soon(self._send_soon)
         else:
-            self._loop.call_soon_threadsafe(self._send_soon)
+            self.loop.call_soon_threadsafe(self._send_soon)
 
     def _is_in_loop(self) -> bool:
         try:
-            return asyncio.get_running_loop() is self._loop
+            return asyncio.get_running_loop() is self.loop
         except RuntimeError:
             return False
 
@@ -164,7 +164,7 @@ class Outbox:
         self._send()
         for hold in list(self._holds) if holds is None else holds:
             while not hold.is_over:
-                over = self._loop.create_future()
+                over = self.loop.create_future()
                 hold.waiting.add(over)
                 await over
         return self._link
@@ -246,7 +246,7 @@ class Outbox:
         """`flush`, and wait until the peer has done all of it."""
         link = await self.flush(holds)
         if self._underway:
-            await asyncio.wait([request.over(self._loop) for request in self._underway])
+            await asyncio.wait([request.over(self.loop) for request in self._underway])
         return link
 
     def _send(self) -> None:

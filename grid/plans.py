@@ -16,6 +16,7 @@ import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +54,10 @@ class Plan:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Plan:
+        """In a class it is a method."""
+        return self if instance is None else Plan(MethodType(self._function, instance))
 
     def __repr__(self) -> str:
         state = self.id[:12] if self._captured is not None else "not built"

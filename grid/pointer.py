@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx.experimental import proxy_tensor
 
+from grid import composites
 from grid.dispatch import Dispatch
 from grid.handing import check_peer
 from grid.handle import Handle
 from grid.local_forms import LocalForms
+from grid.looked_up import Augmented, LookedUp
 from grid.recomputed import drawn, draws
 from grid.unsized import Unsized
 from protocol.errors import BadRequest, NotCollocated, NotFound
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 _CPU = torch.device("cpu")
 
 
-class Pointer(LocalForms, torch.Tensor):  # type: ignore[misc]  # two forms refuse more than torch's do
+class Pointer(Augmented, LocalForms, torch.Tensor):  # type: ignore[misc]  # two forms refuse more than torch's do
     """A tensor at a peer. Made by `send`, by search, and by every operation on pointers.
 
     Operations return at once; what fails at the peer is raised at the next await that depends on it. Awaited:
@@ -59,10 +61,15 @@ class Pointer(LocalForms, torch.Tensor):  # type: ignore[misc]  # two forms refu
         stride: Sequence[int] | None = None,
         requires_grad: bool = False,
         offset: int = 0,
+        view_of: torch.Tensor | None = None,
     ) -> Pointer:
-        """A pointer to the object of a handle. `stride` None: contiguous; `offset`: where in its memory it begins."""
+        """A pointer to the object of a handle. `stride` None: contiguous; `offset`: where in its memory it begins.
+        `view_of`: in inference mode too a view of a tensor with a history has one."""
+        if view_of is not None and torch.is_inference_mode_enabled() and not view_of.is_inference():
+            with torch.inference_mode(False):
+                return Pointer.of(handle, dtype, shape, stride, requires_grad, offset)
         made: Pointer = torch.Tensor._make_wrapper_subclass(
-            Pointer,
+            IndexedPointer if shape else Pointer,
             shape if type(shape) is torch.Size else torch.Size(shape),
             strides=stride if stride is not None else _contiguous(shape),
             storage_offset=offset,
@@ -133,8 +140,12 @@ class Pointer(LocalForms, torch.Tensor):  # type: ignore[misc]  # two forms refu
     # The base class's own is C, and would change the shape but not the object that is meant.
     @property
     def data(self) -> Pointer:
-        """The same object without its history; setting it makes this pointer name another one's object."""
-        return self.detach()  # type: ignore[return-value]
+        """The same object without its history; setting it makes this pointer name another one's object.
+
+        As with torch's, what is written through it is no change that `backward()` would complain of.
+        """
+        offset = int(self.storage_offset())
+        return Pointer.of(self._handle, self.dtype, self.shape, self.stride(), offset=offset, view_of=self)
 
     @data.setter
     def data(self, other: torch.Tensor) -> None:
@@ -308,6 +319,11 @@ class Pointer(LocalForms, torch.Tensor):  # type: ignore[misc]  # two forms refu
             await handle.home.delete([handle.id])
 
 
+class IndexedPointer(LookedUp, Pointer):  # type: ignore[misc]  # as above
+    """A pointer of one dimension or more. A class of its own, because Python's own C code takes whatever defines
+    `__getitem__` for a sequence, which numbers are not: `torch.tensor([x.mean(), 1.0])`."""
+
+
 _others: set[type] = set()
 
 
@@ -319,8 +335,9 @@ def defer_to(kind: type) -> None:
 # What traces calls (torch.func.linearize) takes tensors of classes that are not in this list for constants, and what
 # is computed from them as well. There is no other way into it.
 if isinstance(getattr(proxy_tensor, "HANDLED_TYPES", None), tuple):
-    proxy_tensor.HANDLED_TYPES = (*proxy_tensor.HANDLED_TYPES, Pointer)  # type: ignore[assignment]  # of any length
-_dispatch = Dispatch(Pointer)
+    proxy_tensor.HANDLED_TYPES = (*proxy_tensor.HANDLED_TYPES, Pointer, IndexedPointer)  # type: ignore[assignment]  # of any length
+_dispatch = Dispatch(Pointer, frozenset({Pointer, IndexedPointer}))
+composites.register(Pointer)
 Unsized.dispatch = _dispatch.awaited.of_unsized
 Unsized.pointer_to = lambda handle, result: Pointer.of(handle, result.dtype, result.shape, result.stride)
 

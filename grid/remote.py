@@ -12,7 +12,7 @@ import torch
 
 from compute.dtypes import DTYPE_OF
 from grid import chains, sending
-from grid.blocking import check_loop, check_own_loop
+from grid.blocking import check_loop, check_own_loop, noted
 from grid.came import Came
 from grid.fetching import fetch, into_memory
 from grid.handing import hand_over
@@ -56,6 +56,7 @@ class RemotePeer:
         self.elsewhere = Elsewhere(links, asker, links.members)
         self.outbox = Outbox(links.lasting(member), loop)
         self.came = Came(self.outbox.link)
+        noted(self)
 
     @property
     def name(self) -> str:
@@ -66,8 +67,13 @@ class RemotePeer:
         return self.member.id
 
     def run_plan(self, plan: Any, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        """`grid.run`, for the plans that it holds."""
+        """`grid.run`, for the plans that it holds. On secrets it gives secrets: nothing is revealed unasked."""
+        if self.grid.has_secrets(args, kwargs):
+            return self._run_on_secrets(plan, *args, **kwargs)
         return self.grid.run(plan, *args, **kwargs)
+
+    async def _run_on_secrets(self, plan: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return (await self.grid.run(plan, *args, keep=True, **kwargs)).value
 
     def __repr__(self) -> str:
         return f"RemotePeer({self.name}, {self.id[:12]}, {self.member.urls[0]})"

@@ -20,7 +20,7 @@ from compute.estimate import Estimate
 from compute.operations import OPERATIONS
 from compute.table import Entry
 from compute.values import encode
-from grid.handle import Handle
+from grid.handle import PUBLISHED, Handle
 from grid.ids import fresh_id
 from grid.stretches import Look
 from protocol import limits
@@ -80,10 +80,12 @@ _WHOLE: Final[tuple[set[type], ...]] = ({int}, {bool}, set())
 
 
 class Repeated:
-    """The plans, by what their calls look like; `kind` is the class of pointers. Any thread may use it."""
+    """The plans, by what their calls look like; `kind` is the class of pointers, `kinds` are it and those below it. Any
+    thread may use it."""
 
-    def __init__(self, kind: type[Pointer]) -> None:
+    def __init__(self, kind: type[Pointer], kinds: frozenset[type]) -> None:
         self._kind = kind
+        self._kinds = kinds
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def find(self, reading: Reading) -> Plan | None:
@@ -99,7 +101,7 @@ class Repeated:
     def read(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reading | None:
         """None for a call that is to be looked at each time: its pointers are not all at one peer and well, or other
         arguments are among it than pointers, numbers, truth values, names, and lists of one of those."""
-        kind = self._kind
+        kinds = self._kinds
         key: list[Any] = [name]
         pointers: list[Pointer] = []
         ids: list[bytes] = []
@@ -107,7 +109,7 @@ class Repeated:
         wire: list[Any] = []
         for value in args:
             type_ = type(value)
-            if type_ is kind:
+            if type_ in kinds:
                 key += (value.dtype, value.shape, value.stride())
                 pointers.append(value)
                 id = value._handle.id
@@ -146,7 +148,7 @@ class Repeated:
         if types in _WHOLE:
             key += (list, *types, tuple(values))
             return list(values)
-        if types != {self._kind}:
+        if not types <= self._kinds:
             return None
         key += (list, self._kind, len(values))
         for value in values:
@@ -179,15 +181,16 @@ class Repeated:
                 made.append(None)
                 continue
             result, shape = planned
-            offset = result.offset
+            offset, viewed = result.offset, None
             if result.of is not None:  # a view begins so far from where that begins which it is a view of
                 viewed = tensors[result.of]
                 offset += int(viewed.storage_offset()) * viewed.itemsize // result.dtype.itemsize
             handle = Handle(home, fresh_id(), owns=True)
-            if result.of is not None:
-                handle.is_fixed = viewed._handle.is_fixed or viewed._handle.is_published
+            if viewed is not None:
+                handle.looked_up = viewed._handle.looked_up
+                handle.fixed = viewed._handle.fixed or (PUBLISHED if viewed._handle.is_published else "")
             handles.append(handle)
-            made.append(self._kind.of(handle, result.dtype, shape, result.stride, offset=offset))
+            made.append(self._kind.of(handle, result.dtype, shape, result.stride, offset=offset, view_of=viewed))
         outs = [handle.id for handle in handles]
         if plan.changed:
             written = [tensors[at]._handle for at in plan.changed]

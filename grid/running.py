@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from grid.at_hand import at_hand
+from grid.calls import Call
 from grid.executing import Executor
 from grid.explaining import Explanation, explained, explained_jail
 from grid.given import walk
 from grid.jails import JailJob
-from grid.jobs import Call, Job, Part
+from grid.jobs import Job
+from grid.parts import Part
 from grid.placement import Candidate, Choice, Input, candidates, place
 from grid.plans import Plan
 from grid.pointer import Pointer

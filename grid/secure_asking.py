@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,12 @@ from grid.secure_forecast import fixed_inputs
 from grid.secure_inputs import Masked, Own, Shared
 from grid.secure_results import Answer, SecureCost, Stayed, There, cost, values
 from grid.secure_standing import KeptShares, SecureSession, Stored
+from grid.secure_waiting import Answering
 from mpc.lowering import Lowered
-from peer.agreement import HEARSAY, KEPT, program_hash
+from mpc.moments import SQUARES
+from peer.agreement import HEARSAY, KEPT, Agreement, program_hash
 from protocol import limits
-from protocol.errors import Cancelled, GridError, LinkError, PartyFailed
+from protocol.errors import BadRequest, Cancelled, GridError, LinkError, PartyFailed, TooLarge
 
 if TYPE_CHECKING:
     from grid.client import Grid
@@ -82,6 +84,8 @@ class Asking:
     ) -> None:
         self._grid, self._session, self._lowered, self._to = grid, session, lowered, to
         self._keep, self._ahead, self._key = keep, ahead, key
+        self._patience = limits.SECURE_PATIENCE if patience is None else patience
+        self._answering = Answering(self._patience, ())
         self._program = lowered.program.to_bytes()
         self._public = b"".join(bytes(tensor_bytes(each)) for each in lowered.public)
         self._hash = program_hash(self._program, self._public)
@@ -112,7 +116,7 @@ class Asking:
                 "ahead": ahead,
                 "precision": lowered.precision,
                 "checked": checked,
-                "patience": patience or limits.SECURE_PATIENCE,
+                "patience": self._patience,
                 "name": (name or "plan")[: limits.MAX_OBJECT_NAME],
             }
         )
@@ -141,29 +145,37 @@ class Asking:
 
     @property
     def _stock_key(self) -> bytes:
-        return stock_key(self._key, self._inputs, reveals=not self._keep or not all(self._keep))
+        return stock_key(self._key, self._inputs, self._keep)
 
     # --- asking -------------------------------------------------------------------------------------------
 
     async def run(self) -> Ran:
         session, count = self._session, len(self._session.team.parties)
-        if self._is_private and session.peers:
-            # What somebody refuses would end the session, and all that it keeps.
+        # What somebody refuses would end the session, and all that it keeps.
+        if session.keeps:
+            self._check()
+        if session.peers and self._may_be_refused:
+            self._answering.begin()
             try:
-                await _all_or_none([self._would(peer) for peer in self.everybody if peer.id in session.peers])
+                await _all_or_none({peer: self._would(peer) for peer in self.everybody})
             except PartyFailed as error:  # it is over there
                 session.end(error)
                 raise
+            finally:
+                self._answering.close()
+        self._answering = Answering(self._patience, self._done_together)
         try:
             # Who deals hears of it first: the parties wait for that.
-            order = sorted(range(len(self.everybody)), key=lambda at: self.everybody[at].id != self._provider_id)
-            came = await _all_or_none([self._ask(self.everybody[at]) for at in order])
-            answers = [answer for _, answer in sorted(zip(order, came, strict=True), key=lambda each: each[0])]
+            order = sorted(self.everybody, key=lambda peer: peer.id != self._provider_id)
+            came = await _all_or_none({peer: self._ask(peer) for peer in order})
+            answers = [came[peer] for peer in self.everybody]
             made = self._made(answers[:count])
             ran = Ran(made, cost(answers, count))
         except BaseException as error:
             session.end(error if isinstance(error, GridError) else Cancelled("a run of the session was given up"))
             raise
+        finally:
+            self._answering.close()
         session.used = time.monotonic()
         session.fixed.update(each.kept_as for each in self._inputs if each.is_fixed)
         session.seen.update(each.kept_as for each in self._inputs if each.kept_as)
@@ -175,10 +187,37 @@ class Asking:
             session.stock.setdefault(self._stock_key, deque()).extend((self._batch, at) for at in range(self._ahead))
         return ran
 
+    @property
+    def _done_together(self) -> list[str]:
+        """Ids of those who are done at the same time: the parties, but for what is dealt ahead to one of them."""
+        return [] if self._ahead else [each.id for each in self._session.team.parties]
+
+    def _check(self) -> None:
+        """What every peer would refuse. BadRequest, TooLarge."""
+        Agreement.of(self._agreement)
+        told = [self._own.told(rank, peer.id == self._provider_id)[0] for rank, peer in enumerate(self.everybody)]
+        most = len(self._agreement) + len(self._program) + len(self._public) + max(map(len, told))
+        if most > limits.SECURE_REQUEST:
+            raise TooLarge(
+                f"a secure run that is asked for in {most} bytes: send what is large to a peer first",
+                limit="SECURE_REQUEST",
+                size=most,
+                allowed=limits.SECURE_REQUEST,
+            )
+
+    @property
+    def _may_be_refused(self) -> bool:
+        """Whether a peer may say no to this very run, and something would be lost with the session."""
+        at_holders = any(each.holder not in ("", KEPT) for each in self._inputs)
+        reveals = not self._ahead and not (self._keep and all(self._keep))
+        return (self._is_private and (at_holders or reveals)) or (at_holders and self._session.keeps)
+
     async def _would(self, peer: RemotePeer) -> Answer:
         """Asks one peer whether it would take part, before anybody does. Raises why it would not."""
-        args = {"sizes": [len(self._agreement), 0, 0, 0], "would": True}
-        answer = await peer.outbox.link.post("secure", args, self._agreement, now=True)
+        opens = peer.id not in self._session.peers
+        args = {"sizes": [len(self._agreement), 0, 0, 0], "would": True, "opens": opens}
+        link = await _link(peer)
+        answer = await self._answering.of(peer, link.post("secure", args, self._agreement, now=True))
         return answer.result, b""
 
     async def _ask(self, peer: RemotePeer) -> Answer:
@@ -197,9 +236,8 @@ class Asking:
         if seed is not None:
             args["seed"] = seed
         payload = b"".join((self._agreement, program, public, shares))
-        outbox = peer.outbox
-        link = await outbox.flush() if outbox.has_work else outbox.link
-        answer = await link.post("secure", args, payload, now=True)
+        link = await _link(peer)
+        answer = await self._answering.of(peer, link.post("secure", args, payload, now=True))
         return answer.result, bytes(await answer.read(limits.SECURE_MESSAGE))
 
     def _made(self, answers: Sequence[Answer]) -> list[Any]:
@@ -223,10 +261,11 @@ class Asking:
         return value
 
 
-def stock_key(program: bytes, inputs: Sequence[SecretInput], *, reveals: bool) -> bytes:
+def stock_key(program: bytes, inputs: Sequence[SecretInput], keep: Sequence[bool] = ()) -> bytes:
     """Equal for runs that take the same from the dealer. It begins with the program's key."""
     fixed = [each.kept_as if each.is_fixed else b"" for each in inputs]
-    return program + hashlib.sha256(msgpack.packb([fixed, reveals])).digest()
+    stays = list(keep) if any(keep) else []
+    return program + hashlib.sha256(msgpack.packb([fixed, stays])).digest()
 
 
 def entries(
@@ -235,11 +274,17 @@ def entries(
     """The inputs as all are told of them. What is stored stays with the parties, as far as there is room."""
     made = []
     room = limits.SECURE_KEPT // 2 - session.stored_bytes
-    for each in inputs:
+    for at, each in enumerate(inputs):
         if isinstance(each, KeptShares):
+            if each.dtype.is_floating_point and lowered.bits(at, each.dtype) >= each.bits + SQUARES:
+                raise BadRequest(
+                    "squares of gradients that an optimiser keeps (Adam, RMSprop) were shared as other reals are, and "
+                    "are too small for that: make the optimiser for the secret parameters, or await nothing before its "
+                    "first step"
+                )
             made.append(SecretInput(KEPT, each.id, each.dtype, tuple(each.shape), each.bits, b"", False, None))
             continue
-        bits, shape = (lowered.precision if each.dtype.is_floating_point else 0), tuple(each.shape)
+        bits, shape = lowered.bits(at, each.dtype), tuple(each.shape)
         if not isinstance(each, Pointer):
             made.append(SecretInput("", fresh_id(), each.dtype, shape, bits, b"", False, each))
             continue
@@ -273,29 +318,36 @@ def _may_be_private(given: Any) -> bool:
     return isinstance(given, Pointer) and (given._handle.record is None or bool(given._handle.labels))
 
 
-async def _all_or_none(asked: Sequence[Awaitable[Answer]]) -> list[Answer]:
-    """All answers; where one fails all others are given up, and the error that names a culprit is raised."""
-    tasks = [asyncio.ensure_future(each) for each in asked]
+async def _link(peer: RemotePeer) -> Any:
+    """The line to it, on which all that was asked before is."""
+    outbox = peer.outbox
+    return await outbox.flush() if outbox.has_work else outbox.link
+
+
+async def _all_or_none(asked: Mapping[RemotePeer, Coroutine[Any, Any, Answer]]) -> dict[RemotePeer, Answer]:
+    """All answers, by peer; where one fails all others are given up, and the error that names a culprit is raised."""
+    tasks = {peer: asyncio.ensure_future(each) for peer, each in asked.items()}
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait(list(tasks.values()), return_when=asyncio.FIRST_EXCEPTION)
         failed = await _first_hand(tasks)
         if failed:
             raise _first(failed)
-        return [task.result() for task in tasks]
+        return {peer: task.result() for peer, task in tasks.items()}
     finally:
-        for task in tasks:
+        for task in tasks.values():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
-async def _first_hand(tasks: Sequence[asyncio.Future[Answer]]) -> list[BaseException]:
-    """What some failed with by now. Where all of these only repeat what another peer has said of a third, that other
-    one has a moment to say it itself."""
+async def _first_hand(tasks: Mapping[RemotePeer, asyncio.Future[Answer]]) -> list[BaseException]:
+    """What some failed with by now. Where all of these only repeat what another peer has said, that one has a moment to
+    say it itself: its word is on the way, as it told the others at the same time."""
     loop = asyncio.get_running_loop()
     until = loop.time() + limits.SECURE_LAST_WORDS
     while True:
-        errors = [error for task in tasks if task.done() and (error := task.exception()) is not None]
-        pending = [task for task in tasks if not task.done()]
+        errors = [error for task in tasks.values() if task.done() and (error := task.exception()) is not None]
+        tellers = {error.peer for error in errors if isinstance(error, GridError)}
+        pending = [task for peer, task in tasks.items() if peer.name in tellers and not task.done()]
         left = until - loop.time()
         if not errors or not pending or left <= 0 or not all(map(_is_hearsay, errors)):
             return errors

@@ -166,24 +166,26 @@ class Sessions:
         """For how many runs of this program was dealt ahead."""
         return sum(len(stock) for each in self.of(team) for of, stock in each.stock.items() if of.startswith(program))
 
-    def foreseen(self, lowered: Lowered, inputs: Sequence[Any], team: Team) -> Foreseen:
-        """What the next run of this would take, as the sessions stand."""
+    def foreseen(self, lowered: Lowered, inputs: Sequence[Any], team: Team, stays: Sequence[bool] = ()) -> Foreseen:
+        """What the next run of this would take, as the sessions stand. `stays`: which of its outputs do."""
         key, count = program_key(lowered), len(team.parties)
+        kept = [each.session for each in inputs if isinstance(each, KeptShares)]
         free = [each for each in self.of(team) if not each.lock.locked() and not each.alive]
         free.sort(key=lambda each: not each.has_stock(key))
-        session = free[0] if free else SecureSession(self.loop, self.soon, team)
+        session = (kept or free or [SecureSession(self.loop, self.soon, team)])[0]
         given = entries(session, lowered, inputs)
         shapes = tuple((each.dtype, each.shape, each.bits) for each in given)
-        taken = script(lowered, shapes, tuple(each.is_fixed for each in given), count, reveals=True)
+        keep = tuple(stays) if any(stays) else ()
+        taken = script(lowered, shapes, tuple(each.is_fixed for each in given), count, keep)
         fresh = [each for each in given if each.is_fixed and (each.keep or each.id not in session.fixed)]
         words = sum(torch.Size(each.shape).numel() for each in fresh)
         rounds, nbytes = taken.rounds + bool(fresh), taken.nbytes + words * torch.int64.itemsize
         deals = 1 + bool(fresh)
         if team.provider is None:
-            dealt = sum(script_alone(taken).openings) * count * (count - 1)
+            dealt = script_alone(taken).nbytes * count * (count - 1)
         else:
             dealt = taken.dealt + deals * count * SEED
-        stock = session.stock.get(stock_key(key, given, reveals=True))
+        stock = session.stock.get(stock_key(key, given, stays))
         return Foreseen(rounds, nbytes * count * (count - 1), dealt, len(stock or ()))
 
 

@@ -138,6 +138,11 @@ class SecureSession:
         return any(stock and of.startswith(program) for of, stock in self.stock.items())
 
     @property
+    def keeps(self) -> bool:
+        """Whether something would be lost with it that only its asker can have made anew."""
+        return self.alive > 0 or any(self.stock.values())
+
+    @property
     def stored_bytes(self) -> int:
         return sum(each.nbytes for each in self.stored.values())
 

@@ -16,6 +16,7 @@ import torch
 
 from compute.bounds import Result
 from compute.dtypes import DTYPE_OF
+from compute.nested import flat
 from grid.blocking import IN_A_THREAD
 from grid.handle import Handle
 from protocol.errors import BadRequest, NeedsAwait
@@ -44,7 +45,7 @@ class Call:
         self.versions = self._now()
 
     def _now(self) -> list[int]:
-        return [value._version for value in _flat(self.args) if isinstance(value, torch.Tensor)]
+        return [value._version for value in flat(self.args) if isinstance(value, torch.Tensor)]
 
     async def with_history(self, known: Pointer) -> Pointer:
         """`known`, as what the operation gives of its inputs."""
@@ -116,7 +117,7 @@ class Unsized(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks the first argument
         cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        first = next((value for value in _flat(args) if isinstance(value, Unsized)), None)
+        first = next((value for value in flat(args) if isinstance(value, Unsized)), None)
         if function is torch.ops.aten.dim.default and first is not None and first._sizes is not None:
             return len(first._sizes)
         if first is None or str(function) not in TAKES_UNSIZED:
@@ -142,8 +143,9 @@ class Unsized(torch.Tensor):
     async def fetch(self) -> torch.Tensor:
         return await (await self).fetch()
 
-    def _needs_await(self, call: str) -> NoReturn:
-        home, example = self._handle.home.name, EXAMPLES.get(self._operation, "rows = await x[mask]")
+    def _needs_await(self, call: str, example: str = "") -> NoReturn:
+        home = self._handle.home.name
+        example = example or EXAMPLES.get(self._operation, "rows = await x[mask]")
         raise NeedsAwait(
             f"{call} of what {self._operation} gives: its shape depends on the data, which are at {home}. Await it "
             f"first, like {example}, {IN_A_THREAD}",
@@ -165,9 +167,9 @@ class Unsized(torch.Tensor):
         self._needs_await("a copy")
 
 
-def _refusing(name: str) -> Any:
+def _refusing(name: str, example: str = "") -> Any:
     def refuse(self: Unsized, *_: Any, **__: Any) -> NoReturn:
-        self._needs_await(name)
+        self._needs_await(name, example)
 
     return refuse
 
@@ -181,8 +183,9 @@ for _name in (
     setattr(Unsized, _name, _refusing(f"{_name.strip('_')}()"))
 # torch's own operators take a TypeError, which a NeedsAwait is, for an operand that they do not know.
 for _name in "add sub mul truediv floordiv mod divmod pow matmul and or xor lshift rshift".split():
-    for _form in ("", "r", "i"):
+    for _form in ("", "r"):
         setattr(Unsized, f"__{_form}{_name}__", _refusing(f"an operator ({_name})"))
+    setattr(Unsized, f"__i{_name}__", _refusing(f"an operator ({_name}, in place)", "x[mask] = (await x[mask]) + 1"))
 for _name in "eq ne lt le gt ge neg pos abs invert round getitem setitem".split():
     setattr(Unsized, f"__{_name}__", _refusing(f"an operator ({_name})"))
 Unsized.__hash__ = torch.Tensor.__hash__  # type: ignore[method-assign]
@@ -278,12 +281,5 @@ async def _awaited(value: Any) -> Any:
     return await value if isinstance(value, Unsized) else value
 
 
-def _flat(values: Sequence[Any]) -> list[Any]:
-    found: list[Any] = []
-    for value in values:
-        found += value if isinstance(value, list | tuple) else (value,)
-    return found
-
-
 def _any_of(kwargs: Mapping[str, Any] | None) -> Unsized:
-    return next(value for value in _flat(list((kwargs or {}).values())) if isinstance(value, Unsized))
+    return next(value for value in flat(list((kwargs or {}).values())) if isinstance(value, Unsized))

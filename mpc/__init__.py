@@ -10,6 +10,7 @@ Files in import order. Nothing here knows of peers or sockets: protocols are gen
     party          one party of a run
     bits           bits of words, and products of many of them in one round
     comparison     truncation, signs, choice
+    magnitude      the first digit of a secret that is not zero
     bilinear       what a product may be: of elements, matrices, convolutions
     arithmetic     products of secrets
     secret         Secret: a share, and how its words are to be read
@@ -17,17 +18,24 @@ Files in import order. Nothing here knows of peers or sockets: protocols are gen
     table          the secure form of each operation
     exact          functions of public words, the same bits everywhere
     waves          sine, cosine, exponential: one opening each
-    magnitude      the first digit of a secret that is not zero
+    inverse        1 / z for the digits of a secret: a coarse wave, and a step of Newton's
     operations     secure forms: linear, products, comparisons, largest, choices, functions, quotients
+    staying        outputs that stay with the parties, in as many bits as they are kept
     fresh          outputs under new shares, before they leave the parties
     interpreter    runs a program on shares
     moments        division by roots of what is tiny
     rewrites       what lowering knows better than torch's decompositions
+    plainer        operations said in plainer ones
+    backward       gradients said in plainer ones
+    varying        what all know in a loop, and differs from iteration to iteration
     unrolled       loops written out
     assembly       a program of what was written down
+    loops          loops that stay loops
     lowering       a program in secure forms; what is public computed beforehand
     script         what a run takes, before it runs
     dealer         the dealer's side of a run, and the supply of each party
+    trio           what one of three parties knows of a value
+    halves         sines, cosines and powers of a mask, made by three parties
     replicated     three parties without a dealer: they make their correlations themselves
     field          arithmetic modulo 2^61 - 1
     authenticated  arithmetic with MACs, for parties that may be malicious

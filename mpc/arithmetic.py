@@ -2,6 +2,7 @@
 
     multiply         1 round; both arguments' bytes from each party to each other
     multiply_fixed   1 round; the first argument's bytes only: the second was opened under its mask once, for good
+    multiply_and_fix 1 round; both at once
 
 Adversary: semi-honest, all parties but one may collude, but not with the dealer.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
 
 import torch
 
@@ -19,6 +22,8 @@ from mpc.party import Party
 from mpc.rounds import Opening, Protocol
 
 Shape = tuple[int, ...]
+
+_SHAPES: Final = 4_096  # remembered: those of a few programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +99,9 @@ class Fixed:
         return Fixed(self.delta.mT, self.share.mT, self.number, not self.is_transposed)
 
 
+@lru_cache(_SHAPES)
 def result_shape(operation: Bilinear, one: Shape, other: Shape) -> Shape:
-    """The shape of what it gives."""
+    """The shape of what it gives. Remembered: torch takes longer to find it than for the product of a row."""
     made = operation(
         torch.empty(one, dtype=torch.int64, device="meta"), torch.empty(other, dtype=torch.int64, device="meta")
     )
@@ -109,6 +115,23 @@ def multiply(party: Party, operation: Bilinear, x: torch.Tensor, y: torch.Tensor
     opened = yield Opening(sums=[x - a, y - b])
     epsilon, delta = opened.sums
     return _product(party, operation, epsilon, delta, a, b + delta if party.is_first else b, dealt.derived[0])
+
+
+def multiply_and_fix(
+    party: Party, operation: Bilinear, y: torch.Tensor, *factors: torch.Tensor
+) -> Protocol[tuple[list[torch.Tensor], Fixed]]:
+    """Shares of operation(x, y) for each x of `factors`, and y ready to be a factor of more. One round."""
+    number = party.taken
+    b = party.take(FixedMask(tuple(y.shape))).free[0]
+    dealt = [party.take(FixedTriple(operation, tuple(x.shape), tuple(y.shape), number)) for x in factors]
+    opened = yield Opening(sums=[y - b, *(x - each.free[0] for x, each in zip(factors, dealt, strict=True))])
+    delta, *epsilons = opened.sums
+    fixed = Fixed(delta, b + delta if party.is_first else b, number)
+    made = [
+        _product(party, operation, epsilon, delta, each.free[0], fixed.share, each.derived[0])
+        for epsilon, each in zip(epsilons, dealt, strict=True)
+    ]
+    return made, fixed
 
 
 def fix(party: Party, y: torch.Tensor) -> Protocol[Fixed]:

@@ -1,7 +1,7 @@
 """A program out of what lowering wrote down: numbered, and without what nothing hangs on.
 
-While it is written, a value is {secret: k} (input k), {public: k} (a public tensor beside the program) or {made: k},
-what node k gives, perhaps with an item.
+While it is written, a value is {secret: k} (input k), {given: [kind, k]} (in the body of a loop, loops.py), {public: k}
+(a public tensor beside the program) or {made: k}, what node k gives, perhaps with an item.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from compute.dtypes import NAME_OF
-from compute.program import Input, Node, Program
+from compute.program import Body, Input, Node, Program
 
 
 def assembled(
@@ -21,8 +21,21 @@ def assembled(
     nodes: Sequence[Node],
     constants: Sequence[Mapping[str, Any]],
     outputs: Any,
+    bodies: Sequence[Body] = (),
 ) -> Program:
     """The program: its inputs are the secret ones, then the public tensors."""
+    main = body_of(inputs, public, nodes, outputs, {})
+    return Program(main.inputs, main.nodes, main.outputs, tuple(constants), tuple(bodies))
+
+
+def body_of(
+    inputs: Sequence[Input],
+    public: Sequence[torch.Tensor],
+    nodes: Sequence[Node],
+    outputs: Any,
+    starts: Mapping[int, int],
+) -> Body:
+    """The same of the body of a loop. `starts`: where the inputs of each kind begin."""
     beside = [Input(f"public.{at}", NAME_OF[each.dtype], tuple(each.shape)) for at, each in enumerate(public)]
     used = sorted(_used(nodes, outputs))
     place = {at: index for index, at in enumerate(used)}
@@ -34,6 +47,9 @@ def assembled(
             return value
         if "secret" in value:
             return {"node": value["secret"]}
+        if "given" in value:
+            kind, at = value["given"]
+            return {"node": starts[kind] + at}
         if "public" in value:
             return {"node": len(inputs) + value["public"]}
         if "made" in value:
@@ -49,7 +65,7 @@ def assembled(
         )
         for at in used
     )
-    return Program((*inputs, *beside), kept, numbered(outputs), tuple(constants))
+    return Body((*inputs, *beside), kept, numbered(outputs))
 
 
 def _used(nodes: Sequence[Node], outputs: Any) -> set[int]:

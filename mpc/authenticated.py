@@ -25,8 +25,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -82,6 +82,9 @@ class _Tagged(Correlation):
     @property
     def kept(self) -> int | None:  # type: ignore[override]
         return self.key
+
+    def moved(self, by: Callable[[int], int]) -> Correlation:
+        return replace(self, key=by(self.key))
 
     @property
     def shapes(self) -> Sequence[Shape]:

@@ -121,6 +121,11 @@ def _computed(own: Authenticated, program: Program, inputs: Sequence[Any]) -> Pr
     values: list[Any] = [*inputs, *[None] * len(block.steps), *(constants[at] for at in block.constants)]
     for step in block.steps:
         args, kwargs = arguments(step, values)
+        if step.flow is not None:
+            raise OperationNotAllowed(
+                f"{step.operation} of so many iterations has no form with malicious security: take fewer in one run",
+                operation=step.operation,
+            )
         if step.entry is None or not any(isinstance(each, Checked) for each in (*args, *kwargs.values())):
             raise OperationNotAllowed(f"{step.operation} on public values: lower the program first")
         values[step.number] = yield from _operation(own, step.operation, step.entry.named(args, kwargs))

@@ -12,7 +12,7 @@ apart from those of all others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Literal
 
 import torch
@@ -70,6 +70,10 @@ class Correlation:
 
     __slots__ = ()
     kept: ClassVar[int | None] = None
+
+    def moved(self, by: Callable[[int], int]) -> Correlation:
+        """The same, where the mask that it keeps has another number."""
+        return self if self.kept is None else replace(self, mask=by(self.kept))  # type: ignore[type-var]
 
     @property
     def free(self) -> Sequence[Words]:

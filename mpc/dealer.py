@@ -43,17 +43,26 @@ class Dealer:
         return self._pieces()
 
     def _pieces(self) -> Iterator[memoryview]:
-        last_use = {each.kept: at for at, each in enumerate(self._script.correlations) if each.kept is not None}
-        kept = dict(self._standing)
-        for number, correlation in enumerate(self._script.correlations):
-            mask = None if correlation.kept is None else kept[correlation.kept]
-            made = deal(correlation, number, self.seeds, mask)
-            if number in last_use and made.first is not None:
-                kept[number] = made.first
-            if correlation.kept is not None and last_use[correlation.kept] == number:
-                del kept[correlation.kept]
-            for share in made.shares:
-                yield tensor_bytes(share)
+        crossing, kept = self._script.crossing(), dict(self._standing)
+        for stretch in self._script.stretches():
+            last_use = {each.kept: number for number, each in stretch if each.kept is not None}
+            own: dict[int, torch.Tensor] = {}
+            for number, correlation in stretch:
+                mask = None if correlation.kept is None else _either(own, kept, correlation.kept)
+                made = deal(correlation, number, self.seeds, mask)
+                if made.first is not None and number in crossing:
+                    kept[number] = made.first
+                elif made.first is not None and number in last_use:
+                    own[number] = made.first
+                if correlation.kept is not None and last_use[correlation.kept] == number:
+                    own.pop(correlation.kept, None)
+                for share in made.shares:
+                    yield tensor_bytes(share)
+
+
+def _either(own: Mapping[int, torch.Tensor], kept: Mapping[int, torch.Tensor], number: int) -> torch.Tensor:
+    """A mask of this stretch, or of what was before."""
+    return own[number] if number in own else kept[number]
 
 
 Read = Callable[[int], memoryview | bytes]

@@ -78,6 +78,37 @@ def _turned(one: Circle, other: Circle) -> Circle:
     return cosine, sine
 
 
+_HALF_PI: Final = 1.5707963267948966
+_ROUGH_SINE: Final = (1.0, -1 / 6, 1 / 120, -1 / 5040)
+_ROUGH_COSINE: Final = (1.0, -1 / 2, 1 / 24, -1 / 720, 1 / 40320)
+
+
+def rough_circles(turns: torch.Tensor, count: int, bits: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Cosine and sine of 1 to `count` times angles, int32 words, one after the other, as floats in units of 2^-bits:
+    errors below count^2 * 2^-22. Each operation on its own is exact to the last bit everywhere, as in `circles`."""
+    quarter = (turns + (1 << (_QUARTER - 1))) >> _QUARTER  # the nearest one
+    angle = (turns - (quarter << _QUARTER)).to(torch.float32).mul_(_HALF_PI / (1 << _QUARTER))
+    square = angle * angle
+    sine, cosine = _even(square, _ROUGH_SINE).mul_(angle), _even(square, _ROUGH_COSINE)
+    is_odd = (quarter & 1).to(torch.bool)
+    sine, cosine = torch.where(is_odd, cosine, sine), torch.where(is_odd, sine, cosine)
+    sine.mul_(1 - (quarter & 2))
+    cosine.mul_(1 - ((quarter + 1) & 2))
+    twice, unit = 2 * cosine, float(1 << bits)
+    before, here = (torch.full_like(cosine, unit), torch.zeros_like(sine)), (cosine.mul_(unit), sine.mul_(unit))
+    for at in range(count):
+        yield here
+        if at + 1 < count:  # cos (k + 1) a = 2 cos a cos k a - cos (k - 1) a
+            before, here = here, ((twice * here[0]).sub_(before[0]), (twice * here[1]).sub_(before[1]))
+
+
+def _even(square: torch.Tensor, coefficients: Sequence[float]) -> torch.Tensor:
+    total = square * coefficients[-1]
+    for coefficient in reversed(coefficients[1:-1]):
+        total.add_(coefficient).mul_(square)
+    return total.add_(coefficients[0])
+
+
 POWER_BITS: Final = 18
 """Fractional bits of the powers that are given."""
 

@@ -21,11 +21,12 @@ from compute.looks import check_inputs
 from compute.prepared import Block, Prepared, Step, Value, arguments, outputs, prepare, resolve
 from compute.program import Program
 from mpc import arithmetic
-from mpc.operations import SECURE, linear
+from mpc.operations import SECURE
 from mpc.operations.choices import choose
 from mpc.party import Party
 from mpc.rounds import Opened, Opening, Protocol, merged, split, together
-from mpc.secret import Secret
+from mpc.secret import Secret, known, real, rescaled, settled
+from mpc.table import OF_REALS
 from protocol.errors import BadRequest, OperationNotAllowed
 
 
@@ -60,10 +61,16 @@ class _Run:
         values = [*given, *[None] * len(block.steps), *(self._constants[at] for at in block.constants)]
         order = _Order(block)
         running: dict[int, tuple[Protocol[Any], Opening]] = {}
+        loops: list[Step] = []
         while order.is_unfinished:
             for step in order.ready():
-                self._advance(block, step, self._begin(step, values), None, running, values, order)
-            if running:
+                if step.flow is not None:
+                    loops.append(step)  # alone: all its iterations are alike then (script.py)
+                else:
+                    self._advance(block, step, self._begin(step, values), None, running, values, order)
+            if loops and not running:
+                yield from self._alone(block, loops.pop(0), values, order)
+            elif running:
                 openings = [opening for _, opening in running.values()]
                 answers = split(openings, (yield merged(openings)))
                 for at, answer in zip(list(running), answers, strict=True):
@@ -90,10 +97,18 @@ class _Run:
         except Exception as error:
             raise clear._at_node(error, block, step) from None
 
+    def _alone(self, block: Block, step: Step, values: list[Any], order: _Order) -> Protocol[None]:
+        """A loop or branch, while nothing else runs."""
+        assert step.flow is not None
+        try:
+            values[step.number] = yield from self._flow(step.flow, values)
+        except Exception as error:
+            raise clear._at_node(error, block, step) from None
+        for number in order.done(step):
+            values[number] = None
+
     def _begin(self, step: Step, values: list[Any]) -> Protocol[Any]:
         """The protocol of one step. What is public altogether takes no round."""
-        if step.flow is not None:
-            return self._flow(step.flow, values)
         return self._operation(step, *arguments(step, values))
 
     def _operation(self, step: Step, args: list[Any], kwargs: Mapping[str, Any]) -> Protocol[Any]:
@@ -107,6 +122,8 @@ class _Run:
         form = SECURE.get(step.operation)
         if form is None:
             raise OperationNotAllowed(f"{step.operation} has no secure form", operation=step.operation)
+        if step.operation in OF_REALS:
+            named = {key: real(self._party, each) if isinstance(each, Secret) else each for key, each in named.items()}
         return (yield from form(self._party, step.operation, named))
 
     # --- loops and branches -----------------------------------------------------------------------------------
@@ -151,28 +168,82 @@ class _Run:
         raise BadRequest(f"the loop goes on after {flow.limit} iterations")
 
     def _repeat(self, flow: Flow, count: Any, carried: list[Any], operands: list[Any]) -> Protocol[list[Any]]:
-        for at in range(count):
-            carried = yield from self._body(flow.bodies[0], [torch.tensor(at), *carried, *operands])
-        return carried
+        state = yield from self._alike(carried)
+        for at in self._party.iterations(count, lambda: list(map(_looks, state))):
+            yield from self._party.between()
+            made = yield from self._body(flow.bodies[0], [torch.tensor(at), *state, *operands])
+            state[:] = yield from self._alike(made)
+        yield from self._party.between()
+        return state
 
     def _scan(self, flow: Flow, carried: list[Any], sliced: list[Any], operands: list[Any]) -> Protocol[list[Any]]:
         length = _shape_of(sliced[0]).shape[0]
         kept = len(carried)
-        rows: list[list[Any]] = []
-        for done in range(length):
+        state = yield from self._alike(carried)
+        columns: list[_Column] = []
+        for done in self._party.iterations(length, lambda: list(map(_looks, state))):
+            yield from self._party.between()
             at = length - 1 - done if flow.reverse else done
             slices = [
                 value.of(value.share.select(0, at)) if isinstance(value, Secret) else value.select(0, at)
                 for value in sliced
             ]
-            given = yield from self._body(flow.bodies[0], [*carried, *slices, *operands])
-            carried = given[:kept]
-            rows.append(given[kept:])
-        if flow.reverse:
-            rows.reverse()
-        columns = zip(*rows, strict=True)
-        stack = "aten.stack.default"
-        return [*carried, *(linear.join(self._party, stack, {"tensors": list(each), "dim": 0}) for each in columns)]
+            given = yield from self._alike((yield from self._body(flow.bodies[0], [*state, *slices, *operands])))
+            state[:] = given[:kept]
+            columns = columns or [_Column(self._party, length) for _ in given[kept:]]
+            for column, value in zip(columns, given[kept:], strict=True):
+                column.put(at, value)
+        yield from self._party.between()
+        return [*state, *(column.whole() for column in columns)]
+
+    def _alike(self, values: list[Any]) -> Protocol[list[Any]]:
+        """What goes from one iteration to the next, or comes out: secrets all have the same form, so that all
+        iterations do the same."""
+        party = self._party
+        return (yield from together(*(_plain(party, value) for value in values)))
+
+
+def _plain(party: Party, value: Any) -> Protocol[Any]:
+    """A secret real with the run's fractional bits, and nothing known besides. One round, or none."""
+    if not isinstance(value, Secret):
+        return value
+    settled_one = yield from settled(party, value)
+    made = rescaled(settled_one, party.precision) if value.is_real else settled_one
+    return Secret(made.share, made.bits, made.dtype)
+
+
+class _Column:
+    """What one value is in all iterations, stacked."""
+
+    def __init__(self, party: Party, length: int) -> None:
+        self._party, self._length = party, length
+        self._like: Any = None
+        self._rows: Any = None
+
+    def put(self, at: int, value: Any) -> None:
+        """In an iteration. What all know in one may be a secret in another."""
+        if self._rows is None:
+            row = _shape_of(value)
+            self._like, self._rows = value, row.new_zeros((self._length, *row.shape))
+        if isinstance(value, Secret) and not isinstance(self._like, Secret):
+            self._rows = self._shared(self._rows, value).share
+            self._like = value
+        elif isinstance(self._like, Secret) and not isinstance(value, Secret):
+            value = self._shared(value, self._like)
+        self._rows[at] = _shape_of(value)
+
+    def _shared(self, value: torch.Tensor, like: Secret) -> Secret:
+        return known(self._party, value, like.bits, like)
+
+    def whole(self) -> Any:
+        return self._like.of(self._rows) if isinstance(self._like, Secret) else self._rows
+
+
+def _looks(value: Any) -> Any:
+    """What decides how much it takes to work on a value."""
+    if isinstance(value, Secret):
+        return value.shape, value.bits, value.dtype, value.fixed is None
+    return (value.shape, value.dtype) if isinstance(value, torch.Tensor) else value
 
 
 class _Order:

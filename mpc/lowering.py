@@ -9,31 +9,35 @@ out, the error names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch._decomp import decomposition_table
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from compute import interpreter as clear
 from compute import numbers
 from compute.dtypes import NAME_OF
+from compute.flow import Flow
 from compute.operations import NUMBERS
-from compute.prepared import Block, arguments, prepare, resolve
+from compute.prepared import Block, Prepared, arguments, prepare, resolve
 from compute.prepared import outputs as outputs_of
-from compute.program import Input, Node, Program
+from compute.program import Body, Input, Node, Program
 from compute.table import lookup
 from compute.tracing import quiet
 from compute.values import encode_call, header_of, inline_tensor
 from mpc.assembly import assembled
+from mpc.backward import RULES
+from mpc.loops import CARRIED, ROOM, Inside, looped
 from mpc.operations import SECURE
-from mpc.rewrites import RULES
 from mpc.ring import PRECISION, check_precision
-from mpc.unrolled import unrolled
+from mpc.unrolled import TooLong, unrolled
+from mpc.varying import Differs, Varying, version_of
 from protocol import limits
-from protocol.errors import OperationNotAllowed
+from protocol.errors import BadRequest, OperationNotAllowed, TooLarge
 
 _OF_SHAPE: Final = frozenset(
     f"aten::{name}"
@@ -54,11 +58,17 @@ class Lowered:
         program: its inputs are the secret ones, in their order, and then the public ones.
         public: the values of the latter: all parties are given them.
         precision: fractional bits of secret reals that the program is meant for: Party and script_of are given them.
+        more: of each secret input how many more of them it is to have (moments.py); empty: none.
     """
 
     program: Program
     public: tuple[torch.Tensor, ...]
     precision: int = PRECISION
+    more: tuple[int, ...] = ()
+
+    def bits(self, at: int, dtype: torch.dtype) -> int:
+        """Fractional bits that secret input number `at`, of this dtype, is to have."""
+        return self.precision + (self.more[at] if self.more else 0) if dtype.is_floating_point else 0
 
 
 def lower(
@@ -76,34 +86,40 @@ def lower(
         BadRequest: a secret where a value has to be known, or a precision that cannot be.
     """
     check_precision(precision)
-    return _Lowering(program, inputs, secret, precision).lowered()
+    return _Lowering(prepare(program), precision).lowered(program, inputs, secret)
 
 
 class _Lowering:
-    def __init__(
-        self, program: Program, inputs: Sequence[torch.Tensor], secret: Sequence[bool], precision: int
-    ) -> None:
-        self._prepared = prepare(program)
+    """Lowers a program; or, `inside` one, the body of a loop."""
+
+    def __init__(self, prepared: Prepared, precision: int, inside: Inside | None = None) -> None:
+        self._prepared = prepared
         self._precision = precision
+        self._loop = inside
+        self._varying = Varying(1) if inside is None else inside.varying
         self._origins: dict[int, tuple[str, Mapping[str, Any]]] = {}
         self._users: dict[int, list[int]] = {}  # of a tensor, what came from it
-        self._nodes: list[Node] = []
+        self.nodes: list[Node] = []
         self._inputs: list[Input] = []
-        self._public: list[torch.Tensor] = []
-        self._constants: list[Mapping[str, Any]] = []
+        self.public: list[torch.Tensor] = []
+        self._constants: list[Mapping[str, Any]] = [] if inside is None else inside.outside._constants
+        self._bodies: list[Body] = [] if inside is None else inside.outside._bodies
         self._references: dict[int, dict[str, Any]] = {}  # of what stands for a secret, by its identity
-        self._known: dict[int, dict[str, Any]] = {}  # of public tensors that were written down
+        self._known: dict[tuple[int, int], dict[str, Any]] = {}  # of public tensors that were written down
         self._alive: list[torch.Tensor] = []
         self._remembered: dict[Any, Any] = {}
+        self._more: dict[int, int] = {}  # of secret inputs, by their numbers
         self._inside: list[str] = []  # what is being taken apart
         self._mode = _Recording(self)
-        self._values = [
-            self._stand_in(given, tensor) if is_secret else tensor
-            for given, tensor, is_secret in zip(program.inputs, inputs, secret, strict=True)
-        ]
+        self.last_values: list[Any] = []  # of the block that was lowered last
 
     def _stand_in(self, given: Input, tensor: torch.Tensor) -> torch.Tensor:
         """Zeros: what is computed of it has the right shapes, and no value of it is ever used."""
+        if tensor.is_complex():
+            raise BadRequest(
+                f"{given.name} is {NAME_OF[tensor.dtype]}: complex numbers cannot be secrets, so share their real and "
+                "imaginary parts (torch.view_as_real)"
+            )
         zeros = torch.zeros(tensor.shape, dtype=tensor.dtype)
         self._note(zeros, {"secret": len(self._inputs)})
         self._inputs.append(Input(given.name, NAME_OF[tensor.dtype], tuple(tensor.shape)))
@@ -113,14 +129,19 @@ class _Lowering:
         self._references[id(tensor)] = reference
         self._alive.append(tensor)
 
-    def lowered(self) -> Lowered:
+    def lowered(self, program: Program, inputs: Sequence[torch.Tensor], secret: Sequence[bool]) -> Lowered:
+        values = [
+            self._stand_in(given, tensor) if is_secret else tensor
+            for given, tensor, is_secret in zip(program.inputs, inputs, secret, strict=True)
+        ]
         with torch.no_grad():
-            values = self._block(self._prepared.main, self._values)
+            values = self._block(self._prepared.main, values)
         outputs = self._output(outputs_of(self._prepared.main.outputs, values))
         return Lowered(
-            assembled(self._inputs, self._public, self._nodes, self._constants, outputs),
-            tuple(self._public),
+            assembled(self._inputs, self.public, self.nodes, self._constants, outputs, self._bodies),
+            tuple(self.public),
             self._precision,
+            tuple(self._more.get(at, 0) for at in range(len(self._inputs))) if self._more else (),
         )
 
     def _block(self, block: Block, given: Sequence[Any]) -> list[Any]:
@@ -134,20 +155,23 @@ class _Lowering:
         for step in block.steps:
             try:
                 if step.flow is not None:
-                    made: Any = unrolled(self, step.flow, values)
+                    made: Any = self._flow(step.flow, values)
                     values[step.number] = list(map(self._copy, made)) if step.copies else made
                 else:
                     args, kwargs = arguments(step, values)
                     values[step.number] = self.call(step.operation, args, kwargs)
             except Exception as error:
+                if isinstance(error, Differs | TooLong):
+                    raise
                 raise clear._at_node(error, block, step) from None
+        self.last_values = values
         return values
 
     def _copy(self, value: Any) -> Any:
         """The same value under a name of its own, so that what is done to one in place is not done to the other."""
         if not isinstance(value, torch.Tensor):
             return value
-        copy = value.clone()
+        copy = self._varying.copy(value)
         if self.is_secret(value):
             self._note(copy, self._references[id(value)])
             if id(value) in self._origins:
@@ -160,6 +184,82 @@ class _Lowering:
         values = self._block(block, given)
         return [resolve(template, values) for template in block.outputs]
 
+    # --- loops ------------------------------------------------------------------------------------------------
+
+    def _flow(self, flow: Flow, values: list[Any]) -> list[Any]:
+        """What a loop or branch gives: written out where it is short, or cannot stay a loop."""
+        before = self.mark()
+        try:
+            return unrolled(self, flow, values, ROOM)
+        except TooLong:
+            self.back_to(before)
+        try:
+            return looped(self, flow, values)
+        except Differs:
+            self.back_to(before)
+        return unrolled(self, flow, values)
+
+    def mark(self) -> tuple[Any, ...]:
+        """Where the writing stands."""
+        lists: tuple[list[Any], ...] = (self.nodes, self.public, self._constants, self._bodies)
+        return tuple(len(each) for each in lists), dict(self._known), dict(self._remembered)
+
+    def back_to(self, mark: tuple[Any, ...]) -> None:
+        """Nothing was written since."""
+        lists: tuple[list[Any], ...] = (self.nodes, self.public, self._constants, self._bodies)
+        for each, size in zip(lists, mark[0], strict=True):
+            del each[size:]
+        self._known, self._remembered = dict(mark[1]), dict(mark[2])
+
+    def block_of(self, body: int) -> Block:
+        return self._prepared.bodies[body]
+
+    def within(self, inside: Inside) -> _Lowering:
+        """The lowering of a loop's body."""
+        return _Lowering(self._prepared, self._precision, inside)
+
+    def given(self, stand_in: torch.Tensor, reference: dict[str, Any]) -> torch.Tensor:
+        """A secret that a body is given."""
+        self._note(stand_in, reference)
+        return stand_in
+
+    def gives(self, node: Node, stand_ins: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Writes a node with secret items; what it gives."""
+        self.nodes.append(node)
+        return [self.given(each, {"made": len(self.nodes) - 1, "item": at}) for at, each in enumerate(stand_ins)]
+
+    def add_body(self, body: Body) -> int:
+        self._bodies.append(body)
+        return len(self._bodies) - 1
+
+    def refer(self, value: torch.Tensor) -> dict[str, Any]:
+        """The reference of a value, which is written down where it is public."""
+        return self._reference(value)
+
+    def varies(self, value: Any) -> bool:
+        """Whether something in it is public and differs from iteration to iteration."""
+        return self._varying.has(value)
+
+    def values_of(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Of what is public: its value in each iteration; one, where it is the same in all."""
+        with _disable_current_modes():
+            return [each.detach() for each in self._varying.of(tensor)]
+
+    def differing(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One public tensor that has these values in the iterations."""
+        return self._varying.note(values) if len(values) > 1 else values[0]
+
+    def carried_as(self, tensor: torch.Tensor, purpose: Any, make: Callable[[Any, Any], Any]) -> torch.Tensor | None:
+        """What a loop carries, in the form that `make` gives it; None where it carries no such thing."""
+        kind, place = self._reference(tensor).get("given", (None, 0))
+        if self._loop is None or kind != CARRIED:
+            return None
+        return self.given(*self._loop.carried_as(place, purpose, make, tensor))
+
+    def remember(self, tensor: torch.Tensor, purpose: Any, made: torch.Tensor) -> None:
+        """What `remembered` is to give."""
+        self._remembered[tuple(sorted(self._reference(tensor).items())), purpose] = made
+
     # --- calls ------------------------------------------------------------------------------------------------
 
     def call(self, operation: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -168,22 +268,35 @@ class _Lowering:
             return numbers.compute(operation, args)
         entry = lookup(operation)
         if not self.is_secret((args, kwargs)):
-            return clear.execute(entry, args, kwargs)
+            return self.public_result(lambda *a, **k: clear.execute(entry, a, k), entry.overload, args, kwargs)
         bound, named = entry.bind(args, kwargs)
         if entry.category == "size":
             return entry.overload(*bound, **named)
         return self.secret(operation, entry.overload, bound, named)
 
+    def public_result(
+        self, function: Callable[..., Any], overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """What an operation on what all know gives, which `function` does. What is empty holds zeros: some of it may
+        go on with secrets, and whatever lay there may be no number."""
+        if "empty" in overload._schema.name:
+
+            def zeros(*args: Any, **kwargs: Any) -> Any:
+                return function(*args, **kwargs).zero_()
+
+            return self._varying.run(zeros, overload, args, kwargs)
+        return self._varying.run(function, overload, args, kwargs)
+
     def secret(self, operation: str, overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """An operation on a secret: as it is, or in parts."""
         if overload._schema.name in _OF_SHAPE:
-            made = overload(*args, **kwargs)
-            return made.zero_() if "empty" in overload._schema.name else made
+            return self.public_result(overload, overload, args, kwargs)
         if overload._schema.name == "aten::_linalg_check_errors":
             return None  # what is secret is not looked at
         rule = RULES.get(operation)
         if rule is not None:
-            result = rule(self, self._named(overload, args, kwargs))
+            with self._mode if self._loop is not None else nullcontext():
+                result = rule(self, self._named(overload, args, kwargs))
             if result is not None:
                 if any(result is each for each in pytree.tree_leaves((args, kwargs))):
                     return self._copy(result)
@@ -202,7 +315,7 @@ class _Lowering:
         if operation.startswith("prims."):
             parts = overload.impl_aten
         if parts is None or operation in self._inside:
-            raise OperationNotAllowed(f"{operation} has no secure form: it cannot run on shares", operation=operation)
+            raise self._has_none(operation)
         self._inside.append(operation)
         try:
             with self._mode, quiet():
@@ -210,11 +323,23 @@ class _Lowering:
         finally:
             self._inside.pop()
 
+    def _has_none(self, operation: str) -> OperationNotAllowed:
+        """What was written is named; what of it there is no form for, too."""
+        written = self._inside[0] if self._inside else operation
+        because = f" (it needs {operation})" if written != operation else ""
+        return OperationNotAllowed(f"{written} has no secure form{because}: it cannot run on shares", operation=written)
+
+    def written(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function of torch operations gives."""
+        with self._mode, quiet():
+            return function(*args)
+
     def apply(self, overload: Any, *args: Any, **kwargs: Any) -> Any:
         """What an operation gives: here and now where nothing in it is secret, else written down."""
         if not self.is_secret((args, kwargs)):
-            return overload(*args, **kwargs)
-        return self.secret(str(overload), overload, args, kwargs)
+            return self.public_result(overload, overload, args, kwargs)
+        with _disable_current_modes() if self._loop is not None else nullcontext():
+            return self.secret(str(overload), overload, args, kwargs)
 
     def made_by(self, tensor: torch.Tensor) -> tuple[str, Mapping[str, Any]] | None:
         """The operation that gave a secret, with its arguments."""
@@ -250,10 +375,14 @@ class _Lowering:
             packet = getattr(torch.ops.aten, overload._schema.name.removeprefix("aten::")[:-1], None)
             plain = getattr(packet, overload._overloadname, None)
         if plain is None:
-            raise OperationNotAllowed(f"{operation} has no secure form: it cannot run on shares", operation=operation)
+            raise self._has_none(operation)
         # What it was goes on under another name, for whom looks how the new value was made.
         args = [self._copy(each) if each is changed else each for each in args]
-        made = self.secret(str(plain), plain, args, kwargs) if self.is_secret(args) else plain(*args, **kwargs)
+        made = (
+            self.secret(str(plain), plain, args, kwargs)
+            if self.is_secret(args)
+            else self._varying.run(plain, plain, args, kwargs)
+        )
         if changed._base is None:
             self._renamed(changed, made)
         else:
@@ -301,43 +430,70 @@ class _Lowering:
             self._remembered[key] = make()
         return self._remembered[key]
 
-    def is_input(self, tensor: torch.Tensor) -> bool:
-        """Whether it is a secret as it was given."""
-        return "secret" in self._reference(tensor)
+    def finer(self, tensor: torch.Tensor, bits: int) -> None:
+        """Has a secret that is given be given with so many more fractional bits; nothing of one that is made."""
+        reference = self._reference(tensor)
+        if "secret" in reference:
+            at = reference["secret"]
+            self._more[at] = max(bits, self._more.get(at, 0))
+        elif "given" in reference and self._loop is not None:
+            kind, at = reference["given"]
+            self._loop.outside.finer(self._loop.given[kind][at], bits)
+
+    def _finest(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What is to come out, made of its largest form: with the digits that this has below a real's last."""
+        if not self.is_secret(tensor) or "secret" in self._reference(tensor):
+            return tensor
+        key = tuple(sorted(self._reference(tensor).items()))
+        larger = {shift: made for (of, shift), made in self._remembered.items() if of == key and type(shift) is int}
+        if not larger:
+            return tensor
+        shift = max(larger)
+        made: torch.Tensor = self.apply(torch.ops.aten.mul.Scalar, larger[shift], 2.0**-shift)
+        return made
 
     def is_secret(self, value: Any) -> bool:
         leaves = pytree.tree_leaves(value)
         return any(isinstance(leaf, torch.Tensor) and id(leaf) in self._references for leaf in leaves)
 
     def _write(self, operation: str, args: Sequence[Any], kwargs: Mapping[str, Any], made: Any) -> None:
-        number = len(self._nodes)
-        self._nodes.append(Node(operation, *encode_call(args, kwargs, self._reference)))
+        number = len(self.nodes)
+        if number >= limits.MAX_NODES:
+            raise TooLarge(f"more than {number} operations", limit="MAX_NODES", allowed=limits.MAX_NODES)
+        self.nodes.append(Node(operation, *encode_call(args, kwargs, self._reference)))
+        given = self._named(lookup(operation).overload, args, kwargs)
         if isinstance(made, torch.Tensor):
             self._note(made, {"made": number})
-            self._came_from(made, operation, self._named(lookup(operation).overload, args, kwargs))
+            self._came_from(made, operation, given)
         else:
             for item, each in enumerate(made):
                 if isinstance(each, torch.Tensor):
                     self._note(each, {"made": number, "item": item})
+                    self._came_from(each, operation, given)
 
     def _reference(self, tensor: torch.Tensor) -> dict[str, Any]:
-        found = self._references.get(id(tensor)) or self._known.get(id(tensor))
+        key = id(tensor), version_of(tensor)
+        found = self._references.get(id(tensor)) or self._known.get(key)
         if found is None:
             self._alive.append(tensor)
-            found = self._known[id(tensor)] = self._written(tensor)
+            found = self._known[key] = self._written(tensor)
         return found
 
     def _written(self, tensor: torch.Tensor) -> dict[str, Any]:
-        """A public tensor: in the program where it is small, else beside it."""
+        """A public tensor: in the program where it is small, else beside it; where it differs, in slices."""
+        values = self._varying.of(tensor)
+        if len(values) > 1:
+            assert self._loop is not None
+            return self._loop.slice_of(tensor, values)
         if header_of(tensor).nbytes <= limits.MAX_CONSTANT:
             self._constants.append(inline_tensor(tensor)["tensor"])
             return {"constant": len(self._constants) - 1}
-        self._public.append(tensor)
-        return {"public": len(self._public) - 1}
+        self.public.append(tensor)
+        return {"public": len(self.public) - 1}
 
     def _output(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return self._reference(value)
+            return self._reference(self._finest(value))
         if isinstance(value, tuple):
             return {"tuple": [self._output(item) for item in value]}
         if isinstance(value, list):
@@ -363,5 +519,5 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self._lowering.is_secret((args, kwargs)):
-            return func(*args, **kwargs)
+            return self._lowering.public_result(func, func, args, kwargs)
         return self._lowering.secret(str(func), func, args, kwargs)

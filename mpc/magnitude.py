@@ -42,8 +42,40 @@ def digits_of(precision: int, domain: int) -> int:
     return -(-(domain + precision) // 4)
 
 
-def leading_digit(party: Party, x: torch.Tensor, digits: int) -> Protocol[torch.Tensor]:
-    """Shares, [digits, n], of 1 at the first digit of x that is not zero, 0 at all others; the lowest digit is row 0.
+@dataclass(frozen=True, slots=True)
+class Leading:
+    """Which digit of a secret is the first that is not zero, as one party has it: bits of which one is 1 (none for 0),
+    as the open bits XOR s, and this party's shares of s.
+
+    Attributes:
+        opened: [n] int16, the lowest digit's bit is the lowest.
+        masks: [digits, n], numbers.
+    """
+
+    opened: torch.Tensor
+    masks: torch.Tensor
+    is_first: bool
+
+    @property
+    def digits(self) -> int:
+        return self.masks.shape[0]
+
+    def chosen(self, numbers: Sequence[int]) -> torch.Tensor:
+        """A share of the one of these numbers that belongs to the digit, [n]; 0 for 0. No round."""
+        (total,) = by_pieces(partial(self._total, numbers), self.opened, self.masks)
+        return total
+
+    def _total(self, numbers: Sequence[int], opened: torch.Tensor, masks: torch.Tensor) -> list[torch.Tensor]:
+        opened, total = opened.to(torch.int64), torch.zeros_like(masks[0])
+        for digit, number in enumerate(numbers):
+            # t + (1 - 2 t) s, where t is -1 or 0: then s XOR it, less it, is -s or s.
+            t = (opened << (63 - digit)).bitwise_right_shift_(63)
+            total.add_((masks[digit] ^ t).sub_(t, alpha=2 if self.is_first else 1), alpha=number)
+        return [total]
+
+
+def leading_digit(party: Party, x: torch.Tensor, digits: int) -> Protocol[Leading]:
+    """The first digit of x that is not zero.
 
     `x` is a share of words in [0, 16^digits), [n] with n a multiple of bits.GROUP. For 0 all are 0. Seven rounds.
     """
@@ -51,15 +83,14 @@ def leading_digit(party: Party, x: torch.Tensor, digits: int) -> Protocol[torch.
     found = _digits(party, masked, False)
     taken = _up((yield from _prefix(party, found.makes, found.equal)), 1)  # what is borrowed from a digit
     zero = found.equal ^ (yield from _both(party, taken, found.equal ^ found.one_more))
-    numbers, _ = yield from as_numbers(party, bits.pack((yield from _first(party, zero, digits)).view(-1)))
-    return numbers.view(digits, -1)
+    return (yield from _which(party, (yield from _first(party, zero)), digits))
 
 
 def leading_digit_and_sign(
     party: Party, x: torch.Tensor, digits: int
-) -> Protocol[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """For words of |x| < 16^digits, [n]: the leading digit of |x| as `leading_digit` has it (where x is negative, of
-    |x| - 1), packed XOR shares of x < 0, and |x|. Seven rounds.
+) -> Protocol[tuple[Leading, torch.Tensor, torch.Tensor]]:
+    """For words of |x| < 16^digits, [n]: the leading digit of |x| (where x is negative, of |x| - 1), packed XOR shares
+    of x < 0, and |x|. Seven rounds.
 
     The digits of x above its size are 0, or 15 where it is negative. What says which, is a bit between two digits: that
     of c, that of r, and the borrow, which are there.
@@ -74,24 +105,24 @@ def leading_digit_and_sign(
     lanes = {_BORROWED: taken, _DIFFERS: found.equal ^ found.one_more, _NEGATIVE: -negative.to(torch.int16)}
     lanes |= {_WITH_SIGN: found.equal ^ found.one_fewer, _WITH_BOTH: found.one_more ^ found.one_fewer}
     of_sign = reduce(torch.bitwise_xor, (yield from ands(party, _CHOICES, lanes)), found.equal)
-    first = yield from _first(party, of_sign, digits)
+    first = yield from _first(party, of_sign)
     sign = bits.pack(negative)
-    (numbers, _), (_, below) = yield from together(
-        as_numbers(party, bits.pack(first.view(-1))), as_numbers(party, sign, masked)
-    )
+    leading, (_, below) = yield from together(_which(party, first, digits), as_numbers(party, sign, masked))
     assert below is not None
-    return numbers.view(digits, -1), sign, x - 2 * below
+    return leading, sign, x - 2 * below
 
 
-def _first(party: Party, empty: torch.Tensor, digits: int) -> Protocol[torch.Tensor]:
-    """[digits, n] bits: whether a digit is not empty, and all above it are. Two rounds."""
+def _first(party: Party, empty: torch.Tensor) -> Protocol[torch.Tensor]:
+    """Whether a digit is not empty, and all above it are. Two rounds."""
     empty_from = yield from _all_above(party, empty)
+    return _down(empty_from, 1, party.is_first) ^ empty_from
 
-    def rows(words: torch.Tensor) -> list[torch.Tensor]:
-        first = _down(words, 1, party.is_first) ^ words
-        return [torch.stack([(first >> place) & 1 for place in range(digits)])]
 
-    return by_pieces(rows, empty_from)[0]
+def _which(party: Party, first: torch.Tensor, digits: int) -> Protocol[Leading]:
+    """Opens the bits under masks that were dealt as numbers, too. One round, 2 bytes an element."""
+    dealt = party.take(Which(first.shape[0], digits))
+    opened = yield Opening(xors=[first ^ dealt.free[0]])
+    return Leading(opened.xors[0], dealt.derived[0], party.is_first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +262,32 @@ class Pair(Correlation):
         return [free[0][0] & free[0][1]]
 
 
+@dataclass(frozen=True, slots=True)
+class Which(Correlation):
+    """A uniform word for each element, [count], and its lowest bits as numbers, [digits, count]."""
+
+    count: int
+    digits: int
+
+    @property
+    def free(self) -> Sequence[Words]:
+        return (Words((self.count,), torch.int16, XOR),)
+
+    @property
+    def derived(self) -> Sequence[Words]:
+        return (Words((self.digits, self.count)),)
+
+    def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
+        return [self.rows(free[0])]
+
+    def rows(self, words: torch.Tensor) -> torch.Tensor:
+        """[digits, n] of 0 and 1: the lowest bits of words."""
+        made = words.new_empty((self.digits, *words.shape), dtype=torch.int64)
+        for digit, row in enumerate(made):
+            row.copy_((words >> digit) & 1)
+        return made
+
+
 def _both(party: Party, one: torch.Tensor, other: torch.Tensor) -> Protocol[torch.Tensor]:
     """one AND other. One round."""
     dealt = party.take(Pair(one.shape[0]))
@@ -239,15 +296,3 @@ def _both(party: Party, one: torch.Tensor, other: torch.Tensor) -> Protocol[torc
     d, e = opened.xors[0]
     made: torch.Tensor = dealt.derived[0] ^ (d & b) ^ (e & a)
     return made ^ (d & e) if party.is_first else made
-
-
-def chosen(first: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
-    """A share of the one of these numbers that belongs to the leading digit, [n]; 0 for 0. No round."""
-
-    def total(rows: torch.Tensor) -> list[torch.Tensor]:
-        made = rows[0] * numbers[0]
-        for digit in range(1, len(numbers)):
-            made.add_(rows[digit] * numbers[digit])
-        return [made]
-
-    return by_pieces(total, first)[0]

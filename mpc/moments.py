@@ -2,25 +2,28 @@
 
 Squares of gradients lie far below a secret's last digit, and so does e. So v is computed again, 2^20 times as large,
 out of factors that are 2^10 times as large (an exact shift: words have room above), and so is x; what is divided has
-then the digits that count. For Adam and RMSprop: gradients below 32 with a root of their mean square below 16. What is
-added up to a gradient is rounded to 2^-16 each, so that the step of an element whose gradient is g is right to within
-about 2^-16 / g of the learning rate; more `precision=` makes it better.
+then the digits that count. What of it a program is given, and gives, it is given and gives with these digits below the
+others (`Lowered.more`), so that steps of one optimiser may be taken in one program each.
+
+For Adam and RMSprop: gradients below 32 with a root of their mean square below 16. What is added up to a gradient is
+rounded to 2^-16 each, so that the step of an element whose gradient is g is right to within about 2^-16 / g of the
+learning rate; more `precision=` makes it better.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import torch
-
-from protocol.errors import BadRequest
 
 Arguments = Mapping[str, Any]
 _aten = torch.ops.aten
 
 _SHIFT: Final = 10  # of x and of factors; twice that of v
+SQUARES: Final = 2 * _SHIFT
+"""More fractional bits of squares of gradients than of other reals."""
 _NOTHING: Final = 2.0**-16
 """What is added to the larger root and is below this is left out: the root is 2^-8 at least, or x is 0 as well."""
 
@@ -40,48 +43,80 @@ class Lowering(Protocol):
     def remembered(self, tensor: torch.Tensor, purpose: Any, make: Callable[[], Any]) -> Any:
         """What `make` gives, once for each value and purpose."""
 
-    def is_input(self, tensor: torch.Tensor) -> bool:
-        """Whether it is a secret as it was given."""
+    def values_of(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Of what is public: its value in each iteration; one, where it is the same in all."""
+
+    def differing(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One public tensor that has these values in the iterations."""
+
+    def carried_as(self, tensor: torch.Tensor, purpose: Any, make: Callable[[Any, Any], Any]) -> torch.Tensor | None:
+        """What a loop carries, in the form that `make` gives it; None where it carries no such thing."""
+
+    def finer(self, tensor: torch.Tensor, bits: int) -> None:
+        """Has a secret that is given be given with so many more fractional bits; nothing of one that is made."""
 
 
 def over_root(lowering: Lowering, x: Any, y: torch.Tensor) -> Any:
     """x / y where y is a root of a secret, times something public, and something public more; None where it is not."""
-    made, added = lowering.made_by(y), 0.0
+    made, added = lowering.made_by(y), [0.0]
     if made is not None and made[0] in _SUMS:
-        term = _number(lowering, made[1]["other"])
-        if term is None or made[1].get("alpha", 1) != 1:
+        terms = _numbers(lowering, made[1]["other"])
+        if terms is None or made[1].get("alpha", 1) != 1:
             return None
-        added, y = -term if "sub" in made[0] else term, made[1]["self"]
-    factor = 1.0
+        added, y = [-each if "sub" in made[0] else each for each in terms], made[1]["self"]
+    factor = [1.0]
     made = lowering.made_by(y)
     while made is not None and made[0] in _PRODUCTS:
-        number = _number(lowering, made[1]["other"])
-        if not number:
+        numbers = _numbers(lowering, made[1]["other"])
+        if numbers is None or not all(numbers):
             return None
-        factor *= 1 / number if "div" in made[0] else number
+        factor = [f / n if "div" in made[0] else f * n for f, n in _pairs(factor, numbers)]
         made = lowering.made_by(made[1]["self"])
     # Where what is added counts, nothing is too small.
-    if made is None or made[0] != "aten.sqrt.default" or not 0 < abs(added) < 2.0**-8 * max(abs(factor), 1.0):
+    is_root = made is not None and made[0] == "aten.sqrt.default"
+    if not is_root or not all(0 < abs(a) < 2.0**-8 * max(abs(f), 1.0) for a, f in _pairs(added, factor)):
         return None
-    rest = added / factor * 2.0**_SHIFT
-    root = lowering.apply(_aten.sqrt.default, _scaled(lowering, made[1]["self"], 2 * _SHIFT))
-    if abs(rest) >= _NOTHING:
-        root = lowering.apply(_aten.add.Scalar, root, rest)
+    assert made is not None
+    rest = [a / f * 2.0**_SHIFT for a, f in _pairs(added, factor)]
+    root = lowering.apply(_aten.sqrt.default, _scaled(lowering, made[1]["self"], SQUARES))
+    if any(abs(each) >= _NOTHING for each in rest):
+        root = lowering.apply(_aten.add.Tensor, root, _told(lowering, rest, root.dtype))
     larger = _scaled(lowering, x, _SHIFT) if lowering.is_secret(x) else x * 2.0**_SHIFT
-    return lowering.apply(_aten.mul.Scalar, lowering.apply(_aten.div.Tensor, larger, root), 1 / factor)
+    quotient = lowering.apply(_aten.div.Tensor, larger, root)
+    return lowering.apply(_aten.mul.Tensor, quotient, _told(lowering, [1 / each for each in factor], root.dtype))
+
+
+def _pairs(one: Sequence[float], other: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """Of each iteration of a loop; one number alone is that of all."""
+    count = max(len(one), len(other))
+    return zip(list(one) * (count // len(one)), list(other) * (count // len(other)), strict=True)
+
+
+def _told(lowering: Lowering, numbers: Sequence[float], dtype: torch.dtype) -> Any:
+    """A public number, which may be another one in each iteration."""
+    if len(set(numbers)) == 1:
+        return torch.tensor(numbers[0], dtype=torch.float64)
+    return lowering.differing([torch.tensor(each, dtype=torch.float64) for each in numbers])
 
 
 _SUMS: Final = ("aten.add.Tensor", "aten.add.Scalar", "aten.sub.Tensor", "aten.sub.Scalar")
+_LARGEST: Final = {"aten.maximum.default": "other", "aten.clamp_min.Tensor": "min"}
 _PRODUCTS: Final = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar")
 
 
-def _number(lowering: Lowering, value: Any) -> float | None:
-    """A public number, or a public tensor of one element."""
+def _numbers(lowering: Lowering, value: Any) -> list[float] | None:
+    """A public number, or a public tensor of one element, in each iteration of a loop; one where it is the same."""
     if lowering.is_secret(value):
         return None
     if isinstance(value, torch.Tensor):
-        return float(value) if value.numel() == 1 else None
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        return [float(each) for each in lowering.values_of(value)] if value.numel() == 1 else None
+    return [float(value)] if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _number(lowering: Lowering, value: Any) -> float | None:
+    """The same where it is one."""
+    numbers = _numbers(lowering, value)
+    return numbers[0] if numbers is not None and len(numbers) == 1 else None
 
 
 def _scaled(lowering: Lowering, x: Any, shift: int) -> Any:
@@ -99,8 +134,6 @@ def _larger(lowering: Lowering, x: torch.Tensor, shift: int) -> Any:
         return [_scaled(lowering, given[key], by) for key in keys]
 
     if name in _SUMS:
-        if shift == 2 * _SHIFT:
-            _check_made_here(lowering, given)
         overload = _aten.sub.Tensor if "sub" in name else _aten.add.Tensor
         return lowering.apply(overload, *parts(shift, "self", "other"), alpha=given.get("alpha", 1))
     if name in _PRODUCTS and not lowering.is_secret(given["other"]):
@@ -112,8 +145,12 @@ def _larger(lowering: Lowering, x: torch.Tensor, shift: int) -> Any:
         return _scaled(lowering, given["self"], shift)
     if name == "aten.neg.default":
         return lowering.apply(_aten.neg.default, *parts(shift, "self"))
-    if name == "aten.maximum.default":
-        return lowering.apply(_aten.maximum.default, *parts(shift, "self", "other"))
+    if name in _LARGEST:
+        return lowering.apply(_aten.maximum.default, *parts(shift, "self", _LARGEST[name]))
+    carried = lowering.carried_as(x, shift, lambda other, each: _scaled(other, each, shift))
+    if carried is not None:
+        return carried
+    lowering.finer(x, shift)
     return lowering.apply(_aten.mul.Scalar, x, 1 << shift)
 
 
@@ -135,20 +172,3 @@ def _product(lowering: Lowering, given: Arguments, shift: int) -> Any:
     else:
         made = lowering.apply(_aten.mul.Tensor, *(_scaled(lowering, each, shift // 2) for each in factors))
     return lowering.apply(_aten.mul.Scalar, made, math.prod(numbers)) if numbers else made
-
-
-def _check_made_here(lowering: Lowering, given: Arguments) -> None:
-    if any(isinstance(given[key], torch.Tensor) and _is_state(lowering, given[key]) for key in ("self", "other")):
-        raise BadRequest(
-            "the squares of gradients that an optimiser keeps (Adam, RMSprop) are too small to be given to a program "
-            "as a secret: make the optimiser in the program, and take all its steps there"
-        )
-
-
-def _is_state(lowering: Lowering, term: torch.Tensor) -> bool:
-    """Whether it is an input, or that times something public."""
-    made = lowering.made_by(term)
-    while made is not None and made[0] in _PRODUCTS and not lowering.is_secret(made[1]["other"]):
-        term = made[1]["self"]
-        made = lowering.made_by(term)
-    return lowering.is_secret(term) and lowering.is_input(term)

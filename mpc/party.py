@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from mpc.correlations import Correlation, Dealt
 from mpc.ring import PRECISION, check_precision
+from mpc.rounds import Protocol
 
 
 @dataclass(slots=True)
@@ -37,6 +39,22 @@ class Party:
         """The next correlation. All parties take the same ones in the same order."""
         number, self._next = self._next, self._next + 1
         return self.supply(number, correlation)
+
+    def iterations(self, total: int, look: Callable[[], Any]) -> Iterator[int]:
+        """The numbers of a loop's iterations.
+
+        Args:
+            look: what is carried, as far as it decides what an iteration takes: who only foresees a run (script.py)
+                leaves out iterations that are like the one before.
+        """
+        return iter(range(total))
+
+    def between(self) -> Protocol[None]:
+        """Before an iteration and after a loop: who makes the correlations itself (replicated.py) makes the next
+        ones."""
+        ahead = getattr(self.supply, "ahead", None)
+        if ahead is not None:
+            yield from ahead(self._next)
 
     @property
     def taken(self) -> int:

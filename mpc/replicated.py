@@ -1,10 +1,8 @@
 """Three parties without a dealer: they make the correlations of a run themselves, of which one may be corrupt.
 
-A mask is m = m0 + m1 + m2 (or by XOR), where party i knows m(i) and m(i + 1): replicated shares, drawn from seeds that
-pairs of parties have in common, so that free words take no message at all. A product of two of them is a local sum of
-three products and a share of zero (Araki, Furukawa, Lindell, Nof, Ohara, CCS 2016); shared anew by one opening under a
-fresh mask, it can be a factor again. Sums with carries are added bit by bit in a prefix network, bits become numbers as
-in ABY3 (Mohassel and Rindal, CCS 2018).
+Masks are pieces of which each party knows two (trio.py). Sums with carries are added bit by bit in a prefix network,
+bits become numbers as in ABY3 (Mohassel and Rindal, CCS 2018), sines, cosines and powers come from two halves of a mask
+(halves.py).
 
 What comes out are shares by addition of three, and the run itself is that of three parties with a dealer: the same
 protocols, rounds and bytes.
@@ -13,114 +11,38 @@ protocols, rounds and bytes.
     products of bits                     1 round, 16 bytes for each 8 bytes of masks
     a mask with its bits and truncation  10 rounds, 136 to 192 bytes an element from each party to each other
     a choice                             3 rounds, 8 to 16 bytes an element
+    sines and cosines of multiples       1 round, 24 bytes for each multiple of an element
+    a table of powers                    1 round, 256 bytes an element
 
-All correlations of a script share their rounds. What a wave or a table of powers takes (waves.py) is no product and
-needs a dealer.
+All correlations of a script share their rounds; those of a loop are made while it runs, many iterations at once.
 
 Adversary: semi-honest, one of the three.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from mpc import bits
 from mpc.arithmetic import FixedTriple, Triple
 from mpc.comparison import Choice, Level, Mask
-from mpc.correlations import SUM, XOR, Correlation, Dealt, Words
-from mpc.magnitude import Pair, Prefix
-from mpc.masks import Masks
+from mpc.correlations import SUM, XOR, Correlation, Dealt
+from mpc.halves import angles, powers, wave
+from mpc.inverse import CUT, HALF, Start, Wave
+from mpc.magnitude import Pair, Prefix, Which
+from mpc.masks import SEED
+from mpc.party import Party
 from mpc.ring import WIDTH, shift_logical
-from mpc.rounds import Opening, Protocol, together
-from mpc.script import Script
+from mpc.rounds import Protocol, together
+from mpc.script import Script, Stretch, script_of
 from mpc.standing import number_of
+from mpc.trio import Pieces, Trio
 from mpc.waves import Angles, Powers
-from protocol.errors import BadRequest, OperationNotAllowed
-
-_PARTIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """What one party knows of a value: the piece of its own number and the next one's; of three."""
-
-    own: torch.Tensor
-    next: torch.Tensor
-
-    def map(self, linear: Callable[[torch.Tensor], torch.Tensor]) -> Pieces:
-        return Pieces(linear(self.own), linear(self.next))
-
-    def __xor__(self, other: Pieces) -> Pieces:
-        return Pieces(self.own ^ other.own, self.next ^ other.next)
-
-    def __add__(self, other: Pieces) -> Pieces:
-        return Pieces(self.own + other.own, self.next + other.next)
-
-    def __getitem__(self, at: int) -> Pieces:
-        return Pieces(self.own[at], self.next[at])
-
-
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-class _Trio:
-    """One party's two streams of one number: all parties draw the same things in the same order."""
-
-    def __init__(self, rank: int, seeds: tuple[bytes, bytes], number: int) -> None:
-        self.rank = rank
-        self._streams = [Masks(seed, number) for seed in seeds]
-
-    def draw(self, words: Words) -> Pieces:
-        return Pieces(*(stream.draw(words.shape, words.dtype) for stream in self._streams))
-
-    def zero(self, like: torch.Tensor, sharing: str) -> torch.Tensor:
-        """A share of 0; what each party has is uniform to each other one."""
-        one, other = (stream.draw(tuple(like.shape), like.dtype) for stream in self._streams)
-        return one - other if sharing == SUM else one ^ other
-
-    def share(self, pieces: Pieces, sharing: str) -> torch.Tensor:
-        """One of three shares, fresh."""
-        fresh = self.zero(pieces.own, sharing)
-        return pieces.own + fresh if sharing == SUM else pieces.own ^ fresh
-
-    def times(self, x: Pieces, y: Pieces, product: Product) -> torch.Tensor:
-        """A share by addition of product(x, y), which is bilinear."""
-        made = product(x.own, y.own) + product(x.own, y.next) + product(x.next, y.own)
-        return made + self.zero(made, SUM)
-
-    def both(self, x: Pieces, y: Pieces) -> torch.Tensor:
-        """A share by XOR of x AND y."""
-        made = (x.own & y.own) ^ (x.own & y.next) ^ (x.next & y.own)
-        return made ^ self.zero(made, XOR)
-
-    def pieces(self, share: torch.Tensor, sharing: str) -> Protocol[Pieces]:
-        """A value that is shared by three, in pieces again. One round: it is opened under a fresh mask."""
-        mask = self.draw(Words(tuple(share.shape), share.dtype))
-        if sharing == XOR:
-            opened = (yield Opening(xors=[share ^ mask.own])).xors[0]
-            return mask ^ self.public(opened)
-        opened = (yield Opening(sums=[share + mask.own])).sums[0]
-        return mask.map(torch.neg) + self.public(opened)
-
-    def public(self, value: torch.Tensor) -> Pieces:
-        """What all know: the first piece, which parties 0 and 2 have."""
-        return self.piece(0, value, value)
-
-    def piece(self, which: int, own: torch.Tensor, following: torch.Tensor) -> Pieces:
-        """A value that is one piece, the others 0: `own` where it is this party's own, `following` where the next."""
-        nothing = torch.zeros_like(own)
-        is_next = (self.rank + 1) % _PARTIES == which
-        return Pieces(own if self.rank == which else nothing, following if is_next else nothing)
-
-    def known_to_first(self, value: torch.Tensor, sharing: str) -> torch.Tensor:
-        """A share of what the first party computed alone; the others' values are of no account."""
-        fresh = self.zero(value, sharing)
-        if self.rank:
-            return fresh
-        return value + fresh if sharing == SUM else value ^ fresh
+from protocol.errors import BadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,31 +55,96 @@ class _Made:
 
 def prepare(
     rank: int, seeds: tuple[bytes, bytes], script: Script, standing: Mapping[int, Pieces] | None = None
-) -> Protocol[Callable[[int, Correlation], Dealt]]:
-    """All correlations of a script: what a Party is given as its supply. For three parties, `rank` 0 to 2.
+) -> Protocol[Making]:
+    """What a Party is given as its supply: the correlations of a script, of which the first are made. For three
+    parties, `rank` 0 to 2.
 
     Args:
         seeds: the one that this party has in common with the one before it, and with the one after it; for this run
             alone.
         standing: masks that were fixed before the run, by their numbers (`pieces_of`).
-
-    Raises:
-        OperationNotAllowed: something in the script needs a dealer.
     """
-    made = {number: _Made(Dealt([], []), [pieces]) for number, pieces in (standing or {}).items()}
-    for keeps in (False, True):
-        numbers = [at for at, each in enumerate(script.correlations) if (each.kept is not None) == keeps]
-        protocols = [_make(_Trio(rank, seeds, at), script.correlations[at], made) for at in numbers]
-        made.update(zip(numbers, (yield from together(*protocols)), strict=True))
-    left = {number: (script.correlations[number], each.dealt) for number, each in made.items() if number >= 0}
+    made = Making(rank, seeds, script, standing or {})
+    yield from made.ahead(0)
+    return made
 
-    def supply(number: int, correlation: Correlation) -> Dealt:
-        prepared, dealt = left.pop(number, (None, None))
+
+AT_ONCE: Final = 1 << 26
+"""Bytes of correlations that are made in the same rounds: whole stretches, and one at least."""
+
+
+class Making:
+    """Makes correlations stretch by stretch, while a run uses them up: at once as many as `AT_ONCE` bytes have room
+    for, so that a loop takes no more memory than its largest iteration, or these."""
+
+    def __init__(self, rank: int, seeds: tuple[bytes, bytes], script: Script, standing: Mapping[int, Pieces]) -> None:
+        self._rank, self._seeds = rank, seeds
+        self._crossing = script.crossing()
+        self._groups = groups(script)
+        self._kept = {number: _Made(Dealt([], []), [pieces]) for number, pieces in standing.items()}
+        self._left: dict[int, tuple[Correlation, Dealt]] = {}
+        self._end = 0  # the number behind those that were made
+
+    def ahead(self, number: int) -> Protocol[None]:
+        """Makes what begins with this number, where that is not made."""
+        while number >= self._end and (group := next(self._groups, None)) is not None:
+            made = yield from make(self._rank, self._seeds, group, self._kept)
+            self._left |= {at: (correlation, made[at].dealt) for at, correlation in group}
+            self._kept |= {at: made[at] for at, _ in group if at in self._crossing}
+            self._end = group[-1][0] + 1 if group else self._end
+
+    def __call__(self, number: int, correlation: Correlation) -> Dealt:
+        """This party's shares. BadRequest: they were not made, or were taken."""
+        prepared, dealt = self._left.pop(number, (None, None))
         if dealt is None or prepared != correlation:
             raise BadRequest(f"correlation {number} was not prepared, or was taken: each is used once")
         return dealt
 
-    return supply
+
+def groups(script: Script) -> Iterator[Stretch]:
+    """What is made in the same rounds."""
+    group: Stretch = []
+    size = 0
+    for stretch in script.stretches():
+        nbytes = sum(words.nbytes for _, each in stretch for words in (*each.free, *each.derived))
+        if group and size + nbytes > AT_ONCE:
+            yield group
+            group, size = [], 0
+        group, size = group + stretch, size + nbytes
+    if group:
+        yield group
+
+
+def foreseen(script: Script, standing: Mapping[int, Pieces]) -> Script:
+    """What making all of it takes: rounds and bytes; those of groups that are alike are found once."""
+    seeds, crossing = (bytes(SEED), bytes(SEED)), script.crossing()
+    kept = {number: _Made(Dealt([], []), [pieces]) for number, pieces in standing.items()}
+    costs: dict[object, Script] = {}
+    rounds = nbytes = largest = 0
+    for group in groups(script):
+
+        def making(party: Party, group: Stretch = group) -> Protocol[None]:
+            made = yield from make(0, seeds, group, kept)
+            kept.update({at: made[at] for at, _ in group if at in crossing})
+
+        key = tuple((type(each), *each.free, *each.derived) for _, each in group)
+        if key not in costs:
+            costs[key] = script_of(making, 3)
+        rounds, nbytes = rounds + costs[key].rounds, nbytes + costs[key].nbytes
+        largest = max(largest, costs[key].largest)
+    return Script((), rounds, nbytes, largest)
+
+
+def make(
+    rank: int, seeds: tuple[bytes, bytes], group: Stretch, before: Mapping[int, _Made]
+) -> Protocol[dict[int, _Made]]:
+    """Correlations by their numbers: those that keep a mask after those that make it."""
+    made = dict(before)
+    for keeps in (False, True):
+        chosen = [(at, each) for at, each in group if (each.kept is not None) == keeps]
+        protocols = [_make(Trio(rank, seeds, at), each, made) for at, each in chosen]
+        made.update(zip((at for at, _ in chosen), (yield from together(*protocols)), strict=True))
+    return made
 
 
 def pieces_of(rank: int, seeds: tuple[bytes, bytes], script: Script, before: int = 0) -> dict[int, Pieces]:
@@ -168,16 +155,11 @@ def pieces_of(rank: int, seeds: tuple[bytes, bytes], script: Script, before: int
         before: how many were fixed before.
     """
     return {
-        number_of(before + at): _Trio(rank, seeds, at).draw(each.free[0]) for at, each in enumerate(script.correlations)
+        number_of(before + at): Trio(rank, seeds, at).draw(each.free[0]) for at, each in enumerate(script.correlations)
     }
 
 
-def _make(trio: _Trio, correlation: Correlation, made: Mapping[int, _Made]) -> Protocol[_Made]:
-    if isinstance(correlation, Angles | Powers):
-        raise OperationNotAllowed(
-            f"{type(correlation).__name__.lower()} of a function by waves cannot be made by three parties alone: "
-            "name a provider"
-        )
+def _make(trio: Trio, correlation: Correlation, made: Mapping[int, _Made]) -> Protocol[_Made]:
     free = [trio.draw(words) for words in correlation.free]
     kept: Sequence[Pieces] = () if correlation.kept is None else made[correlation.kept].kept
     match correlation:
@@ -199,17 +181,27 @@ def _make(trio: _Trio, correlation: Correlation, made: Mapping[int, _Made]) -> P
             derived = yield from _choice(trio, free[0], correlation, kept)
         case Mask():
             return (yield from _mask(trio, free[0], correlation))
+        case Angles():
+            derived = yield from angles(trio, free[0], correlation)
+        case Powers():
+            derived = yield from powers(trio, free[0], correlation)
+        case Which():
+            derived = [(yield from _number(trio, free[0].map(correlation.rows)))]
+        case Wave():
+            derived = yield from wave(trio, free[0], correlation)
+        case Start():
+            derived = yield from _start(trio, free, correlation)
         case _:
             assert not correlation.derived, correlation
             derived = []
     return _Made(Dealt(_shares(trio, free, correlation), derived), free)
 
 
-def _shares(trio: _Trio, free: Sequence[Pieces], correlation: Correlation) -> list[torch.Tensor]:
+def _shares(trio: Trio, free: Sequence[Pieces], correlation: Correlation) -> list[torch.Tensor]:
     return [trio.share(each, words.sharing) for each, words in zip(free, correlation.free, strict=True)]
 
 
-def _products(trio: _Trio, masks: Mapping[int, Pieces], chains: Sequence[bits.Factors]) -> Protocol[list[torch.Tensor]]:
+def _products(trio: Trio, masks: Mapping[int, Pieces], chains: Sequence[bits.Factors]) -> Protocol[list[torch.Tensor]]:
     """Those that bits.products needs: of pairs at once, of three and four by pairs. One round, or none."""
     wanted = [sorted(each) for each in bits.products_of(chains)]
     pairs = sorted({tuple(part) for each in wanted if len(each) > 2 for part in (each[:2], each[2:]) if len(part) == 2})
@@ -228,7 +220,7 @@ def _products(trio: _Trio, masks: Mapping[int, Pieces], chains: Sequence[bits.Fa
 # --- numbers of bits, and bits of numbers -------------------------------------------------------------------
 
 
-def _number(trio: _Trio, bit: Pieces) -> Protocol[torch.Tensor]:
+def _number(trio: Trio, bit: Pieces) -> Protocol[torch.Tensor]:
     """Bits, int64 in pieces by XOR, as a share by addition. One round.
 
     The first party knows two of the pieces, and the others the third: q XOR e = q + e - 2 q e.
@@ -238,7 +230,7 @@ def _number(trio: _Trio, bit: Pieces) -> Protocol[torch.Tensor]:
     return q.own + e.own - 2 * trio.times(q, e, torch.mul)
 
 
-def _choice(trio: _Trio, s: Pieces, correlation: Choice, kept: Sequence[Pieces]) -> Protocol[list[torch.Tensor]]:
+def _choice(trio: Trio, s: Pieces, correlation: Choice, kept: Sequence[Pieces]) -> Protocol[list[torch.Tensor]]:
     number = yield from _number(trio, s.map(lambda packed: bits.unpack(packed).to(torch.int64)))
     if not kept:
         return [number]
@@ -247,7 +239,15 @@ def _choice(trio: _Trio, s: Pieces, correlation: Choice, kept: Sequence[Pieces])
     return [number, *(trio.times(factor, each, torch.mul) for each in factors)]
 
 
-def _mask(trio: _Trio, r: Pieces, correlation: Mask) -> Protocol[_Made]:
+def _start(trio: Trio, free: Sequence[Pieces], correlation: Start) -> Protocol[list[torch.Tensor]]:
+    """What a mask of 32 bits has is that of one of 64, whose lower half is 0."""
+    r = free[0].map(lambda words: words.to(torch.int64) << HALF)
+    _, low, top = (yield from _mask(trio, r, Mask(correlation.count, HALF + CUT))).kept
+    digits = Pieces(torch.stack([low.own, top.own]), torch.stack([low.next, top.next]))
+    return [trio.share(digits, SUM), *(trio.times(digits, free[1][at], torch.mul) for at in range(2))]
+
+
+def _mask(trio: Trio, r: Pieces, correlation: Mask) -> Protocol[_Made]:
     """r = u + v: the first party knows u, the sum of two pieces, and the others v, the third."""
     shift = correlation.shift
     free = _shares(trio, [r], correlation)
@@ -275,7 +275,7 @@ def _mask(trio: _Trio, r: Pieces, correlation: Mask) -> Protocol[_Made]:
     return _Made(Dealt(free, [*derived, low, top]), [r, *pieces])
 
 
-def _digit_products(trio: _Trio, words: Pieces) -> Protocol[list[torch.Tensor]]:
+def _digit_products(trio: Trio, words: Pieces) -> Protocol[list[torch.Tensor]]:
     """What bits.digit_products gives. One round."""
     lanes = [bits.first_lanes(bits.to_lanes(each)) for each in (words.own, words.next)]
     masks = {at: Pieces(lanes[0][at], lanes[1][at]) for at in range(bits.LANES)}
@@ -284,7 +284,7 @@ def _digit_products(trio: _Trio, words: Pieces) -> Protocol[list[torch.Tensor]]:
     return [torch.cat([singles, products])]
 
 
-def _carries(trio: _Trio, u: Pieces, v: Pieces) -> Protocol[Pieces]:
+def _carries(trio: Trio, u: Pieces, v: Pieces) -> Protocol[Pieces]:
     """What each place of u + v carries on: a prefix network (Kogge and Stone, 1973). Seven rounds."""
     passes = u ^ v
     makes = yield from trio.pieces(trio.both(u, v), XOR)

@@ -6,7 +6,7 @@ Each rule gets the lowering and the arguments by name, and gives the results, or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -30,18 +30,32 @@ class Lowering(Protocol):
     def apply(self, overload: Any, *args: Any, **kwargs: Any) -> Any:
         """What an operation gives: here and now, or written down."""
 
+    def written(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function of torch operations gives."""
+
     def remembered(self, tensor: torch.Tensor, purpose: Any, make: Callable[[], Any]) -> Any:
         """What `make` gives, once for each value and purpose."""
 
-    def is_input(self, tensor: torch.Tensor) -> bool:
-        """Whether it is a secret as it was given."""
+    def values_of(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Of what is public: its value in each iteration of a loop; one, where it is the same in all."""
+
+    def differing(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One public tensor that has these values in the iterations."""
+
+    def carried_as(self, tensor: torch.Tensor, purpose: Any, make: Callable[[Any, Any], Any]) -> torch.Tensor | None:
+        """What a loop carries, in the form that `make` gives it; None where it carries no such thing."""
+
+    def finer(self, tensor: torch.Tensor, bits: int) -> None:
+        """Has a secret that is given be given with so many more fractional bits; nothing of one that is made."""
 
 
 Rule = Callable[[Lowering, Arguments], Any]
 RULES: Final[dict[str, Rule]] = {}
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Decorator: the rule for these operations (their names without `aten.`)."""
+
     def note(rule: Rule) -> Rule:
         RULES.update({f"aten.{name}": rule for name in names})
         return rule
@@ -52,24 +66,24 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 # --- what secrets never are ---------------------------------------------------------------------------------
 
 
-@_rule("isnan.default", "isinf.default", "isposinf.default", "isneginf.default")
+@rule("isnan.default", "isinf.default", "isposinf.default", "isneginf.default")
 def _never(lowering: Lowering, arguments: Arguments) -> Any:
     """Secrets are finite."""
     return torch.zeros(arguments["self"].shape, dtype=torch.bool)
 
 
-@_rule("isfinite.default")
+@rule("isfinite.default")
 def _always(lowering: Lowering, arguments: Arguments) -> Any:
     return torch.ones(arguments["self"].shape, dtype=torch.bool)
 
 
-@_rule("eq.Scalar", "eq.Tensor")
+@rule("eq.Scalar", "eq.Tensor")
 def _of_infinity(lowering: Lowering, arguments: Arguments) -> Any:
     other = arguments["other"]
     return None if isinstance(other, torch.Tensor) or not math.isinf(other) else _never(lowering, arguments)
 
 
-@_rule("ne.Scalar", "ne.Tensor")
+@rule("ne.Scalar", "ne.Tensor")
 def _not_infinity(lowering: Lowering, arguments: Arguments) -> Any:
     other = arguments["other"]
     if other is arguments["self"]:  # how decompositions ask for NaN
@@ -77,13 +91,16 @@ def _not_infinity(lowering: Lowering, arguments: Arguments) -> Any:
     return None if isinstance(other, torch.Tensor) or not math.isinf(other) else _always(lowering, arguments)
 
 
-@_rule("where.self")
+@rule("where.self")
 def _known_choice(lowering: Lowering, arguments: Arguments) -> Any:
     """By one truth value that all know."""
     condition, one, other = (arguments[key] for key in ("condition", "self", "other"))
     if lowering.is_secret(condition) or condition.numel() != 1 or one.shape != other.shape or one.dtype != other.dtype:
         return None
-    return one if bool(condition) else other
+    chosen = {bool(each) for each in lowering.values_of(condition)}
+    if len(chosen) > 1:
+        return None
+    return one if chosen.pop() else other
 
 
 # --- public factors -----------------------------------------------------------------------------------------
@@ -91,17 +108,42 @@ def _known_choice(lowering: Lowering, arguments: Arguments) -> Any:
 _SMALL: Final = 1 / 64
 
 
-@_rule("mul.Tensor")
+@rule("mul.Tensor")
 def _public_factor(lowering: Lowering, arguments: Arguments) -> Any:
     """A factor of one element is a number, and a small tensor is one of usual size and a power of two: digits count,
-    not their place."""
+    not their place. What is multiplied by an inverse is divided: the inverse alone would have few digits, or none."""
     x, y = arguments["self"], arguments["other"]
+    for one, other in ((x, y), (y, x)):
+        inverse = _inverted(lowering, other)
+        if inverse is not None:
+            return _over(lowering, one, *inverse)
     if not lowering.is_secret(x):
         x, y = y, x
     return _times(lowering, x, y)
 
 
-@_rule("div.Tensor")
+def _over(lowering: Lowering, x: Any, top: float, y: torch.Tensor) -> Any:
+    """x * top / y."""
+    if top != 1:
+        x = lowering.apply(_aten.mul.Scalar, x, top) if isinstance(x, torch.Tensor) else x * top
+    return lowering.apply(_aten.div.Tensor, x, y)
+
+
+def _inverted(lowering: Lowering, value: Any) -> tuple[float, torch.Tensor] | None:
+    """What this is a public number's quotient by, and that number; None where it is not."""
+    made = lowering.made_by(value) if isinstance(value, torch.Tensor) else None
+    if made is None:
+        return None
+    x, y = made[1].get("self"), made[1].get("other")
+    if made[0] == "aten.reciprocal.default":
+        return 1, made[1]["self"]
+    if made[0] in ("aten.mul.Tensor", "aten.mul.Scalar") and isinstance(y, int | float):
+        inverse = _inverted(lowering, x)
+        return None if inverse is None else (inverse[0] * y, inverse[1])
+    return None
+
+
+@rule("div.Tensor")
 def _public_divisor(lowering: Lowering, arguments: Arguments) -> Any:
     x, y = arguments["self"], arguments["other"]
     if lowering.is_secret(y):
@@ -114,25 +156,28 @@ def _public_divisor(lowering: Lowering, arguments: Arguments) -> Any:
 def _times(lowering: Lowering, x: torch.Tensor, y: Any) -> Any:
     if not isinstance(y, torch.Tensor) or lowering.is_secret(y) or not y.is_floating_point():
         return None
-    y = y.double()
-    if not bool(y.isfinite().all()):
+    values = [each.double() for each in lowering.values_of(y)]
+    if not all(bool(each.isfinite().all()) for each in values):
         return None
-    if y.dim() == 0:
-        return lowering.apply(_aten.mul.Scalar, x, float(y))
-    largest = float(y.abs().max()) if y.numel() else 0.0
-    if not 0 < largest < _SMALL:
+    if y.dim() == 0 and len(values) == 1:
+        return lowering.apply(_aten.mul.Scalar, x, float(values[0]))
+    largest = max(float(each.abs().max()) for each in values) if y.numel() else 0.0
+    if not 0 < largest < (_SMALL if y.dim() else math.inf):
         return None
     power = math.frexp(largest)[1]
-    scaled = (y * 2.0**-power).to(x.dtype if x.is_floating_point() else torch.float32)
+    if not power:
+        return None
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    scaled = lowering.differing([(each * 2.0**-power).to(dtype) for each in values])
     return lowering.apply(_aten.mul.Scalar, lowering.apply(_aten.mul.Tensor, x, scaled), 2.0**power)
 
 
-@_rule("reciprocal.default")
+@rule("reciprocal.default")
 def _inverse_root(lowering: Lowering, arguments: Arguments) -> Any:
     return over_root(lowering, torch.ones(arguments["self"].shape), arguments["self"])
 
 
-@_rule("inverse.default", "linalg_inv.default")
+@rule("inverse.default", "linalg_inv.default")
 def _inverse(lowering: Lowering, arguments: Arguments) -> Any:
     """The form that does not ask whether there is one: what is lowered has no values."""
     matrix = arguments.get("A", arguments.get("self"))
@@ -142,7 +187,7 @@ def _inverse(lowering: Lowering, arguments: Arguments) -> Any:
 # --- losses of labels ---------------------------------------------------------------------------------------
 
 
-@_rule("nll_loss_forward.default")
+@rule("nll_loss_forward.default")
 def _loss_of_labels(lowering: Lowering, arguments: Arguments) -> Any:
     """With secret labels all count: their number is public."""
     target = arguments["target"]
@@ -154,7 +199,7 @@ def _loss_of_labels(lowering: Lowering, arguments: Arguments) -> Any:
     return loss, torch.tensor(float(target.numel()))
 
 
-@_rule("nll_loss_backward.default")
+@rule("nll_loss_backward.default")
 def _gradient_of_labels(lowering: Lowering, arguments: Arguments) -> Any:
     """Of the log-probabilities only the shape counts; the gradient is -1 at the label, times a scale."""
     x, target = arguments["self"], arguments["target"]
@@ -181,7 +226,7 @@ def _scale(lowering: Lowering, arguments: Arguments) -> Any:
     return lowering.apply(_aten.unsqueeze.default, scale, 1) if scale.dim() == 1 else scale
 
 
-@_rule("_log_softmax_backward_data.default")
+@rule("_log_softmax_backward_data.default")
 def _gradient_of_log_softmax(lowering: Lowering, arguments: Arguments) -> Any:
     """g - softmax(x) * sum(g): no power of the output is computed. Of labels: (softmax(x) - one-hot) * scale."""
     gradient, dim = arguments["grad_output"], arguments["dim"]

@@ -10,6 +10,7 @@ import torch
 
 from mpc.arithmetic import Fixed
 from mpc.comparison import truncate
+from mpc.magnitude import Leading
 from mpc.party import Party
 from mpc.ring import encode
 from mpc.rounds import Protocol
@@ -28,6 +29,8 @@ class Secret:
         above: of a relu's result: 1 where it is above zero, for its gradient.
         rows: of a place that was found as such: [..., count], 1 at the place and 0 elsewhere.
         root: of a square root: what it was taken from, in digits, for what is divided by it.
+        fine: how many of the bits, below those of the run's precision, count: of what is far smaller than a real's last
+            digit, as squares of gradients are. They are kept.
     """
 
     share: torch.Tensor
@@ -37,6 +40,7 @@ class Secret:
     above: Secret | None = None
     rows: Secret | None = None
     root: Digits | None = None
+    fine: int = 0
 
     @property
     def shape(self) -> torch.Size:
@@ -67,13 +71,13 @@ class Digits:
     """A positive x as z * 16^k, in flat shares.
 
     Attributes:
-        first: [digits, n], 1 at the leading digit.
-        place: 16 to the number of digits above it.
-        z: with a factor, and bits, of quotients.py's.
+        first: the leading digit.
+        place: 16 to the number of digits above it, ready to be a factor.
+        z: with four fractional bits for each digit.
     """
 
-    first: torch.Tensor
-    place: torch.Tensor
+    first: Leading
+    place: Fixed
     z: torch.Tensor
 
 
@@ -90,6 +94,14 @@ def rescaled(secret: Secret, bits: int) -> Secret:
         return secret
     # Not `replace`: these are other words than those that were fixed.
     return Secret(secret.share << (bits - secret.bits), bits, secret.dtype)
+
+
+def real(party: Party, secret: Secret) -> Secret:
+    """What may be a whole number as a real, with a run's fractional bits at least. No round."""
+    if secret.is_real and secret.bits >= party.precision:
+        return secret
+    dtype = secret.dtype if secret.is_real else torch.get_default_dtype()
+    return replace(rescaled(secret, max(secret.bits, party.precision)), dtype=dtype)
 
 
 def aligned(secrets: Sequence[Secret]) -> list[Secret]:

@@ -19,6 +19,16 @@ Local = Callable[[Party, str, Arguments], Any]
 
 SECURE: Final[dict[str, Secure]] = {}
 
+OF_REALS: Final = frozenset(
+    f"aten.{name if '.' in name else f'{name}.default'}"
+    for name in (
+        *("sin", "cos", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sigmoid", "tanh", "erf", "erfc"),
+        *("silu", "gelu", "softmax.int", "_softmax", "_safe_softmax", "log_softmax.int", "_log_softmax", "logsumexp"),
+        "pow.Tensor_Tensor",
+    )
+)
+"""Functions of reals: what is whole, or a truth value, comes to them as a real."""
+
 
 S = TypeVar("S", bound=Secure)
 F = TypeVar("F", bound=Local)

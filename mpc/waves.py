@@ -32,7 +32,7 @@ from mpc.rounds import Opening, Protocol
 from mpc.secret import Secret
 
 _COEFFICIENT_BITS: Final = 24
-_DEALT_BITS: Final = 24  # of the cosines and sines that are dealt
+DEALT_BITS: Final = 24  # of the cosines and sines that are dealt
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ class Angles(Correlation):
     def _circles(self, angle: torch.Tensor) -> Sequence[torch.Tensor]:
         made = angle.new_empty((2 * len(self.multiples), *angle.shape), dtype=torch.int64)
         for at, (cosine, sine) in enumerate(circles(angle, self.multiples)):
-            made[2 * at] = (cosine * 2.0 ** (_DEALT_BITS - CIRCLE_BITS)).round_()
-            made[2 * at + 1] = (sine * 2.0 ** (_DEALT_BITS - CIRCLE_BITS)).round_()
+            made[2 * at] = (cosine * 2.0 ** (DEALT_BITS - CIRCLE_BITS)).round_()
+            made[2 * at + 1] = (sine * 2.0 ** (DEALT_BITS - CIRCLE_BITS)).round_()
         return [made]
 
 
@@ -90,7 +90,7 @@ def series(party: Party, x: Secret, *wanted: Series, precision: int = _COEFFICIE
     angle = (x.share.reshape(-1) * first.per_unit(x.bits)) >> (WIDTH - TURN_BITS)
     opened = yield Opening(sums=[angle.to(torch.int32).add_(dealt.free[0])])
     totals = by_pieces(partial(_sums, wanted, precision), opened.sums[0], dealt.derived[0])
-    made, bits = [], _DEALT_BITS + precision
+    made, bits = [], DEALT_BITS + precision
     for total, each in zip(totals, wanted, strict=True):
         if party.is_first and each.constant:
             total += round(each.constant * (1 << bits))
@@ -129,13 +129,13 @@ def cos_sin(party: Party, x: Secret) -> Protocol[list[Secret]]:
 
 # --- exp ----------------------------------------------------------------------------------------------------
 
-_CELLS: Final = 16
-_CELL_BITS: Final = 1  # a cell is 2 wide
+CELLS: Final = 16
+CELL_BITS: Final = 1  # a cell is 2 wide
 LOWEST: Final = -16
 """exp takes LOWEST <= x < LARGEST."""
 LARGEST: Final = 14
 _WIDTH: Final = 5  # and the fractional bits: a word is opened modulo 32
-_TABLE_BITS: Final = 20
+TABLE_BITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,25 +153,25 @@ class Powers(Correlation):
 
     @property
     def derived(self) -> Sequence[Words]:
-        return (Words((self.count, _CELLS)),)
+        return (Words((self.count, CELLS)),)
 
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
         high, low = _digits(free[0], self.bits)
-        cells = torch.arange(_CELLS, device=high.device)
-        turned = ((cells - cells.unsqueeze(1)) % _CELLS).double() * (1 << _CELL_BITS) + LOWEST
-        small = torch.exp(low.to(torch.float64) / -(1 << self.bits)) * (1 << _TABLE_BITS)
+        cells = torch.arange(CELLS, device=high.device)
+        turned = ((cells - cells.unsqueeze(1)) % CELLS).double() * (1 << CELL_BITS) + LOWEST
+        small = torch.exp(low.to(torch.float64) / -(1 << self.bits)) * (1 << TABLE_BITS)
         return [torch.round(torch.exp(turned)[high] * small.unsqueeze(1)).to(torch.int64)]
 
 
 def _digits(words: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     words = words.to(torch.int64)
-    width = bits + _CELL_BITS
+    width = bits + CELL_BITS
     return words >> width, words & ((1 << width) - 1)
 
 
 def exp(party: Party, x: Secret) -> Protocol[Secret]:
-    """e^x for LOWEST <= x < LARGEST, which is for the caller to see to. One round, 4 bytes an element. The error is
-    below 3e-5 of the larger of 1 and the value.
+    """e^x for LOWEST <= x < LARGEST, which is for the caller to see to; x < LARGEST - 2 where three parties deal for
+    themselves (halves.py). One round, 4 bytes an element. The error is below 3e-5 of the larger of 1 and the value.
 
     The low digits may borrow: then the high digit is one too many, and the low ones make up for it.
     """
@@ -181,5 +181,5 @@ def exp(party: Party, x: Secret) -> Protocol[Secret]:
     opened = yield Opening(sums=[((moved & every).to(torch.int32) + dealt.free[0]) & every])
     high, low = _digits(opened.sums[0] & every, places)
     rotated = dealt.derived[0].gather(1, high.unsqueeze(1)).squeeze(1)
-    share = rotated * power(low, places, places + _CELL_BITS)
-    return Secret(share.view(x.shape), _TABLE_BITS + POWER_BITS, x.dtype)
+    share = rotated * power(low, places, places + CELL_BITS)
+    return Secret(share.view(x.shape), TABLE_BITS + POWER_BITS, x.dtype)

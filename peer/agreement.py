@@ -20,7 +20,6 @@ from protocol.errors import BadRequest, TooLarge
 from protocol.identity import is_peer_id
 from protocol.tensors import TensorHeader
 
-RUN_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 HEARSAY: Final = "accused"  # the field of an error that another peer has told: whom it blames, if not itself
 KEPT: Final = "parties"  # in place of a holder: the parties have shares of it already
@@ -159,8 +158,7 @@ class Agreement:
             raise BadRequest("the provider knows every mask: it cannot be a party as well. Name another peer")
         if not all(is_peer_id(id) for id in (*parties, provider or parties[0], told["asker"], told["reveal"])):
             raise BadRequest("parties, provider, asker and whom the result is revealed to are ids")
-        if type(told["patience"]) not in (int, float) or not 0 < told["patience"] <= limits.SECURE_PATIENCE:
-            raise BadRequest(f"patience is a positive number of seconds, at most {limits.SECURE_PATIENCE:g}")
+        check_patience(told["patience"])
         if max(len(told[name]) for name in ("inputs", "public", "outputs")) > limits.SECURE_INPUTS:
             raise BadRequest(f"more than {limits.SECURE_INPUTS} inputs or outputs")
         name = told["name"]
@@ -214,11 +212,10 @@ class Agreement:
         if self.checked and (
             not self.provider
             or self.batch
-            or self.outputs
-            or self.receives
+            or any(is_kept for _, is_kept in self.outputs)
             or any(each.kept_as for each in self.inputs)
         ):
-            raise BadRequest("a run with MACs has a provider, keeps nothing, and reveals all to its asker")
+            raise BadRequest("a run with MACs has a provider, keeps nothing, and is not dealt for ahead")
 
 
 _ALONE: Final = 3
@@ -237,6 +234,12 @@ def _input(
 
 def _id_or_none(value: object) -> bytes:
     return b"" if value == b"" else check_id(value)
+
+
+def check_patience(seconds: object) -> None:
+    """BadRequest: nobody waits for another so long, or that is no time."""
+    if type(seconds) not in (int, float) or not 0 < seconds <= limits.SECURE_PATIENCE:  # type: ignore[operator]
+        raise BadRequest(f"patience is a positive number of seconds, at most {limits.SECURE_PATIENCE:g}")
 
 
 def program_hash(program: bytes, public: bytes) -> str:

@@ -30,9 +30,8 @@ from peer.spans import Spans, StoredSpan, release
 from peer.store.store import Store
 from peer.stretch import Use
 from peer.taking import Taking
-from peer.worker.job import Job
+from peer.worker.dedicated import Dedicated
 from peer.worker.remote import BlockHashes, Worker
-from peer.worker.seat import Seat
 from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import BadRequest, GridError
@@ -279,7 +278,7 @@ class Execution:
         else:
             batch.lent.add(held.id)
 
-    async def bring_published(self, held: Published, worker: Worker | Job | Seat) -> None:
+    async def bring_published(self, held: Published, worker: Worker | Dedicated) -> None:
         """Give a process what is stored, by its file."""
         tensor, stored = held.tensor, held.stored
         async with self._store.reading(stored) as source:

@@ -96,9 +96,10 @@ class SecureRuns:
             raise BadRequest(f"{self._name} takes no part in this run")
         if asked.program and agreement.program != program_hash(asked.program, asked.public):
             raise BadRequest("these are not the program and the values that were agreed on")
+        opens = call.args.get("opens") is True
         if call.args.get("would") is True:
-            return await self._would(agreement, lease)
-        session = self._session(agreement, lease, opens=call.args.get("opens") is True)
+            return await self._would(agreement, lease, opens=opens)
+        session = self._session(agreement, lease, opens=opens)
         if session.agreement is not None:
             raise BadRequest("a session does one run at a time: use another one for what is to run beside it")
         session.agreement, session.used = agreement, time.monotonic()
@@ -122,9 +123,11 @@ class SecureRuns:
         finally:
             session.agreement, session.used = None, time.monotonic()
 
-    async def _would(self, agreement: Agreement, lease: LeaseKey) -> Answer:
-        """Whether it would take part in this run, of a session that stands: nothing begins."""
-        self._session(agreement, lease, opens=False).check_reveal(agreement)
+    async def _would(self, agreement: Agreement, lease: LeaseKey, *, opens: bool) -> Answer:
+        """Whether it would take part in this run, of a session that stands, be it that it hears of it only now: nothing
+        begins."""
+        if agreement.session in self._sessions or not opens:
+            self._session(agreement, lease, opens=False).check_reveal(agreement)
         async with AsyncExitStack() as undo:
             await given_here(agreement, self._id, self._execution, undo)
         return Answer({})

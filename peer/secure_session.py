@@ -189,7 +189,7 @@ class Session:
             other.has_greeted = True
             self._wake()
         elif frame.kind == END:
-            self.fail(_fault_of(frame.piece, self._full_name(id)))
+            self._end_of(_fault_of(frame.piece, self._full_name(id)))
         elif frame.kind == LEAVE and len(other.leaves) < _AHEAD:
             try:
                 digest, told = msgpack.unpackb(bytes(frame.piece), raw=False)
@@ -199,6 +199,14 @@ class Session:
             self._wake()
         else:
             self.fail(PartyFailed(f"{other.name} said what is not due", peer=other.name))
+
+    def _end_of(self, error: GridError) -> None:
+        """Another has ended it. Where it is our process that is said to be gone, our own word of that comes first, if
+        it comes soon: it says how."""
+        if error.fields.get(HEARSAY) == self._name and self.seat is not None and not self.seat.over.done():
+            asyncio.get_running_loop().call_later(limits.SECURE_OWN_WORD, self.fail, error)
+        else:
+            self.fail(error)
 
     def lost(self, id: str, why: str) -> None:
         """A line between the peers is gone; that on which this session is need not be it."""
@@ -298,7 +306,7 @@ class Session:
             if other.joining is not None:
                 other.joining.cancel()
         if self.seat is not None:
-            self.seat.fail(error)
+            self.seat.end(error)
         self._joins.forget(self.id)
         self._over(self)
 

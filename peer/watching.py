@@ -13,15 +13,14 @@ from collections.abc import Callable, Collection
 
 from peer import machine
 from peer.worker.budgets import Budgets
-from peer.worker.job import Job
+from peer.worker.dedicated import Dedicated
 from peer.worker.remote import Worker
-from peer.worker.seat import Seat
 from peer.worker.watch import beat
 from protocol import limits
 
 _log = logging.getLogger("peergrid.workers")
 
-Process = Worker | Job | Seat
+Process = Worker | Dedicated
 
 
 class Watching:

@@ -17,6 +17,7 @@ from peer.watching import Watching
 from peer.worker.answers import Exported, Result, Usage
 from peer.worker.budgets import Budgets, PrincipalStatistics
 from peer.worker.confinement import FLAG
+from peer.worker.dedicated import Dedicated
 from peer.worker.job import Job
 from peer.worker.outgoing import Outgoing
 from peer.worker.remote import Worker, WorkerKey, WorkerStatistics
@@ -70,7 +71,7 @@ class WorkerPool:
         self._budgets = Budgets(memory, self.settings.cpu, self.settings.burst)
         self.buffers = buffers or BufferPool()
         self._workers: dict[WorkerKey, Worker] = {}
-        self._jobs: set[Job | Seat] = set()
+        self._dedicated: set[Dedicated] = set()
         self._spares: list[Job] = []  # processes for jails, that nobody has used
         self._forks = Forks(self._worker_settings, self._process_over, self._keep_spares)
         self._watching = Watching(self._budgets, worker.seconds, self._processes, self._forks.is_running)
@@ -131,7 +132,7 @@ class WorkerPool:
             raise InternalError("the peer is closing; no more jails run here")
         job = self._spares.pop() if self._spares else self._new_job()
         job.assign(WorkerKey(principal, labels), name)
-        self._jobs.add(job)
+        self._dedicated.add(job)
         self._watching.began(job)
         asyncio.get_running_loop().call_soon(self._keep_spares)
         return job
@@ -151,7 +152,7 @@ class WorkerPool:
         ours, theirs = channel()
         settings = dataclasses.replace(self._worker_settings, device="cpu")
         seat = Seat(ours, settings, self._forks.kill, WorkerKey(principal, labels), name, self.buffers)
-        self._jobs.add(seat)
+        self._dedicated.add(seat)
         self._watching.began(seat)
         self._forks.fork("party", seat, settings, theirs)
         return seat
@@ -170,17 +171,17 @@ class WorkerPool:
         memory = rules.memory or self._worker_settings.memory
         return dataclasses.replace(self._worker_settings, memory=memory, seconds=rules.seconds, device="cpu")
 
-    def _processes(self) -> list[Worker | Job | Seat]:
-        return [*self._workers.values(), *self._jobs]
+    def _processes(self) -> list[Worker | Dedicated]:
+        return [*self._workers.values(), *self._dedicated]
 
     def _process_over(self, process: Forked, status: int) -> None:
         """The zygote's word that it is dead, or was never there."""
         if isinstance(process, Worker):
             process.exited(status)
-        elif isinstance(process, Job | Seat):
-            if process in self._jobs:
+        elif isinstance(process, Dedicated):
+            if process in self._dedicated:
                 self._watching.ended(process)
-                self._jobs.discard(process)
+                self._dedicated.discard(process)
             elif isinstance(process, Job) and process in self._spares:
                 self._spares.remove(process)
                 process.close()

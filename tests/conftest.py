@@ -7,15 +7,19 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from peer import opening, processes, transport
 from peer.folders import Folders
+from peer.worker.reader import kept
 from tests import loops, zygotes
 from tests.waiting import PATIENCE
+
+if TYPE_CHECKING:
+    from benchmarks.mnist import Digits
 
 # The same examples each time, however long they take to make; `--hypothesis-profile default` looks for others.
 settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -73,6 +77,22 @@ def steady() -> None:
     """Random tensors are the same each time, so that no rounding is out of luck."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(7)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Digits:
+    """MNIST; where its files are not there, the test is skipped and says so."""
+    from benchmarks.mnist import MISSING, Digits  # not above: they import torch
+
+    digits = Digits.load()
+    return pytest.skip(MISSING) if digits is None else digits
+
+
+@pytest.fixture(scope="module")
+def one_reader() -> Iterator[None]:
+    """The confined process that opens other makers' files starts once."""
+    with kept():
+        yield
 
 
 @pytest.fixture

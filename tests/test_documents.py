@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "protocol" / "SPEC.md"])
 PACKAGES = sorted(
     path.parent
-    for top in ("protocol", "search", "compute", "peer", "grid")
+    for top in ("protocol", "search", "compute", "mpc", "peer", "grid")
     for path in (ROOT / top).rglob("__init__.py")
 )
 DURABILITY = (ROOT / "docs" / "durability.md").read_text()
@@ -41,7 +41,7 @@ def test_every_limit_that_durability_names_exists() -> None:
 
 @pytest.mark.parametrize("text", [DURABILITY, CONTRIBUTING], ids=["durability", "contributing"])
 def test_the_long_trials_are_there(text: str) -> None:
-    sources = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py") if file != Path(__file__))
+    sources = "".join(file.read_text() for file in (ROOT / "tests").rglob("*.py") if file != Path(__file__))
     variables = set(re.findall(r"PEERGRID_[A-Z_]+(?==)", text))
     assert len(variables) >= 6
     assert [name for name in sorted(variables) if f'"{name}"' not in sources] == []

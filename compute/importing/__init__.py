@@ -6,6 +6,8 @@ Files in import order:
     archive      zip archives within limits
     structures   nested arguments and results
     writing      programs, node by node
+    pt2_schema   the fields of the documents of torch.export.save, each checked
+    pt2_tensors  the weights and constants beside them
     pt2          archives of torch.export.save
     pt           files of torch.save
     protobuf     protocol buffers

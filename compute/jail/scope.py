@@ -49,7 +49,6 @@ _TORCH: Final = (
 _PARTS: Final[dict[str, tuple[types.ModuleType, ...]]] = {
     "torch.nn.functional": (torch.nn.functional,),
     "torch.nn.init": (torch.nn.init,),
-    "torch.nn.utils": (torch.nn.utils,),
     "torch.linalg": (torch.linalg,),
     "torch.fft": (torch.fft,),
     "torch.special": (torch.special,),
@@ -99,6 +98,8 @@ def _is_of_torch(value: Any) -> bool:
 
 def _torch() -> Namespace:
     parts: dict[str, Any] = {name: Namespace(name, _merged(modules)) for name, modules in _PARTS.items()}
+    rnn = Namespace("torch.nn.utils.rnn", _public(torch.nn.utils.rnn))
+    parts["torch.nn.utils"] = Namespace("torch.nn.utils", {**_public(torch.nn.utils), "rnn": rnn})
     nn = {name: value for name, value in _public(torch.nn).items() if inspect.isclass(value)}
     nn |= {name.rpartition(".")[2]: part for name, part in parts.items() if name.startswith("torch.nn.")}
     optimizers = {name: value for name, value in vars(torch.optim).items() if _is_class(value, torch.optim.Optimizer)}

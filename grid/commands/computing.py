@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from grid import bars, show
 from grid.commands.files import show_value, show_written
 from grid.commands.stopping import leaving
+from grid.given import walk
 from grid.hits import is_id_prefix
 from protocol.errors import BadRequest, GridError
 
@@ -35,35 +36,42 @@ class Wanted:
     out: Path | None = None
     overwrite: bool = False
     as_json: bool = False
-    team: Mapping[str, Any] = field(default_factory=dict)  # parties and provider, where it runs on shares
+    team: Mapping[str, Any] = field(default_factory=dict)  # what g.run is told of a run on shares
+    tags: Sequence[str] = ()  # of what is revealed to a peer
 
 
-def secure(
-    parties: str | None, provider: str | None, checked: bool = False, precision: int | None = None
-) -> dict[str, Any]:
-    """What `g.run` is told of a run on shares; nothing where it is none."""
-    if parties is None and provider is None and not checked and precision is None:
+def secure(parties: str | None, tags: Sequence[str] = (), **told: Any) -> dict[str, Any]:
+    """What `g.run` is told of a run on shares; nothing where it is none. `told`: provider and so on, as it has them."""
+    if bool(tags) != (told.get("reveal_to") is not None):
+        raise BadRequest(
+            "what is revealed to a peer stays there under tags: --reveal-to bob --tag '#result', one with the other"
+        )
+    told = {key: value for key, value in told.items() if value is not None and value is not False}
+    if parties is None and not told:
         return {}
-    named = [each.strip() for each in (parties or "").split(",") if each.strip()]
-    told = {"parties": named, "provider": provider, "checked": checked}
-    return told if precision is None else {**told, "precision": precision}
+    return {"parties": [each.strip() for each in (parties or "").split(",") if each.strip()], **told}
 
 
 async def run(g: Grid, reference: str, arguments: Sequence[str], wanted: Wanted) -> None:
     from grid import files
 
     if wanted.out is not None:
+        if wanted.tags:
+            raise BadRequest("what is revealed to a peer does not come here: leave out -o")
         files.check_target(wanted.out, wanted.overwrite)
     plan = _plan(reference)
     args, kwargs = parsed(arguments)
     if wanted.is_explained:
         with bars.waiting(f"{reference}: looking"):
-            told = await g.explain(plan, *args, **wanted.team, **kwargs)
+            team = {key: value for key, value in wanted.team.items() if key != "patience"}
+            told = await g.explain(plan, *args, **team, **kwargs)
         _show(told.to_json() if wanted.as_json else str(told), wanted.as_json)
         return
     with leaving(lambda: "the run was ended, and nothing of it stays"), bars.waiting(f"{reference} runs"):
         value, failure = await _result(g, plan, args, kwargs, wanted)
-    if wanted.out is not None:
+    if wanted.tags:
+        await _show_there(value, wanted)
+    elif wanted.out is not None:
         show_written(files.write(wanted.out, value, wanted.overwrite), wanted.as_json)
     else:
         show_value(value, wanted.as_json)
@@ -105,6 +113,19 @@ async def _value(result: Any, wanted: Wanted) -> Any:
         return await results(result)
     print(result.cost, file=sys.stderr)
     return result.value
+
+
+async def _show_there(value: Any, wanted: Wanted) -> None:
+    """What a peer has learned: published there, so that it is there when we are gone."""
+    from grid.pointer import Pointer
+
+    pointers = [item for _, item in walk(value) if isinstance(item, Pointer)]
+    records = [(await each.tag(*wanted.tags))._handle.record or {} for each in pointers]
+    if wanted.as_json:
+        show.json_out(show.plain(records))
+        return
+    for pointer, record in zip(pointers, records, strict=True):
+        print(f"{pointer.location.name} has {show.named(record)}")
 
 
 def _tell(printed: str, title: str = "") -> None:

@@ -12,6 +12,7 @@ Files in import order:
     dispatch      ATen operations on secrets: which way each goes
     tensor        SecretTensor
     modules       modules whose tensors are secrets
-    sessions      runs at peers, in one session
+    sessions      runs at peers, in one session; the teams of a grid
+    given         secrets as arguments of plans, and as their results
     sharing       grid.share
 """

@@ -49,6 +49,8 @@ class SecretModule(nn.Module):
 
     async def _shared(self) -> SecretModule:
         secrets = self._secrets
+        if not secrets:  # nothing of it is a value: it takes secrets as it is
+            return self
         await secrets[0]._secrets.compute([each._value() for each in secrets])
         return self
 
@@ -79,7 +81,7 @@ class SecretModule(nn.Module):
         secrets = {id(each): each for each in self._secrets}
         grads = {key: each.grad for key, each in secrets.items() if isinstance(each.grad, SecretTensor)}
         wanted = [*secrets.values(), *grads.values()]
-        values = await wanted[0]._secrets.reveal([each._value() for each in wanted], to)
+        values = await wanted[0]._secrets.reveal([each._value() for each in wanted], to) if wanted else []
         if to is not None:
             values = [each if isinstance(each, Pointer) else await to.send(each) for each in values]
         new = dict(zip(secrets, values, strict=False))

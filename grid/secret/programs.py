@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -55,7 +55,7 @@ def part_of(steps: Sequence[Step], asked: Sequence[Value], precision: int) -> Pa
     if len(outputs) < len(lowered.program.outputs):
         made = lowered.program
         made = Program(made.inputs, made.nodes, outputs, made.constants, made.bodies)
-        lowered = Lowered(made, lowered.public, lowered.precision)
+        lowered = replace(lowered, program=made)
     chosen = tuple(each for each, is_secret in zip(inputs, secret, strict=True) if is_secret)
     return Part(lowered, chosen, tuple(places))
 

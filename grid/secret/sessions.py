@@ -1,4 +1,5 @@
-"""Runs of one team at peers: all in the session of its kept shares, so that what one run keeps the next can use."""
+"""Runs of one team at peers: all in the session of its kept shares, so that what one run keeps the next can use; and
+the teams of a grid."""
 
 from __future__ import annotations
 
@@ -6,12 +7,22 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from grid.secret.team import Secrets
 from grid.secure_sessions import Team
 from mpc.lowering import Lowered
 from protocol import limits
 
 if TYPE_CHECKING:
     from grid.client import Grid
+
+
+def secrets_of(grid: Grid, team: Team, precision: int) -> Secrets:
+    """The secrets of this team with this precision: the same for the same peers in the same order."""
+    known: dict[Any, Secrets] = grid.secrets
+    key = (*team.key, precision)
+    if key not in known:
+        known[key] = Secrets(team, precision, Session(grid, team), team.parties[0].loop)
+    return known[key]
 
 
 class Session:

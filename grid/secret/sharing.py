@@ -13,7 +13,7 @@ from grid.multi import MultiPointer
 from grid.pointer import Pointer
 from grid.remote import RemotePeer
 from grid.secret.modules import SecretModule, share_module
-from grid.secret.sessions import Session
+from grid.secret.sessions import secrets_of
 from grid.secret.team import Secrets
 from grid.secret.tensor import SecretTensor
 from grid.secret.values import Held, Local
@@ -118,9 +118,4 @@ def _team(parties: Sequence[RemotePeer | str], provider: RemotePeer | str | None
         raise BadRequest("these peers are of different connections: take all from the same g")
     chosen = PRECISION if precision is None else precision
     check_precision(chosen)
-    made = team(grid, parties, provider)
-    known: dict[Any, Secrets] = grid.secrets
-    key = (*made.key, chosen)
-    if key not in known:
-        known[key] = Secrets(made, chosen, Session(grid, made), peers[0].loop)
-    return known[key]
+    return secrets_of(grid, team(grid, parties, provider), chosen)

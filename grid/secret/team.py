@@ -19,6 +19,7 @@ from grid.secret.values import Hold, Kept, Public, Step, Value, needed
 from grid.secure_sessions import Team
 from mpc.lowering import Lowered
 from protocol import limits
+from protocol.errors import BadRequest
 
 
 class Engine(Protocol):
@@ -83,7 +84,9 @@ class Secrets:
         await self._shielded(wanted, False, None)
 
     async def reveal(self, wanted: Sequence[Value], to: Any = None) -> list[Any]:
-        """The values: here, or at a peer. Cancelling it does not stop what is under way."""
+        """The values: here, or at a peer. Cancelling it does not stop what is under way. BadRequest: it is no peer."""
+        if to is not None and not hasattr(to, "outbox"):
+            raise BadRequest(f'a secret is revealed to a peer: reveal(to=g["bob"]), not {to!r}')
         return await self._shielded(wanted, True, to)
 
     async def _shielded(self, wanted: Sequence[Value], reveal: bool, to: Any) -> list[Any]:

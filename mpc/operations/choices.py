@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from mpc.bilinear import Multiply
-from mpc.operations.linear import add, as_secrets, result_type
+from mpc.operations.linear import add, as_secrets, finite, result_type
 from mpc.operations.products import product
 from mpc.party import Party
 from mpc.rounds import Protocol, together
@@ -35,10 +35,13 @@ def _pick(party: Party, condition: Any, one: Any, other: Any) -> Secret:
     return Secret(torch.where(condition.to(first.share.device), first.share, second.share), first.bits, dtype)
 
 
+_LARGE: Final = float(1 << 38)  # with 24 fractional bits it fits
+
+
 def _unchosen(value: Any, condition: torch.Tensor) -> Any:
-    """Zero where a value is not a number and is not chosen."""
+    """Zero where a value is not a number, or too large for one, and is not chosen."""
     tensor = torch.as_tensor(value)
-    if not tensor.is_floating_point() or tensor.is_meta or not bool(tensor.isnan().any()):
+    if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel() or float(tensor.abs().max()) < _LARGE:
         return value
     return torch.where(condition, torch.zeros_like(tensor), tensor)
 
@@ -49,10 +52,17 @@ def choose(party: Party, bit: Secret, ones: Sequence[Any], others: Sequence[Any]
 
 
 def _choose(party: Party, bit: Secret, one: Any, other: Any) -> Protocol[Secret]:
+    dtype = result_type(one, other)
     if not isinstance(one, Secret) and not isinstance(other, Secret):
+        one, other = _number(one), _number(other)
         gap = one - other
     else:
         gap = add(party, "aten.sub.Tensor", {"self": one, "other": other})
-    dtype = result_type(one, other)
     picked = yield from product(party, Multiply(), bit, gap, dtype)
     return add(party, "aten.add.Tensor", {"self": picked, "other": other})
+
+
+def _number(value: Any) -> torch.Tensor:
+    """A public value to subtract from: finite, and no truth value."""
+    tensor = finite(value)
+    return tensor.to(torch.int64) if tensor.dtype == torch.bool else tensor

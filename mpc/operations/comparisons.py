@@ -11,11 +11,13 @@ from torch.nn import functional
 
 from mpc import bits
 from mpc.comparison import Masked, as_numbers, mask, negative_bits, zero_bits
-from mpc.operations.linear import add
+from mpc.operations.linear import add, counted
 from mpc.party import Party
+from mpc.ring import largest
 from mpc.rounds import Protocol, together
-from mpc.secret import Secret, known, settled
+from mpc.secret import Secret, known, real, settled
 from mpc.table import Arguments, secure
+from protocol.errors import BadRequest
 
 
 def flat(share: torch.Tensor) -> torch.Tensor:
@@ -120,7 +122,9 @@ def leaky_relu(party: Party, name: str, arguments: Arguments) -> Protocol[Secret
 def clamp(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """Between two bounds that all parties know; both comparisons share one opening. Four rounds."""
     x: Secret = arguments["self"]
-    low, high = _bounds(name, arguments)
+    if not x.is_real:
+        x = real(party, x) if any(isinstance(each, float) for each in _bounds(name, arguments)) else _whole(x)
+    low, high = _within(name, x, *_bounds(name, arguments))
     masked = yield from mask(party, flat(x.share))
     parts = []
     for bound, sign_of in ((low, 1), (high, -1)):
@@ -130,12 +134,25 @@ def clamp(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     return x.of(x.share + sum(made))
 
 
+def _whole(x: Secret) -> Secret:
+    """A truth value as a number."""
+    return Secret(x.share, x.bits, counted(x))
+
+
 def _bounds(name: str, arguments: Arguments) -> tuple[Any, Any]:
     if "relu6" in name:
         return 0, 6
     if "hardtanh" in name:
         return arguments.get("min_val", -1), arguments.get("max_val", 1)
     return arguments.get("min"), arguments.get("max")
+
+
+def _within(name: str, x: Secret, low: float | None, high: float | None) -> tuple[float | None, float | None]:
+    """The bounds without those that no secret is beyond."""
+    most = largest(x.bits)
+    if (low is not None and low >= most) or (high is not None and high <= -most):
+        raise BadRequest(f"{name}: all would be {low if high is None else high}, and secrets are below {most:g}")
+    return None if low is None or low <= -most else low, None if high is None or high >= most else high
 
 
 def _beyond(party: Party, x: Secret, masked: Masked, bound: int, direction: int) -> Protocol[torch.Tensor]:

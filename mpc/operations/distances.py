@@ -10,12 +10,12 @@ import torch
 from mpc.bilinear import Multiply
 from mpc.operations.comparisons import absolute
 from mpc.operations.largest import tournament
-from mpc.operations.linear import add
+from mpc.operations.linear import add, counted
 from mpc.operations.products import product
 from mpc.operations.quotients import power, sqrt
 from mpc.party import Party
 from mpc.rounds import Protocol, together
-from mpc.secret import Secret, settled
+from mpc.secret import Secret, known, settled
 from mpc.table import Arguments, secure
 
 
@@ -24,7 +24,9 @@ def prod(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """Two rounds for each halving; each product is rounded to 2^-16."""
     x: Secret = arguments["self"]
     dim = arguments.get("dim")
-    x = x.of(x.share.reshape(-1) if dim is None else x.share.movedim(dim, -1))
+    x = Secret(x.share.reshape(-1) if dim is None else x.share.movedim(dim, -1), x.bits, counted(x))
+    if not x.shape[-1]:  # the product of nothing
+        x = known(party, torch.ones((*x.shape[:-1], 1), dtype=x.dtype), 0, x)
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
         one, other = (x.of(x.share[..., half * at : half * (at + 1)]) for at in range(2))
@@ -46,7 +48,7 @@ def cumprod(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """Two rounds for each doubling; each product is rounded to 2^-16."""
     x: Secret = arguments["self"]
     dim = arguments["dim"]
-    x = yield from settled(party, x.of(x.share.movedim(dim, -1)))
+    x = yield from settled(party, Secret(x.share.movedim(dim, -1), x.bits, counted(x)))
     step = 1
     while step < x.shape[-1]:
         made = yield from _settled_product(party, x.of(x.share[..., step:]), x.of(x.share[..., :-step]))

@@ -41,7 +41,7 @@ def move(party: Party, name: str, arguments: Arguments) -> Any:  # a Secret, or 
             given[key] = value
     assert source is not None
     given = {key: _beside(value, source.share) for key, value in given.items()}
-    dtype = given.pop("dtype", None) or (_counted(source) if name in _SUMS else source.dtype)
+    dtype = given.pop("dtype", None) or (counted(source) if name in _SUMS else source.dtype)
     made = _call(name, given)
     if isinstance(made, list | tuple):
         return [source.of(each) for each in made]
@@ -51,7 +51,7 @@ def move(party: Party, name: str, arguments: Arguments) -> Any:  # a Secret, or 
 _SUMS: Final = {"aten.sum.default", "aten.sum.dim_IntList", "aten.cumsum.default", "aten.trace.default"}
 
 
-def _counted(source: Secret) -> torch.dtype:
+def counted(source: Secret) -> torch.dtype:
     """The dtype of a sum: integers where truth values are counted."""
     return source.dtype if source.is_real else torch.int64
 
@@ -166,11 +166,19 @@ def as_secrets(party: Party, values: Any) -> list[Secret]:
 _INFINITY: Final = float(1 << 28)
 """What stands for infinity in public values: more than what is computed with, and not too much to compute with."""
 
+_LARGEST: Final = 1 << 60
+"""What stands for the least and the largest integer: its difference from a secret can be compared."""
+
 
 def finite(value: Any) -> torch.Tensor:
-    """A public value as a tensor, what is infinite in it cut off."""
+    """A public value as a tensor, what is infinite in it cut off: of integers that is the least and the largest."""
     tensor = torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else torch.as_tensor(value)
-    return torch.where(tensor.isinf(), tensor.sign() * _INFINITY, tensor) if tensor.is_floating_point() else tensor
+    if tensor.is_floating_point():
+        return torch.where(tensor.isinf(), tensor.sign() * _INFINITY, tensor)
+    if tensor.dtype != torch.int64:
+        return tensor
+    least, most = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
+    return torch.where(tensor == least, -_LARGEST, torch.where(tensor == most, _LARGEST, tensor))
 
 
 def result_type(*values: Any) -> torch.dtype:

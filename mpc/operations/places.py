@@ -13,7 +13,7 @@ from mpc.bilinear import MatrixProduct, Multiply
 from mpc.operations.comparisons import zero
 from mpc.operations.linear import add, as_secrets, put
 from mpc.operations.linear import move as move_elements
-from mpc.operations.products import product
+from mpc.operations.products import on, product
 from mpc.party import Party
 from mpc.rounds import Protocol
 from mpc.secret import Secret, aligned
@@ -69,7 +69,7 @@ def embedding_backward(party: Party, name: str, arguments: Arguments) -> Protoco
     """The gradient of the table. No round where the indices are public, else as embedding."""
     gradient, indices, count = arguments["grad_output"], arguments["indices"], arguments["num_weights"]
     rows = yield from rows_of(party, indices, count)
-    flat = gradient.of(gradient.share.reshape(-1, gradient.shape[-1]))
+    flat = on(gradient, lambda each: each.reshape(-1, each.shape[-1]))
     if isinstance(rows, Secret):
         turned = rows.of(rows.share.reshape(-1, count).mT)
         return (yield from product(party, MatrixProduct(), turned, flat, gradient.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -11,12 +11,13 @@ import torch
 
 from mpc.arithmetic import multiply, multiply_fixed
 from mpc.bilinear import Bilinear, Convolve, MatrixProduct, Multiply, spread, turned
-from mpc.operations.linear import add, as_secrets, result_type
+from mpc.operations.linear import add, as_secrets, counted, result_type
 from mpc.party import Party
 from mpc.ring import encode
 from mpc.rounds import Protocol, together
-from mpc.secret import Secret, aligned, bits_of, settled
+from mpc.secret import Secret, aligned, bits_of, real, settled
 from mpc.table import Arguments, secure
+from protocol.errors import BadRequest
 
 
 def product(party: Party, operation: Bilinear, x: Any, y: Any, dtype: torch.dtype) -> Protocol[Secret]:
@@ -31,15 +32,24 @@ def product(party: Party, operation: Bilinear, x: Any, y: Any, dtype: torch.dtyp
         share = yield from multiply(party, operation, x.share, y.share)
         return Secret(share, x.bits + y.bits, dtype)
     factor, secret = (y, x) if isinstance(x, Secret) else (x, y)
+    moved = math.frexp(factor)[1] - 1 if isinstance(factor, int | float) and _is_power(factor) else 0
+    if 0 < moved <= secret.fine:
+        return Secret(secret.share, secret.bits - moved, dtype, fine=secret.fine - moved)
     bits = _factor_bits(factor, party.precision)
+    if bits and not dtype.is_floating_point:
+        raise BadRequest(f"whole numbers times {_said(factor)} are none: compute with x.float()")
     if bits:
         secret = yield from settled(party, secret)
     words = encode(torch.as_tensor(factor, dtype=torch.float64 if isinstance(factor, float) else None), bits)
     words = words.to(secret.share.device)
     share = operation(secret.share, words) if isinstance(x, Secret) else operation(words, secret.share)
-    made = Secret(share, secret.bits + bits, dtype)
+    made = Secret(share, secret.bits + bits, dtype, fine=-moved if moved <= -_TINY else 0)
     # With more bits than this little would be left for what it is added to.
     return (yield from settled(party, made)) if made.bits > party.precision + _FEW else made
+
+
+def _said(factor: Any) -> str:
+    return f"{factor:g}" if isinstance(factor, float) else "reals"
 
 
 def _factor_bits(value: Any, precision: int) -> int:
@@ -51,6 +61,12 @@ def _factor_bits(value: Any, precision: int) -> int:
     return bits_of(value, precision)
 
 
+def _is_power(value: float) -> bool:
+    """Whether it is a power of two, so that only the point moves."""
+    return math.frexp(value)[0] == 0.5
+
+
+_TINY: Final = 8  # binary digits: what is made smaller by so many has digits below a real's last
 _FEW: Final = 24
 _MOST: Final = 40
 
@@ -64,7 +80,7 @@ def mul(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 @secure("square")
 def square(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     x = arguments["self"]
-    return (yield from product(party, Multiply(), x, x, x.dtype))
+    return (yield from product(party, Multiply(), x, x, counted(x)))
 
 
 @secure("mm", "bmm", "matmul", "mv", "dot")
@@ -122,6 +138,9 @@ def linear(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 def convolve(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     x, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
     rank = len(weight.shape) - 2
+    if len(x.shape) == rank + 1:  # one image alone
+        made = yield from convolve(party, name, {**arguments, "input": on(x, lambda t: t.unsqueeze(0))})
+        return made.of(made.share.squeeze(0))
     defaults = {"stride": 1, "padding": 0, "dilation": 1}
     stride, padding, dilation = (as_sizes(arguments.get(key, default), rank) for key, default in defaults.items())
     groups = arguments.get("groups", 1)
@@ -151,25 +170,37 @@ def _plus(party: Party, made: Secret, bias: Any) -> Secret:
 @secure("mean", "mean.dim")
 def mean(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     x: Secret = arguments["self"]
-    dims = arguments.get("dim")
-    dims = list(range(x.share.dim())) if dims is None else dims
+    dims = _dims(x, arguments)
     share = x.share.sum(dims, keepdim=arguments.get("keepdim", False))
-    count = x.share.numel() // max(share.numel(), 1)
-    return (yield from product(party, Multiply(), x.of(share), 1.0 / count, x.dtype))
+    return (yield from product(party, Multiply(), x.of(share), 1.0 / _count(name, x, share, dims), x.dtype))
+
+
+def _dims(x: Secret, arguments: Arguments) -> list[int]:
+    """Those that are reduced: none named is all of them."""
+    dims = arguments.get("dim")
+    return [dims] if isinstance(dims, int) else list(dims or range(x.share.dim()))
+
+
+def _count(name: str, x: Secret, reduced: torch.Tensor, dims: Sequence[int], correction: float = 0) -> float:
+    """How many elements make one of the result, less a correction. BadRequest: none do, so that it would be NaN."""
+    count = math.prod(x.shape[dim] for dim in dims) - correction if x.shape else 1 - correction
+    if count > 0 or not reduced.numel():
+        return count if count > 0 else 1
+    raise BadRequest(f"{name}: of so few elements ({tuple(x.shape)}) it is not a number", operation=name)
 
 
 @secure("var.correction", "var", "var.dim", "var_mean.correction")
 def var(party: Party, name: str, arguments: Arguments) -> Protocol[Any]:
     """The mean of the squares of what is left after the mean; three rounds."""
-    x: Secret = arguments["self"]
-    dims = arguments.get("dim") or list(range(x.share.dim()))
+    x = real(party, arguments["self"])
+    dims = _dims(x, arguments)
+    keep = arguments.get("keepdim", False)
+    count = _count(name, x, x.share.sum(dims), dims, _correction(arguments))
     centre = yield from mean(party, name, {"self": x, "dim": dims, "keepdim": True})
     centre, x = yield from together(settled(party, centre), settled(party, x))
     rest = x.of(x.share - centre.share)
     squares = yield from product(party, Multiply(), rest, rest, x.dtype)
-    keep = arguments.get("keepdim", False)
     total = squares.share.sum(dims, keepdim=keep)
-    count = x.share.numel() // max(total.numel(), 1) - _correction(arguments)
     squares = yield from settled(party, squares.of(total))
     made = yield from product(party, Multiply(), squares, 1.0 / count, x.dtype)
     if "var_mean" not in name:

@@ -17,43 +17,34 @@ from typing import Any, Final
 
 import torch
 
-from mpc.arithmetic import multiply
+from mpc.arithmetic import multiply, multiply_and_fix, multiply_fixed
 from mpc.bilinear import Multiply
-from mpc.comparison import truncate_and_choose
-from mpc.magnitude import NARROW, WIDE, chosen, digits_of, leading_digit, leading_digit_and_sign
+from mpc.inverse import inverse
+from mpc.magnitude import NARROW, WIDE, Leading, digits_of, leading_digit, leading_digit_and_sign
 from mpc.operations.comparisons import flat
 from mpc.operations.functions import exponential
-from mpc.operations.linear import add, as_secrets, result_type
+from mpc.operations.linear import add, as_secrets, counted, result_type
 from mpc.operations.products import product
 from mpc.party import Party
-from mpc.ring import MAGNITUDE
+from mpc.ring import MAGNITUDE, encode
 from mpc.rounds import Protocol, together
-from mpc.secret import Digits, Secret, known, settled
+from mpc.secret import Digits, Secret, known, real, settled
 from mpc.table import Arguments, secure
 from mpc.waves import Series, series
 
-_STRETCH: Final = 12  # z is stretched to 1.5 z, of the period 2: a series that need not repeat is a better fit
-_STRETCH_BITS: Final = 3
+_PERIOD: Final = 4 / 3  # longer than z's 15/16: a series that need not repeat is a better fit
 _VALUE_BITS: Final = 24
+_LEAST_BITS: Final = 17  # fractional bits of 1 / z, which is 1 to 16: relative error 2^-17
+_MOST_BITS: Final = 24
+_TOP_BITS: Final = 22  # of x / y * z: what is below comes 16 times as large out of the quotient
 _LOG_OF_2: Final = 0.6931471805599453  # written out: what all parties have to have the same is not for a library to say
 
 
 def _fit(constant: float, cosines: tuple[float, ...], sines: tuple[float, ...]) -> Series:
-    return Series(2.0, tuple(range(1, len(sines) + 1)), sines, cosines, constant)
+    return Series(_PERIOD, tuple(range(1, len(sines) + 1)), sines, cosines, constant)
 
 
 # Least-squares fits on [1/16, 1), reweighted towards the smallest largest error; relative errors but for the logarithm.
-_RECIPROCAL: Final = _fit(  # 9.7e-5
-    35.044713045,
-    (
-        *(56.771571236, 31.765400384, 4.478370597, -14.416145644, -20.630963429, -16.971246675, -9.547016704),
-        *(-3.329081161, -0.128786255, 0.697601474, 0.50510775, 0.196455239, 0.043564207, 0.004122303),
-    ),
-    (
-        *(-27.662315494, -45.051388132, -45.122053578, -31.908775238, -14.642647229, -1.422694542, 4.647014384),
-        *(5.087290853, 3.156752848, 1.287329131, 0.302978013, 0.002582483, -0.023875856, -0.006261862),
-    ),
-)
 _LOG: Final = _fit(  # 8.3e-6
     -2.099967326,
     (
@@ -107,15 +98,15 @@ def _digits(party: Party, x: Secret) -> Protocol[Digits]:
     return (yield from _normal(party, words, first))
 
 
-def _normal(party: Party, size: torch.Tensor, first: torch.Tensor) -> Protocol[Digits]:
+def _normal(party: Party, size: torch.Tensor, first: Leading) -> Protocol[Digits]:
     """z, of the words and their leading digit. One round."""
-    place = chosen(first, _places(first.shape[0]))
-    return Digits(first, place, (yield from multiply(party, Multiply(), size, place * _STRETCH)))
+    (z,), place = yield from multiply_and_fix(party, Multiply(), first.chosen(_places(first.digits)), size)
+    return Digits(first, place, z)
 
 
 def _series_of_z(party: Party, digits: Digits, wanted: Series, bits: int) -> Protocol[torch.Tensor]:
     """The series of z, with so many fractional bits. Two rounds."""
-    z = Secret(digits.z, 4 * digits.first.shape[0] + _STRETCH_BITS, torch.float64)
+    z = Secret(digits.z, 4 * digits.first.digits, torch.float64)
     (value,) = yield from series(party, z, wanted)
     return (yield from settled(party, value, bits)).share
 
@@ -131,10 +122,9 @@ def _series_and_power(
     party: Party, digits: Digits, wanted: Series, power: Callable[[int], float]
 ) -> Protocol[tuple[torch.Tensor, int]]:
     """The series of z times 2^power of its digit, and its fractional bits. Three rounds."""
-    numbers, bits = _powers(party, digits.first.shape[0], power)
+    numbers, bits = _powers(party, digits.first.digits, power)
     value = yield from _series_of_z(party, digits, wanted, _value_bits(party))
-    scale = digits.place if numbers == _places(len(numbers)) else chosen(digits.first, numbers)
-    share = yield from multiply(party, Multiply(), value, scale)
+    share = yield from multiply(party, Multiply(), value, digits.first.chosen(numbers))
     return share, _value_bits(party) + bits
 
 
@@ -156,51 +146,103 @@ def _powers(party: Party, digits: int, power: Callable[[int], float]) -> tuple[l
     return [round(2.0 ** (each + bits)) for each in exponents], bits
 
 
+# --- reciprocals and quotients ------------------------------------------------------------------------------
+
+
 def positive_reciprocal(party: Party, x: Secret) -> Protocol[Secret]:
-    """1 / x for 2^-16 <= x < 2^28: relative error below 1.2e-4, or 2^-15. 0 for 0. Twelve rounds."""
+    """1 / x for 2^-16 <= x < 2^28: relative error below 1.2e-4, or 2^-15. 0 for 0. Fourteen rounds."""
     digits = yield from _digits(party, x)
-    return (yield from _scaled(party, x, digits, _RECIPROCAL, _inverse(party)))
+    return (yield from _reciprocal(party, x, digits))
 
 
 @secure("reciprocal")
 def reciprocal(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """1 / x for 2^-15 <= |x| < 2^20: relative error below 1.2e-4, or 2^-15. 0 for 0. Twelve rounds."""
+    """1 / x for 2^-15 <= |x| < 2^20: relative error below 1.2e-4, or 2^-15. 0 for 0. Fourteen rounds."""
     x: Secret = arguments["self"]
-    words = yield from _words(party, x)
-    first, sign, size = yield from leading_digit_and_sign(party, words, digits_of(party.precision, NARROW))
+    first, sign, size = yield from _first_and_sign(party, x)
     digits = yield from _normal(party, size, first)
-    share, bits = yield from _series_and_power(party, digits, _RECIPROCAL, _inverse(party))
-    size, of_negative = yield from truncate_and_choose(party, share, bits - party.precision, sign)
-    return _shaped(Secret(size - 2 * of_negative, party.precision, x.dtype), x)
+    return (yield from _reciprocal(party, x, digits, sign))
 
 
-def _inverse(party: Party) -> Callable[[int], float]:
-    """Of 16 to the digit and one more, as many fractional bits as words have."""
-    return lambda digit: party.precision - 4.0 - 4 * digit
+def _first_and_sign(party: Party, x: Secret) -> Protocol[tuple[Leading, torch.Tensor, torch.Tensor]]:
+    """The leading digit of x, its sign and its size. Seven rounds, and one before where it is a product."""
+    words = yield from _words(party, x)
+    return (yield from leading_digit_and_sign(party, words, digits_of(party.precision, NARROW)))
+
+
+def _reciprocal(party: Party, x: Secret, digits: Digits, sign: torch.Tensor | None = None) -> Protocol[Secret]:
+    """Six rounds."""
+    places, bits = 4 * digits.first.digits, _inverse_bits(digits.first.digits)
+    value = yield from inverse(party, digits.z, places, bits, sign)
+    share = yield from multiply_fixed(party, Multiply(), value, digits.place)
+    made = yield from settled(party, Secret(share, places + bits - party.precision, x.dtype))
+    return _shaped(made, x)
+
+
+def _inverse_bits(digits: int) -> int:
+    """Fractional bits of 1 / z: with the largest place it fits a word, as far as it has to be so exact."""
+    return max(_LEAST_BITS, min(_MOST_BITS, MAGNITUDE - 1 - 4 * digits))
 
 
 @secure("div.Tensor", "div.Scalar")
 def div(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """x / y. By what all parties know: one truncation later. By a secret: as reciprocal(y), times x; by a square root
-    of one, to within 1e-4 of the larger of 1 and the quotient, which is below 2^14."""
+    """x / y. By what all parties know: one truncation later. By a secret: for 2^-15 <= |y| < 2^20 and quotients below
+    2^18, to within 1.2e-4 of the larger of 1 and the quotient, and fourteen rounds; by a square root of one, to within
+    1e-4 of the same, below 2^14."""
     x, y = arguments["self"], arguments["other"]
     if isinstance(y, Secret) and y.root is not None:
         return (yield from _over_root(party, x, y.root, result_type(x, y), y.shape))
     if isinstance(y, Secret):
-        inverse = yield from reciprocal(party, name, {"self": y})
-        return (yield from product(party, Multiply(), x, inverse, inverse.dtype))
+        if isinstance(x, int | float) and x == 1:
+            return (yield from reciprocal(party, name, {"self": y}))
+        return (yield from _over(party, x, y))
     # A division, which rounds exactly everywhere: a function named reciprocal need not.
     known = 1.0 / y if isinstance(y, int | float) else torch.div(torch.ones((), dtype=torch.float64), y)
     return (yield from product(party, Multiply(), x, known, x.dtype if x.is_real else torch.float32))
+
+
+def _over(party: Party, x: Any, y: Secret) -> Protocol[Secret]:
+    """x / y, however large or small both are: x is brought to the size of the quotient first, so that no digit of it
+    hangs on one of 1 / y that a word does not have. Fourteen rounds."""
+    dtype = result_type(x, y)
+    first, sign, size = yield from _first_and_sign(party, y)
+    place, places, count = first.chosen(_places(first.digits)), 4 * first.digits, y.share.numel()
+    top, value = yield from together(
+        _numerator(party, x, place[:count].view(y.shape), places - party.precision),
+        _inverse_of(party, size, place, places, sign),
+    )
+    share = yield from multiply(party, Multiply(), top.share, value[:count].view(y.shape))
+    bits = top.bits + _LEAST_BITS
+    return (yield from settled(party, Secret(share, bits, dtype if dtype.is_floating_point else torch.float32)))
+
+
+def _numerator(party: Party, x: Any, place: torch.Tensor, bits: int) -> Protocol[Secret]:
+    """x times the place of what it is divided by, of so many fractional bits. Two rounds."""
+    if isinstance(x, Secret):
+        x = yield from settled(party, x)
+        share = yield from multiply(party, Multiply(), x.share, place)
+        made = Secret(share, x.bits + bits, torch.float64)
+    else:
+        words = encode(torch.as_tensor(x, dtype=torch.float64), party.precision).to(place.device)
+        made = Secret(place * words, party.precision + bits, torch.float64)
+    return (yield from settled(party, made, max(_TOP_BITS, party.precision + 2)))
+
+
+def _inverse_of(
+    party: Party, size: torch.Tensor, place: torch.Tensor, places: int, sign: torch.Tensor
+) -> Protocol[torch.Tensor]:
+    """1 / z for z = size * place, with a sign. Five rounds."""
+    z = yield from multiply(party, Multiply(), size, place)
+    return (yield from inverse(party, z, places, _LEAST_BITS, sign))
 
 
 def _over_root(party: Party, x: Any, root: Digits, dtype: torch.dtype, shape: torch.Size) -> Protocol[Secret]:
     """x / root of y, for |x| < 2^22, however large or small both are: first x is brought to the size of the quotient,
     then multiplied by the series. Three rounds."""
     half = party.precision / 2
-    numbers, bits = _powers(party, root.first.shape[0], lambda digit: half - 2 - 2 * digit)
+    numbers, bits = _powers(party, root.first.digits, lambda digit: half - 2 - 2 * digit)
     count = shape.numel()
-    scale = Secret(chosen(root.first, numbers)[:count].view(shape), 0, torch.int64)
+    scale = Secret(root.first.chosen(numbers)[:count].view(shape), 0, torch.int64)
     if not isinstance(x, Secret):
         x = known(party, torch.as_tensor(x, dtype=torch.float64), party.precision, scale)
     size, value = yield from together(
@@ -239,8 +281,8 @@ def log(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     digits = yield from _digits(party, x)
     bits, above = max(_VALUE_BITS, party.precision), 4 - party.precision
     value = yield from _series_of_z(party, digits, _LOG, bits)
-    logs = [round((4 * digit + above) * _LOG_OF_2 * (1 << bits)) for digit in range(digits.first.shape[0])]
-    made = yield from settled(party, Secret(value + chosen(digits.first, logs), bits, x.dtype))
+    logs = [round((4 * digit + above) * _LOG_OF_2 * (1 << bits)) for digit in range(digits.first.digits)]
+    made = yield from settled(party, Secret(value + digits.first.chosen(logs), bits, x.dtype))
     return Secret(made.share[: x.share.numel()].view(x.shape), made.bits, x.dtype)
 
 
@@ -269,6 +311,8 @@ def power(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """x to a public power: by multiplication for whole ones, by roots for halves, else by logarithm and exp (x > 0)."""
     x: Secret = arguments["self"]
     exponent = arguments["exponent"]
+    if isinstance(exponent, float) or exponent < 0:
+        x = real(party, x)
     if exponent == 0.5:
         return (yield from sqrt(party, name, {"self": x}))
     if exponent == -0.5:
@@ -295,6 +339,7 @@ def _whole_power(party: Party, base: Secret, exponent: int) -> Protocol[Secret]:
     if exponent == 0:
         return as_secrets(party, [torch.ones(base.shape, dtype=base.dtype), base])[0]
     made: Any = None
+    base = replace(base, dtype=counted(base))
     while True:
         if exponent & 1:
             made = base if made is None else (yield from product(party, Multiply(), made, base, base.dtype))

@@ -4,7 +4,7 @@ Among up to ten: who is the largest comes from all pairs, together with what lie
 The sum of the powers is then at least 1 and at most ten, so that its reciprocal and its logarithm are a series of it as
 it stands: neither a first digit nor a truncation before.
 
-    softmax       10 rounds for up to ten, error below 1e-4; beyond, 18 and those of the tournament
+    softmax       10 rounds for up to ten, error below 1e-4; beyond, 20 and those of the tournament
     log_softmax   9 rounds for up to ten, error below 1e-4
 
 All pairs of ten are 135 comparisons, a tournament and what lies too far below 19: where there are many rows there are

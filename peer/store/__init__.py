@@ -20,5 +20,6 @@ removal         objects away: row first, then the blob
 publishing      objects in: blob first, then the row
 moves           offers that outlive the process, and arrivals that are still to be confirmed
 upkeep          checking everything, sweeping rubbish
-store           Store: publish, get, delete, tag, find
+reading         what is asked and changes nothing: objects, their bytes, which there are
+store           Store: that, and publish, delete, tag
 """

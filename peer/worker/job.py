@@ -11,7 +11,7 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,11 +20,9 @@ import msgpack
 from compute.jail import structure
 from peer.buffers import Buffer, BufferPool
 from peer.worker import answers, memory
-from peer.worker.channel import LoopChannel
-from peer.worker.giving import Given
-from peer.worker.remote import WorkerKey
+from peer.worker.dedicated import Dedicated
+from peer.worker.line import WorkerKey
 from peer.worker.sandbox import Settings
-from peer.worker.watch import Watch
 from peer.worker.zygote_process import ending, signal_name
 from protocol import limits
 from protocol.errors import BadRequest, GridError, InternalError, JailFailed, TooLarge
@@ -52,33 +50,24 @@ class Outcome:
     printed: bytes
 
 
-class Job(Given):
-    """One jail's process. Made by a WorkerPool, which tells it when it is there and how it ended.
-
-    `assign` it to somebody, `provide` and `blank` what it is to have, then `start` it and await `outcome`.
-    """
-
-    is_busy = True
+class Job(Dedicated):
+    """One jail's process. `assign` it to somebody, `provide` and `blank` what it is to have, then `start` it and await
+    `outcome`."""
 
     def __init__(self, channel: socket.socket, settings: Settings, gone: Callable[[Job], None]) -> None:
-        self.key = WorkerKey("", frozenset())
-        self.pid: int | None = None
-        self.name = "a jail"
-        self._settings = settings
-        self._gone = gone
-        self._watch = Watch(settings.seconds)
-        self._loop = asyncio.get_running_loop()
+        super().__init__(
+            WorkerKey("", frozenset()),
+            "a jail",
+            channel,
+            settings,
+            gone,
+            heard=lambda message, descriptors: self._broke(descriptors),
+            ended=lambda error: None,
+        )
         self._over: asyncio.Future[None] = self._loop.create_future()  # it has said all that it will
         self._status: int | None = None
         self._why: GridError | None = None  # we ended it
         self._is_closed = False
-        self._channel = LoopChannel(
-            channel,
-            lambda message, descriptors: self._broke(descriptors),
-            lambda error: None,
-            send_limit=limits.WORKER_MESSAGE,
-            receive_limit=limits.WORKER_REPLY,
-        )
         self._told = memory.new_file("grid-jail-told")
         memory.fix_size(self._told, limits.JAIL_PRINTED)
         self._made = memory.new_file("grid-jail-made")
@@ -106,47 +95,35 @@ class Job(Given):
     # --- its end ------------------------------------------------------------------------------------------
 
     @property
-    def is_lost(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self._why is not None
-
-    @property
     def is_wanted(self) -> bool:
-        """Whether the process is to go on."""
-        return not (self.is_lost or self.is_over)
+        return self._why is None and not self.is_over
 
     @property
     def is_over(self) -> bool:
         """Whether it has nothing more to say."""
         return self._over.done()
 
-    def look(self, elapsed: float, waits: Callable[[int], Mapping[int, float]]) -> bool:
-        """Ends it if it has taken too long; True if so. For the pool, once in each beat of its watch."""
-        if self.pid is None or self.is_over or not self._watch.look(1, elapsed, waits(self.pid)):
-            return False
-        self.end(
-            TooLarge(
-                f"{self.name} was ended: a jail may take {self._settings.seconds:g} s here. Do less in one, or have "
-                "the peer's owner raise --jail-seconds",
-                limit="JAIL_SECONDS",
-                allowed=self._settings.seconds,
-            )
+    def _work(self) -> int:
+        return 1  # there is but one thing that it is there for
+
+    def _too_long(self) -> TooLarge:
+        return TooLarge(
+            f"{self.name} was ended: a jail may take {self._settings.seconds:g} s here. Do less in one, or have "
+            "the peer's owner raise --jail-seconds",
+            limit="JAIL_SECONDS",
+            allowed=self._settings.seconds,
         )
-        return True
 
     def lose(self, how: str, status: int | None = None) -> None:
-        """Ends it, for a reason that is said behind "the process". For the pool."""
         self.end(JailFailed(f"{self.name}: its process {how}"))
 
     def end(self, why: GridError) -> None:
-        """Ends the process now; its outcome is `why`. The first reason stays."""
         if self._why is None and not self.is_over:
             self._why = why
             self._channel.close()
             self._gone(self)
 
     def exited(self, status: int) -> None:
-        """The pool's word that the process is dead, or that there never was one (-9)."""
         self._status = status
         self._channel.close()
         self._finish()

@@ -40,7 +40,7 @@ from peer.worker.channel import BlockingChannel, close_all
 from peer.worker.confinement import FILTER
 from protocol import limits
 
-Become = Callable[[sandbox.Ground, dict[str, Any], int, int], NoReturn]
+Life = Callable[[sandbox.Ground, sandbox.Settings, int, int], None]
 
 
 class Zygote:
@@ -87,19 +87,19 @@ class Zygote:
     def _handle(self, message: Any, descriptors: list[int]) -> None:
         match message:
             case ["spawn" | "jail" | "party" as kind, int(seq), dict(settings)] if len(descriptors) == 1:
-                self._spawn(_BECOME[kind], seq, settings, descriptors[0])
+                self._spawn(_LIVES[kind], seq, settings, descriptors[0])
             case ["kill", int(pid)] if pid in self._workers:
                 os.kill(pid, signal.SIGKILL)
         close_all(descriptors)
 
-    def _spawn(self, become: Become, seq: int, settings: dict[str, Any], channel: int) -> None:
+    def _spawn(self, life: Life, seq: int, settings: dict[str, Any], channel: int) -> None:
         try:
             pid = os.fork()
         except OSError as error:
             self._control.send(["refused", seq, f"no process could be made: {error.strerror}"])
             return
         if pid == 0:
-            become(self._ground, settings, channel, self._pid)
+            _live(life, self._ground, settings, channel, self._pid)
         self._workers.add(pid)
         handles = [os.pidfd_open(pid)] if hasattr(os, "pidfd_open") else []
         try:
@@ -116,50 +116,36 @@ class Zygote:
             self._control.send(["exited", pid, os.waitstatus_to_exitcode(status)])
 
 
-def _become_worker(ground: sandbox.Ground, settings: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
-    """The child's whole life: the zygote's frames below must not run a second time."""
-    try:
-        from peer.worker import runtime
+def _work(ground: sandbox.Ground, settings: sandbox.Settings, descriptor: int, parent: int) -> None:
+    from peer.worker import runtime
 
-        allowed = sandbox.Settings.from_wire(settings)
-        descriptor = sandbox.enter(ground, allowed, descriptor, parent)
-        runtime.serve(socket.socket(fileno=descriptor), allowed)
+    runtime.serve(socket.socket(fileno=sandbox.enter(ground, settings, descriptor, parent)), settings)
+
+
+def _do_one_job(ground: sandbox.Ground, settings: sandbox.Settings, descriptor: int, parent: int) -> None:
+    from peer.worker import jail
+
+    jail.serve(socket.socket(fileno=sandbox.enter_jail(ground, settings, descriptor, parent)), ground, settings)
+
+
+def _take_part(ground: sandbox.Ground, settings: sandbox.Settings, descriptor: int, parent: int) -> None:
+    from peer.worker.secure import process
+
+    process.serve(socket.socket(fileno=sandbox.enter(ground, settings, descriptor, parent)), settings)
+
+
+_LIVES: Final[dict[str, Life]] = {"spawn": _work, "jail": _do_one_job, "party": _take_part}
+
+
+def _live(life: Life, ground: sandbox.Ground, settings: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
+    """All that a child does: the zygote's frames below must not run a second time."""
+    try:
+        life(ground, sandbox.Settings.from_wire(settings), descriptor, parent)
         os._exit(0)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(70)
-
-
-def _become_jail(ground: sandbox.Ground, settings: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
-    """The same, for one that lives for one job."""
-    try:
-        from peer.worker import jail
-
-        allowed = sandbox.Settings.from_wire(settings)
-        descriptor = sandbox.enter_jail(ground, allowed, descriptor, parent)
-        jail.serve(socket.socket(fileno=descriptor), ground, allowed)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(70)
-
-
-def _become_party(ground: sandbox.Ground, settings: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
-    """The same, for one that lives for one secure session."""
-    try:
-        from peer.worker.secure import process
-
-        allowed = sandbox.Settings.from_wire(settings)
-        descriptor = sandbox.enter(ground, allowed, descriptor, parent)
-        process.serve(socket.socket(fileno=descriptor), allowed)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(70)
-
-
-_BECOME: Final[dict[str, Become]] = {"spawn": _become_worker, "jail": _become_jail, "party": _become_party}
 
 
 class Parent:

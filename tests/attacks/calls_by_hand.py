@@ -135,6 +135,11 @@ def _random() -> Iterator[Made]:
     yield "bernoulli.Tensor", [x, x], {}
     yield "bernoulli_.Tensor", [x, _x(4)], {}
     yield "poisson.default", [x], {}
+    yield "_standard_gamma.default", [x], {}
+    yield "_standard_gamma_grad.default", [x, x], {}
+    yield "_sample_dirichlet.default", [x], {}
+    yield "_dirichlet_grad.default", [x, x, x], {}
+    yield "binomial.default", [x.new_full((3, 4), 7.0), x], {}
     yield "randperm.default", [7], {}
     yield "native_dropout.default", [x, 0.5, True], {}
     for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "dropout_"):

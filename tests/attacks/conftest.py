@@ -18,6 +18,7 @@ from peer.neighbours import Neighbours
 from peer.opening import open_as_dialer
 from protocol.handshake import Introduction
 from tests import zygotes
+from tests.attacks.den import Den, Worker
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,15 @@ def victim() -> Iterator[Folders]:
             runner.run(processes.start("victim"))
             yield folders
             runner.run(processes.close())
+
+
+@pytest.fixture(scope="module")
+def neighbour(den: Den) -> Iterator[Worker]:
+    """Another principal's worker in the den of the module, which holds a value."""
+    worker = den.spawn()
+    assert worker.run("import builtins; builtins.kept = torch.arange(4); got = 1") == "ran 1"
+    yield worker
+    worker.close()
 
 
 @asynccontextmanager

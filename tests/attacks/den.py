@@ -6,7 +6,8 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ class Den:
         assert confined is not None
         self.refused: dict[str, str] | None = confined[0][1]
         assert self.told.wait("ready") is not None, "the zygote ended"
+
+    @classmethod
+    @contextmanager
+    def with_secret(cls, settings: Settings) -> Iterator[Den]:
+        """One whose environment had something that is not for those in it."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GRID_SECRET", "not for those in it")
+            den = cls(settings)
+        yield den
+        den.close()
 
     def spawn(self, settings: Settings | None = None, kind: str = "spawn") -> Worker:
         self._seq += 1
@@ -150,9 +161,6 @@ class Worker:
         assert exited is not None, "the zygote ended with its worker"
         status = exited[0][2]
         return signal.Signals(-status).name if status < 0 else f"exit {status}"
-
-    def is_alive(self) -> bool:
-        return self.run("got = 6 * 7") == "ran 42"
 
     def close(self) -> None:
         self.told.channel.close()

@@ -12,7 +12,6 @@ REFUSED: Final = ("bad_jail",)
 RAISED: Final = ("jail_failed", "operation_not_allowed", "bad_request", "bad_tensor")
 KILLED: Final = ("jail_failed",)
 TOO_MUCH: Final = ("too_large",)
-ANY: Final = (*REFUSED, *RAISED, *TOO_MUCH)
 
 # Ways of Python's own, and of RestrictedPython's past: refused where they are read.
 WALKS: Final = {

@@ -27,20 +27,8 @@ ROOM = 300 << 20
 
 @pytest.fixture(scope="module")
 def den() -> Iterator[Den]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRID_SECRET", "not for workers")
-        made = Den(Settings(memory=ROOM))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def neighbour(den: Den) -> Iterator[Worker]:
-    """Another principal's worker, which holds a value."""
-    worker = den.spawn()
-    assert worker.run("import builtins; builtins.kept = torch.arange(4); got = 1") == "ran 1"
-    yield worker
-    worker.close()
+    with Den.with_secret(Settings(memory=ROOM)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +10,10 @@ import pytest
 
 from compute.operations import OPERATIONS
 from tests.attacks.calls import load
+from tests.full import FULL, minutes_long
 
 ROOT = Path(__file__).parents[2]
-IS_FULL = bool(os.environ.get("PEERGRID_FULL"))
-PARTS = 8 if IS_FULL else 2
+PARTS = 8 if FULL else 2
 
 
 def fuzzed(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +25,7 @@ def fuzzed(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_hostile_calls_of_the_whole_table(part: int) -> None:
     """No signal, no hang, no foreign error, nothing uninitialised, nothing written that is not said."""
-    done = fuzzed("--calls", "600" if IS_FULL else "12", "--seed", "3", "--part", f"{part}/{PARTS}")
+    done = fuzzed("--calls", "600" if FULL else "12", "--seed", "3", "--part", f"{part}/{PARTS}")
     assert done.returncode == 0, f"{done.stdout[-4_000:]}\n{done.stderr[-2_000:]}"
     entries, calls, passed = (int(word) for word in done.stdout.split() if word.isdigit())
     assert entries > len(OPERATIONS) // PARTS - 20  # some releases of torch lack a few
@@ -34,7 +33,7 @@ def test_hostile_calls_of_the_whole_table(part: int) -> None:
 
 
 @pytest.mark.timeout(3_600)
-@pytest.mark.skipif(not IS_FULL, reason="minutes long: set PEERGRID_FULL")
+@minutes_long
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_call_writes_beyond_a_result(part: int) -> None:
     done = fuzzed("--calls", "200", "--seed", "5", "--part", f"{part}/{PARTS}", "--heap-checks")

@@ -33,13 +33,14 @@ from protocol import limits
 from protocol.errors import Denied, GridError, TooLarge
 from tests.attacks import escapes, jail_escapes
 from tests.attacks.den import Den, Worker
+from tests.full import FULL
+from tests.tags import fresh_tag
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jails run on Linux")
 
 MIB = 1 << 20
 ROOMY = Settings(memory=300 * MIB, seconds=10.0, has_jails=True)
 SHORT = dataclasses.replace(ROOMY, seconds=0.1)
-FULL = os.environ.get("PEERGRID_FULL") == "1"
 
 
 # --- through the door -------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ SECRET = torch.tensor([3.0, 1.0, 2.0])
 @asynccontextmanager
 async def secret(jailer: Folders) -> AsyncIterator[tuple[grid.Grid, Any]]:
     """eve, and a pointer of hers to a private tensor of somebody else's."""
-    tag = f"t{os.urandom(6).hex()}"
+    tag = fresh_tag()
     async with somebody(jailer) as owner, somebody(jailer) as eve:
         kept = await owner["jailer"].send(SECRET, tags=[tag], private=True)
         yield eve, (await eve.search(f"#{tag}")).one()
@@ -265,19 +266,8 @@ async def test_on_zeros_it_may_say_what_it_likes(jailer: Folders) -> None:
 
 @pytest.fixture(scope="module")
 def den() -> Iterator[Den]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRID_SECRET", "not for jails")
-        made = Den(ROOMY)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def neighbour(den: Den) -> Iterator[Worker]:
-    worker = den.spawn()
-    assert worker.run("import builtins; builtins.kept = torch.arange(4); got = 1") == "ran 1"
-    yield worker
-    worker.close()
+    with Den.with_secret(ROOMY) as made:
+        yield made
 
 
 # A jail has no channel, and makes no files: what a worker may, and then fails at, it may not.

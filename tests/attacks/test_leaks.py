@@ -30,10 +30,10 @@ from tests.attacks.adversary import Adversary
 from tests.attacks.calls import Call, load
 from tests.attacks.guard_pages import Arena
 from tests.faults import FaultProxy
+from tests.full import FULL
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
-IS_FULL = bool(os.environ.get("PEERGRID_FULL"))
-PARTS, CALLS = (8, 12_500) if IS_FULL else (1, 2_000)  # of each part
+PARTS, CALLS = (8, 12_500) if FULL else (1, 2_000)  # of each part
 CANARY = 0x5EC4E7C1  # as int32; nothing that is worked on, and no result of it, has it
 PATTERN = CANARY.to_bytes(4, "little")
 SIDE = 4_096  # bytes of canary on each side of what is worked on

@@ -23,17 +23,13 @@ import grid
 from compute.importing import onnx, pt, pt2
 from grid.files import read
 from peer import machine
-from peer.worker.reader import kept
 from protocol.errors import BadFile, GridError, TooLarge
 from tests.compute.onnx_files import Graph, field, text
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="such files are read on Linux only")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_process() -> Iterator[None]:
-    with kept():
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("one_reader"),
+    pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="such files are read on Linux only"),
+]
 
 
 @pytest.fixture(autouse=True)

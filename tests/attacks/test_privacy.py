@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from grid.ids import fresh_id
 from peer.folders import Folders
 from peer.keys import Identity
 from protocol.errors import AlreadyExists, BadProgram, BadRequest, Denied, GridError
+from tests.tags import fresh_tag
 
 SECRET = torch.tensor([3.5, 1.25, 7.0])
 COUNTS = torch.tensor([5, 4, 7])
@@ -42,7 +42,7 @@ class Scene:
 
 @asynccontextmanager
 async def scene(victim: Folders) -> AsyncIterator[Scene]:
-    tag = f"t{os.urandom(6).hex()}"
+    tag = fresh_tag()
     async with (
         grid.connect(folders=victim, identity=Identity.generate()) as owner,
         grid.connect(folders=victim, identity=Identity.generate()) as eve,
@@ -184,7 +184,7 @@ async def test_a_public_network_trains_on_private_data_and_stays_with_their_owne
 
 async def test_a_tensor_under_the_id_of_a_models_part(victim: Folders) -> None:
     async with scene(victim) as s:
-        tag = f"t{os.urandom(6).hex()}"
+        tag = fresh_tag()
         model = await s.owner["victim"].send(nn.Linear(3, 1), tags=tag)
         found = (await s.eve.search(f"#{tag}")).one()
         part = found._handle.id[:-2] + b"\0\1"
@@ -210,7 +210,7 @@ async def test_garbage_that_is_published_as_a_plan(victim: Folders) -> None:
 
 async def test_a_broken_chain_breaks_no_search(victim: Folders) -> None:
     async with scene(victim) as s:
-        tag = f"t{os.urandom(6).hex()}"
+        tag = fresh_tag()
         x = await s.owner["victim"].send(torch.ones(2))
         chain = await x.send(s.owner["victim"], tags=tag)
         good = await s.owner["victim"].send(torch.ones(2), tags=tag)
@@ -295,7 +295,7 @@ async def test_a_program_that_writes_its_input_gives_that_the_labels(victim: Fol
         outs = [fresh_id()]
         args = {"program": COPIES.id, "inputs": [y._handle.id, mine._handle.id], "outs": outs}
         await at.request("execute", args, COPIES.to_bytes())
-        tag = f"t{os.urandom(6).hex()}"
+        tag = fresh_tag()
         await y.tag(tag)
         with pytest.raises(Denied):
             await (await s.eve.search(f"#{tag}")).one().fetch()

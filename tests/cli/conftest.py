@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import gzip
 import json
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import cli
@@ -46,3 +49,20 @@ def grid(home: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
         return Ended(code, printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Ten thousand labels, as MNIST is shipped."""
+    path = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    values = (np.arange(10_000) % 10).astype(np.uint8)
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, 1]) + struct.pack(">I", len(values)) + values.tobytes()))
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A few megabytes, so that they travel as a stream."""
+    path = tmp_path / "images.npy"
+    np.save(path, np.arange(3_000_000, dtype=np.float32).reshape(3_000, 1_000))
+    return path

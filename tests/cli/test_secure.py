@@ -35,3 +35,24 @@ def test_a_plan_runs_on_shares_from_the_shell(grid: Grid, tmp_path: Path) -> Non
     assert "without --map" in grid(*run, "--map").err
     refused = grid("run", "plans.py:total", "images=#x", "--parties", "alice,bob")
     assert refused.code != 0 and "provider" in refused.err
+
+
+def test_a_result_goes_to_a_peer_which_finds_it_by_tag(grid: Grid, tmp_path: Path) -> None:
+    assert grid("up", "alice", "bob", "carol").code == 0
+    np.save(tmp_path / "x.npy", np.ones((2, 3), dtype=np.float32))
+    (tmp_path / "plans.py").write_text(PLAN)
+    assert grid("put", "x.npy", "--to", "bob", "--tag", "#x").code == 0
+    run = ("run", "plans.py:total", "images=#x", "--parties", "alice,bob", "--provider", "carol", "--precision", "20")
+    there = (*run, "--reveal-to", "alice")
+    explained = grid(*there, "--tag", "#theirs", "--explain")
+    assert "revealed to alice" in explained.out, explained.err
+    ended = grid(*there, "--tag", "#theirs", "--patience", "20", "--json")
+    assert (ended.json[0]["tags"], ended.json[0]["shape"]) == (["#theirs"], [2]), ended.err
+    assert "online" in ended.err
+    assert "alice has" in grid(*there, "--tag", "#once-more").out
+    (found,) = grid("search", "#once-more", "--json").json["objects"]
+    assert found["peer"] == "alice"
+    refused = grid("get", "#once-more", "-o", "y.npy")
+    assert refused.code == 4 and not (tmp_path / "y.npy").exists()  # it is alice's to take
+    for wrong in (there, (*run, "--tag", "#theirs"), (*there, "--tag", "#theirs", "-o", "y.npy")):
+        assert grid(*wrong).code == 2

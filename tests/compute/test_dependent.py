@@ -20,6 +20,8 @@ SHAPES_KNOWN = {
     *("aten.native_layer_norm.default", "aten.native_batch_norm.default", "aten._native_batch_norm_legit.default"),
     "aten._batch_norm_with_update.default",
     *("aten.geqrf.default", "aten.linalg_lstsq.default", "aten.fractional_max_pool3d_backward.default"),
+    *("aten.binomial.default", "aten._sample_dirichlet.default", "aten._dirichlet_grad.default"),
+    *("aten._standard_gamma_grad.default",),
     *("aten._ctc_loss.default", "aten._ctc_loss_backward.default", "aten._ctc_loss_backward.Tensor"),
 }
 

@@ -269,7 +269,7 @@ def test_inputs_that_a_program_writes_are_found(nodes: list[Node], written: tupl
 def test_preparation_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     p = program(Node("aten.relu.default", [{"node": 0}]))
     run(p, [X])
-    monkeypatch.setattr(prepared, "decode", None)
+    monkeypatch.setattr(prepared, "decode_argument", None)
     run(p, [X])
 
 

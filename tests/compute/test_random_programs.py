@@ -1,6 +1,5 @@
 """Random programs give the same as torch, or a clean error; and what was foreseen of them is so."""
 
-import os
 from collections import Counter
 from typing import Any
 
@@ -15,8 +14,9 @@ from compute.program_types import check_types
 from compute.report import Report
 from protocol.errors import GridError
 from tests.compute.random_programs import Maker, arguments_for, expected, same
+from tests.full import FULL
 
-EXAMPLES = 4_000 if os.environ.get("PEERGRID_FULL") else 250
+EXAMPLES = 4_000 if FULL else 250
 seeds = st.integers(0, 2**48)
 
 

@@ -86,6 +86,15 @@ def named(x: torch.Tensor, *, order: Any = ("sum", "mean")) -> dict[str, torch.T
     return {name: x.sum() if name == "sum" else x.mean() for name in order}
 
 
+def packed(x: torch.Tensor) -> Any:
+    net = nn.GRU(2, 3)
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 0.1)
+    out, last = net(nn.utils.rnn.pack_padded_sequence(x.reshape(4, 2, 2), [4, 2]))
+    padded, lengths = nn.utils.rnn.pad_packed_sequence(out)
+    return padded.detach(), last.detach(), lengths
+
+
 SAME = (
     normalised,
     scaled,
@@ -100,6 +109,7 @@ SAME = (
     images,
     of_integers,
     named,
+    packed,
 )
 
 

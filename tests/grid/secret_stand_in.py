@@ -21,6 +21,7 @@ from mpc.party import Party
 from mpc.ring import PRECISION, decode, encode
 from mpc.rounds import Protocol
 from mpc.secret import Secret
+from mpc.staying import as_given, staying
 from mpc.together import run_together, shares_of
 
 
@@ -51,20 +52,21 @@ class Together:
         await asyncio.sleep(0)
         self.programs.append(lowered)
         given: list[list[Any]] = [[] for _ in range(self.count)]
-        for value in inputs:
+        for at, value in enumerate(inputs):
             parts: Sequence[Secret]
             if isinstance(value, Shares):
                 parts = value.parties
             else:
-                bits = self.precision if value.is_floating_point() else 0
+                bits = lowered.bits(at, value.dtype)
                 words = shares_of(encode(value, bits), self.count)
-                parts = [Secret(share, bits, value.dtype) for share in words]
+                parts = [as_given(share, bits, value.dtype, self.precision) for share in words]
             for party, part in zip(given, parts, strict=True):
                 party.append(part)
 
         def protocol(party: Party, *own: Any) -> Protocol[Any]:
             party.precision = self.precision
-            return (yield from run(party, lowered.program, [*own, *lowered.public]))
+            made = run(party, lowered.program, [*own, *lowered.public])
+            return (yield from staying(party, made, lowered.program.outputs, keep))
 
         results, ledger = run_together(protocol, given)
         self.rounds += ledger.rounds

@@ -46,6 +46,14 @@ OWN: dict[str, Callable[[Any], Any]] = {
     "a variance": lambda x: torch.masked.var(x, 1, mask=x > -9),
     "positions": lambda x: torch.stack(torch.unravel_index(x.argmax(1), (2, 8))),
     "identity": lambda x: torch.linalg.matrix_power(x, 0),
+    "identity, times a number": lambda x: x @ x.T + 1e-4 * torch.eye(4),
+    "a number, expanded": lambda x: F.binary_cross_entropy(x.sigmoid(), x.sigmoid(), weight=torch.tensor(2.0)),
+    "lengths": lambda x: F.ctc_loss(
+        x[:, None].log_softmax(2), torch.ones_like(x[:1, :2]).long(), torch.tensor([4]), torch.tensor([1])
+    ),
+    "edges of bins": lambda x: torch.histogram(x, torch.tensor([-1.0, 0.0, 1.0])).hist,
+    "what is sorted": lambda x: torch.searchsorted(torch.tensor([-1.0, 0.0, 1.0]), x),
+    "powers": lambda x: torch.vander(x[0], 3) + torch.vander(x[0], 3, increasing=True),
     "forward mode": lambda x: torch.func.linearize(lambda y: y.sin() * y, x)[1](2 * x),
     "an affine grid": lambda x: F.affine_grid(x[None, :2, :3], [1, 1, 3, 3], align_corners=False),
 }

@@ -41,6 +41,17 @@ def _accumulated(x: Any, y: Any) -> Any:
     return first, x.grad, x.grad.shape
 
 
+def _written_through_data(x: Any, y: Any) -> Any:
+    """As updates by hand, targets that follow, and torch's own gradcheck write."""
+    x = _leaf(x)
+    loss = (x**2 * y).sum()
+    x.data.mul_(2)
+    x.data[0] = 1
+    loss.backward()
+    x.grad.data.zero_()
+    return x, x.grad, x._version
+
+
 def _retained(x: Any, y: Any) -> Any:
     x = _leaf(x)
     z = (x * y).exp()
@@ -167,6 +178,7 @@ def _gradients_given(x: Any, y: Any) -> Any:
 FORMS: dict[str, Lines] = {
     "accumulated": _accumulated,
     "retained": _retained,
+    "written through data": _written_through_data,
     "twice": _twice,
     "hooked": _hooked,
     "of some": _of_some,

@@ -151,6 +151,8 @@ async def test_any_other_use_says_what_to_write(peers: Folders) -> None:
         for use in uses:
             with pytest.raises(grid.NeedsAwait, match=r"(?s)alice.*await x.*to_thread"):
                 use()
+        with pytest.raises(grid.NeedsAwait, match=r"x\[mask\] = \(await x\[mask\]\) \+ 1"):
+            x[x > 0] += 1
         with pytest.raises(grid.NeedsAwait, match=r"await x\.unique\(return_counts=True\)"):
             x.unique().sum()
         assert repr(x[x > 0]).startswith("Unsized(alice:") and "to be awaited" in f"{x.nonzero()}"

@@ -45,7 +45,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(2))
         self.last, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.words.weight
-        self.longest, self.more = longest, 10
+        self.longest, self.more = longest, 6
 
     def step(self, token: Tensor, cache: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         x, caches = self.words(token) + self.places(at), []

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import grid
 from peer.folders import Folders
-from tests.grid.forms import Lines, differences
+from tests.grid.forms import Lines, differences, is_same, value_of
 
 OPERATORS: dict[str, Lines] = {
     "x + y": lambda x, y: x + y,
@@ -207,6 +207,9 @@ DTYPES: dict[str, Lines] = {
     "new_zeros": lambda x: x.new_zeros(2, 3),
     "new_full": lambda k: k.new_full((2,), 7),
     "new_ones dtype": lambda x: x.new_ones(3, dtype=torch.int64),
+    "new_tensor": lambda x, k: (x.new_tensor([[1, 2], [3, 4]]) * x[0, 0], k.new_tensor(5)),
+    "new_tensor dtype": lambda x: x[x.new_tensor([0, 2], dtype=torch.int64)],
+    "new": lambda x: (x.new(2, 3).fill_(1), x.new(x.size()).zero_(), x.new([1.0, 2.0]), x.new().numel()),
     "zeros_like": lambda x: torch.zeros_like(x),
     "full_like": lambda x: torch.full_like(x, 3, dtype=torch.int64),
     "torch.tensor": lambda s: torch.as_tensor(s) + s.clone().detach(),
@@ -252,12 +255,45 @@ async def test_dtypes_and_factories(peers: Folders) -> None:
     await _check(peers, DTYPES)
 
 
+WHOLE: dict[str, Lines] = {
+    "a share": lambda m: (m.sum() / 12, m.sum() / m.sum(), 1 / (m.sum() + 1)),
+    "functions": lambda i: (i.sqrt(), torch.sigmoid(i), i.exp(), torch.atan2(i, i), i**0.5, i * 0.5, (i / 3).pow(2)),
+    "no share": lambda i, m: (i * 2, i // 2, m & ~m, i.float(), i.sum(), i.to(torch.int32), i.view(torch.int32)),
+    "floats": lambda x, i: (x + i[0], x.mean(), x.new_tensor([1.5]), torch.where(x > 0, 1.0, 0.0)),
+}
+
+
+async def test_whole_numbers_become_numbers_of_the_default_dtype(peers: Folders) -> None:
+    """A peer's own is float32."""
+    async with grid.connect(folders=peers) as g:
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            try:
+                assert await differences(g, WHOLE) == []
+            finally:
+                torch.set_default_dtype(torch.float32)
+
+
 async def test_inference_mode_gives_the_same(peers: Folders) -> None:
     forms = {**INDEXING, **SEVERAL, **DTYPES}
     forms = {name: form for name, form in forms.items() if name not in ("what it is", "copy.deepcopy")}
     async with grid.connect(folders=peers) as g:
         with torch.inference_mode():
             assert await differences(g, forms) == []
+
+
+async def test_in_inference_mode_tensors_from_outside_have_views_and_are_changed(peers: Folders) -> None:
+    value = torch.arange(12.0).reshape(3, 4)
+    async with grid.connect(folders=peers) as g:
+        x, chain = await g["alice"].send(value), await (await g["alice"].send(value)).send(g["bob"])
+        with torch.inference_mode():
+            views = [x[0], x.T, x.view(-1)[3:], x.detach(), x.data, *x.split(2), copy.copy(x), chain[1:]]
+            assert not any(view.is_inference() for view in views) and (x + 1).is_inference()
+            x += 1
+            x[1] = 0
+        x.mul_(2)
+        wanted = torch.tensor([[2.0, 4.0, 6.0, 8.0], [0.0] * 4, [18.0, 20.0, 22.0, 24.0]])
+        assert is_same(await value_of(x), wanted) and is_same(await value_of(views[1]), wanted.T)
 
 
 @pytest.mark.parametrize("name", ["inv", "solve", "cholesky"])

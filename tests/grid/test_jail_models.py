@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import grid
-from grid.local_grid import Processes
 from peer.folders import Folders
 from peer.jail_rules import JailRules
 from peer.keys import Identity
-from peer.pool_settings import PoolSettings
 from protocol.errors import BadJail, JailFailed, ReadOnly
+from tests.grid.jailers import jailing
+from tests.tags import fresh_tag
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jails run on Linux")
 
@@ -30,22 +29,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jails run on Li
 @pytest.fixture(scope="module")
 def jailers() -> Iterator[Folders]:
     """alice runs everybody's jails, bob nobody's."""
-    with tempfile.TemporaryDirectory(prefix="grid-jails-") as folder:
-        folders = Folders.under(Path(folder))
-        with asyncio.Runner() as runner:
-            running = [
-                Processes(folders, PoolSettings(jails=JailRules(for_all=True, seconds=30.0))),
-                Processes(folders),
-            ]
-            runner.run(running[0].start("alice"))
-            runner.run(running[1].start("bob"))
-            yield folders
-            for processes in running:
-                runner.run(processes.close())
-
-
-def _tag() -> str:
-    return f"t{os.urandom(6).hex()}"
+    with jailing(alice=JailRules(for_all=True, seconds=30.0), bob=JailRules()) as folders:
+        yield folders
 
 
 def net() -> nn.Module:
@@ -63,7 +48,7 @@ def loaded(x: Any) -> Any:
 
 
 async def test_a_stored_model_and_a_stored_plan_are_called_in_a_jail_as_in_a_plan(jailers: Folders) -> None:
-    tag, model, table = _tag(), net(), torch.randn(2000, 4)
+    tag, model, table = fresh_tag(), net(), torch.randn(2000, 4)
 
     @grid.plan
     def prepare(x: torch.Tensor) -> torch.Tensor:
@@ -102,7 +87,7 @@ def trained_in_place(x: Any, model: Any) -> Any:
 
 
 async def test_what_does_not_go_in_is_said(jailers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     async with grid.connect(folders=jailers) as g:
         x = await g["alice"].send(torch.randn(5, 4))
         with pytest.raises(BadJail, match=r"in training mode.*eval\(\) first"):
@@ -115,7 +100,7 @@ async def test_what_does_not_go_in_is_said(jailers: Folders) -> None:
 
 
 async def test_private_weights_stay_private_in_a_jail(jailers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     async with grid.connect(folders=jailers) as g, grid.connect(folders=jailers, identity=Identity.generate()) as other:
         await other["alice"].send(net(), tags=tag, private=True)
         x = await g["alice"].send(torch.randn(5, 4))
@@ -127,7 +112,7 @@ async def test_private_weights_stay_private_in_a_jail(jailers: Folders) -> None:
 
 
 async def test_a_jail_is_explained_before_it_runs(jailers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     async with grid.connect(folders=jailers) as g:
         await g["alice"].send(torch.randn(1000, 4), tags=f"{tag} x")
         await g["bob"].send(net(), tags=f"{tag} model")

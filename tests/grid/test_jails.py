@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,13 +14,13 @@ import torch
 
 import grid
 from compute.jail.source import source_of
-from grid.local_grid import Processes
 from peer.folders import Folders
 from peer.jail_rules import JailRules
 from peer.keys import Identity
 from peer.pool_settings import PoolSettings
 from protocol.errors import BadJail, BadRequest, Denied, GridError, JailFailed
 from tests.grid import jail_sources
+from tests.grid.jailers import jailing
 from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jails run on Linux")
@@ -32,18 +31,8 @@ FRIEND = Identity.generate()
 @pytest.fixture(scope="module")
 def jailers() -> Iterator[Folders]:
     """alice runs everybody's jails, bob those of a friend."""
-    with tempfile.TemporaryDirectory(prefix="grid-jails-") as folder:
-        folders = Folders.under(Path(folder))
-        with asyncio.Runner() as runner:
-            running = [
-                Processes(folders, PoolSettings(jails=rules))
-                for rules in (JailRules(for_all=True), JailRules(principals=(FRIEND.id,)))
-            ]
-            runner.run(running[0].start("alice"))
-            runner.run(running[1].start("bob"))
-            yield folders
-            for processes in running:
-                runner.run(processes.close())
+    with jailing(alice=JailRules(for_all=True), bob=JailRules(principals=(FRIEND.id,))) as folders:
+        yield folders
 
 
 @asynccontextmanager

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import ctypes
-import mmap
 import os
 import tempfile
 import time
@@ -30,6 +28,7 @@ from protocol import limits
 from protocol.errors import Corrupt, ReadOnly
 from protocol.tensors import TensorHeader
 from tests import zygotes
+from tests.page_cache import cached, cool
 from tests.waiting import until
 
 MIB = limits.MIB
@@ -92,24 +91,6 @@ class Watched:
     def growth(self) -> int:
         assert set(self._place.pids()) <= set(self._idle), "a process that was not there before"
         return max(memory(pid)[1] - idle for pid, idle in self._idle.items())
-
-
-def cool(path: Path) -> None:
-    """The system forgets what it has read of a file."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def cached(path: Path) -> int:
-    """How much of a file the system has in memory: what anybody read since `cool`."""
-    size = path.stat().st_size
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as mapping:
-        pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-        first = ctypes.c_char.from_buffer(mapping)
-        address = ctypes.c_void_p(ctypes.addressof(first))
-        assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(size), pages) == 0
-        del first
-    return sum(page & 1 for page in bytes(pages)) * mmap.PAGESIZE
 
 
 async def _publish(folders: Folders) -> None:

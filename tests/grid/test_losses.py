@@ -31,9 +31,10 @@ from peer.worker.remote import Worker
 from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import GridError, TooLarge, WorkerLost
+from tests.full import FULL
 from tests.waiting import descriptors, process_ended, until
 
-KILLS = 200 if os.environ.get("PEERGRID_FULL") else 12
+KILLS = 200 if FULL else 12
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("real_zygotes")]

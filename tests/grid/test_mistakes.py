@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader
 
 import grid
 from peer.folders import Folders
@@ -50,7 +51,6 @@ async def test_values_in_the_loop_need_an_await(peers: Folders) -> None:
             lambda: "%.3f" % s,  # noqa: UP031
             lambda: range(s.long()),  # type: ignore[arg-type]
             lambda: [1, 2][s.long()],  # type: ignore[call-overload]
-            lambda: x[s.long()],
             lambda: x[: s.long()],
             lambda: max([s, s + 1]),
             lambda: sorted([s + 1, s]),
@@ -134,6 +134,48 @@ async def test_pointers_do_not_leave_the_session(peers: Folders) -> None:
         assert torch.equal(await x.fetch(), torch.full((2,), 2.0))
 
 
+async def test_modules_do_not_leave_the_session_either(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        net = await g["alice"].send(nn.Sequential(nn.Linear(2, 2)))
+        for leave in (lambda: pickle.dumps(net), lambda: torch.save(net, io.BytesIO())):
+            with pytest.raises(BadRequest, match=r"module at a peer cannot be pickled.*await net\.fetch\(\)"):
+                leave()
+        with pytest.raises(BadRequest, match=r"await net\.move\(peer\)"):
+            net.to(g["bob"])
+        same, other = copy.copy(net), copy.deepcopy(net)
+        with torch.no_grad():
+            other[0].weight.zero_()
+        assert type(same) is type(other) is type(net) and same[0] is net[0]
+        assert not torch.equal(await net[0].weight.fetch(), await other[0].weight.fetch())
+
+
+async def test_a_process_that_was_forked_is_told_so(peers: Folders) -> None:
+    """What a DataLoader's workers get back is an error, and not a wait for ever."""
+    async with grid.connect(folders=peers) as g:
+        x = await g["alice"].send(torch.arange(6.0).reshape(3, 2))
+        for rows in (x, _Looking(x)):
+            loader: Any = DataLoader(rows, batch_size=2, num_workers=1, multiprocessing_context="fork")  # type: ignore[arg-type]
+            with pytest.raises(BadRequest, match=r"another process.*num_workers=0"):
+                await asyncio.to_thread(list, loader)
+        with pytest.raises(BadRequest, match="pickled"):
+            next(iter(DataLoader(x, num_workers=1, multiprocessing_context="spawn")))  # type: ignore[arg-type]
+        assert torch.equal(await (x + 1).get(), torch.arange(6.0).reshape(3, 2) + 1)
+        assert [batch.shape for batch in DataLoader(x, batch_size=2)] == [(2, 2), (1, 2)]  # type: ignore[arg-type]
+
+
+class _Looking:
+    """Rows whose values somebody looks at."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, at: int) -> float:
+        return float(self.x.item())
+
+
 async def test_what_is_gone_says_where_it_went(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.ones(2))
@@ -161,7 +203,7 @@ async def test_a_name_is_no_peer(peers: Folders) -> None:
 async def test_the_memory_of_a_pointer_is_elsewhere(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.ones(2))
-        for name in ("share_memory_", "pin_memory", "data_ptr", "storage", "apply_", "map_", "new", "resize_", "set_"):
+        for name in ("share_memory_", "pin_memory", "data_ptr", "storage", "apply_", "map_", "set_"):
             with pytest.raises(BadRequest, match=rf"{name}\(\) works on a tensor's memory, and that is at alice"):
                 getattr(x, name)(2)
         for ask in (lambda: x.cuda(), lambda: x.to("cuda"), lambda: x.to(device="cuda:1"), lambda: x.double().to(0)):
@@ -287,6 +329,8 @@ async def test_where_torch_itself_looks_at_a_value_the_sentence_says_what_needs_
         spectrum = torch.stft(sound, 80, window=window, return_complex=True)
         for ask, hint in [
             (lambda: F.one_hot(x), "torch's own code .*num_classes"),
+            (lambda: F.gaussian_nll_loss(p, p, p), r"asked by torch.nn.functional.gaussian_nll_loss, needs"),
+            (lambda: torch.equal(p, p), r"\(x == y\)\.all\(\) stays there"),
             (lambda: torch.istft(spectrum, 80, window=window), "torch.istft"),
             (lambda: torch.distributions.Categorical(p), "validate_args=False"),
             (lambda: torch.distributions.Normal(p, p), "validate_args=False"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,15 @@ import grid
 from grid.files import write
 from grid.putting import Putting
 from peer.folders import Folders
-from peer.worker.reader import kept
 from protocol.errors import BadFile
 from tests.compute.architectures import GPT, ZOO, words
 from tests.compute.onnx_files import Graph
 from tests.compute.test_architectures import called, same
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, of its transformers
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_reader() -> Iterator[None]:
-    with kept():
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("one_reader"),
+    pytest.mark.filterwarnings("ignore"),  # torch's own, of its transformers
+]
 
 
 async def on_pointers(home: Any, model: Any, call: tuple[Any, ...]) -> Any:

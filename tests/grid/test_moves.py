@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +15,9 @@ from grid.local_grid import Processes
 from peer.folders import Folders
 from peer.keys import Identity
 from protocol.errors import Changed
+from tests.tags import fresh_tag
 
 Edges = dict[tuple[str, str], int]
-
-
-def _tag() -> str:
-    return f"t{os.urandom(6).hex()}"
 
 
 async def edges(g: grid.Grid) -> Edges:
@@ -56,7 +52,7 @@ VALUES = [
 async def test_every_kind_of_value_is_moved_and_copied(peers: Folders, tags: tuple[str, ...]) -> None:
     async with grid.connect(folders=peers) as g:
         for value in VALUES:
-            x = await g["alice"].send(value, tags=[*tags, _tag()] if tags else ())
+            x = await g["alice"].send(value, tags=[*tags, fresh_tag()] if tags else ())
             copied = await x.copy(g["carol"])
             again = await x.copy(g["carol"])
             moved = await x.move(g["bob"])
@@ -72,7 +68,7 @@ async def test_every_kind_of_value_is_moved_and_copied(peers: Folders, tags: tup
 
 async def test_a_move_to_where_it_is_does_nothing(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
-        for tags in ((), _tag()):
+        for tags in ((), fresh_tag()):
             x = await g["alice"].send(torch.ones(3), tags=tags)
             same = await x.move(g["alice"])
             assert torch.equal(await same.fetch(), torch.ones(3)) and torch.equal(await x.fetch(), torch.ones(3))
@@ -89,7 +85,7 @@ async def test_models_plans_and_pointers_are_moved(peers: Folders) -> None:
 
     async with grid.connect(folders=peers) as g:
         model = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 2))
-        tag, value = _tag(), torch.randn(4, 300)
+        tag, value = fresh_tag(), torch.randn(4, 300)
         stored = await g["alice"].send(model, tags=tag)
         moved = await stored.move(g["bob"])
         x = await g["bob"].send(value)
@@ -101,7 +97,7 @@ async def test_models_plans_and_pointers_are_moved(peers: Folders) -> None:
         await again.delete()
 
         double.build(torch.ones(2))
-        kept = await double.send(g["alice"], tags=_tag())
+        kept = await double.send(g["alice"], tags=fresh_tag())
         there = await kept.move(g["carol"])
         assert there.location is g["carol"]
         await there.delete()
@@ -117,7 +113,7 @@ async def test_models_plans_and_pointers_are_moved(peers: Folders) -> None:
 async def test_an_object_in_use_is_moved(peers: Folders) -> None:
     """Searching, fetching and computing go on around a move: each either succeeds or says that it is not there."""
     async with grid.connect(folders=peers) as g:
-        value, tag = torch.randn(400_000), _tag()
+        value, tag = torch.randn(400_000), fresh_tag()
         here = await g["alice"].send(value, tags=tag)
         over, done = False, 0
 
@@ -183,7 +179,7 @@ async def test_writing_to_other_things_does_not_hinder_a_move(peers: Folders) ->
 async def test_a_view_of_a_published_object_is_moved(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         value = torch.randn(1000, 1000)
-        x = await g["alice"].send(value, tags=_tag())
+        x = await g["alice"].send(value, tags=fresh_tag())
         for view, expected in ((x[100:700], value[100:700]), (x[:, 3:9], value[:, 3:9])):
             moved = await view.move(g["bob"])
             assert torch.equal(await moved.fetch(), expected) and torch.equal(await (moved + 1).get(), expected + 1)
@@ -211,7 +207,7 @@ async def test_a_cancelled_move_leaves_one_holder(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         value = torch.randn(500_000)
         for turn in range(12):
-            tag = _tag()
+            tag = fresh_tag()
             x = await g["alice"].send(value, tags=tag)
             moving = asyncio.create_task(x.move(g["bob"]))
             await asyncio.sleep(0.003 * turn)
@@ -230,7 +226,7 @@ async def test_who_may_not_move_an_object_leaves_it_as_it_was(peers: Folders) ->
         grid.connect(folders=peers) as owner,
         grid.connect(folders=peers, identity=Identity.generate()) as other,
     ):
-        tag = _tag()
+        tag = fresh_tag()
         x = await owner["alice"].send(torch.ones(3), tags=tag)
         hit = (await other.search(f"#{tag}")).one()
         with pytest.raises(grid.Denied, match="belongs to"):

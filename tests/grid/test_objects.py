@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Any
 
 import pytest
@@ -14,15 +13,11 @@ from grid.local_grid import Processes
 from peer.folders import Folders
 from peer.keys import Identity
 from protocol.errors import BadRequest, BadTag
-
-
-def _tag() -> str:
-    """A tag of this test's own."""
-    return f"t{os.urandom(6).hex()}"
+from tests.tags import fresh_tag
 
 
 async def test_published_objects_are_found_by_tag_at_every_peer(peers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     async with grid.connect(folders=peers) as g:
         await g["alice"].send(torch.ones(2), tags=[f"#{tag}", "#a"], description="two ones")
         await g["bob"].send(torch.ones(3), tags=f"#{tag} #b")
@@ -40,7 +35,7 @@ async def test_published_objects_are_found_by_tag_at_every_peer(peers: Folders) 
 
 
 async def test_hits_do_not_own_and_published_objects_outlive_their_publisher(peers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.ones(2), tags=tag)
         await x.get()
@@ -56,7 +51,7 @@ async def test_hits_do_not_own_and_published_objects_outlive_their_publisher(pee
 
 
 async def test_a_tag_publishes_a_temporary_and_tags_can_change(peers: Folders) -> None:
-    tag, other = _tag(), _tag()
+    tag, other = fresh_tag(), fresh_tag()
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.arange(40_000))
         y = x * 2
@@ -75,7 +70,7 @@ async def test_a_tag_publishes_a_temporary_and_tags_can_change(peers: Folders) -
 
 async def test_published_objects_are_read_only(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
-        x = await g["alice"].send(torch.zeros(3), tags=_tag())
+        x = await g["alice"].send(torch.zeros(3), tags=fresh_tag())
 
         def assign() -> None:
             x[0] = 1
@@ -100,7 +95,7 @@ async def test_published_objects_are_read_only(peers: Folders) -> None:
 
 
 async def test_private_values_are_computed_on_by_all_and_taken_by_their_owner_alone(peers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     async with (
         grid.connect(folders=peers) as owner,
         grid.connect(folders=peers, identity=Identity.generate()) as other,
@@ -117,7 +112,7 @@ async def test_private_values_are_computed_on_by_all_and_taken_by_their_owner_al
         public.add_(hit)
         with pytest.raises(grid.Denied):
             await public.get()
-        kept = _tag()
+        kept = fresh_tag()
         await derived.tag(kept)
         with pytest.raises(grid.Denied):
             await (await other.search(f"#{kept}")).one().get()
@@ -130,7 +125,7 @@ async def test_private_values_are_computed_on_by_all_and_taken_by_their_owner_al
 
 
 async def test_only_the_owner_changes_or_removes_an_object(peers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     async with (
         grid.connect(folders=peers) as owner,
         grid.connect(folders=peers, identity=Identity.generate()) as other,
@@ -158,7 +153,7 @@ async def test_a_temporary_is_nobody_elses(peers: Folders) -> None:
 
 
 async def test_moving_a_published_object_keeps_id_tags_and_owner(peers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.randn(50_000), tags=tag, description="big", private=True)
         value = await x.fetch()
@@ -172,8 +167,8 @@ async def test_moving_a_published_object_keeps_id_tags_and_owner(peers: Folders)
 
 async def test_clear_removes_all_of_ones_own(peers: Folders) -> None:
     async with grid.connect(folders=peers, identity=Identity.generate()) as g:
-        await g["alice"].send(torch.ones(2), tags=_tag())
-        await g["alice"].send(torch.ones(2), tags=_tag())
+        await g["alice"].send(torch.ones(2), tags=fresh_tag())
+        await g["alice"].send(torch.ones(2), tags=fresh_tag())
         x = await g["alice"].send(torch.ones(2))
         assert await g["alice"].clear() == 3
         with pytest.raises(grid.NotFound):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,10 +12,7 @@ import grid
 from peer.folders import Folders
 from peer.keys import Identity
 from protocol.errors import BadRequest
-
-
-def _tag() -> str:
-    return f"t{os.urandom(6).hex()}"
+from tests.tags import fresh_tag
 
 
 class Classifier(nn.Module):
@@ -41,7 +38,7 @@ def accuracy(images: torch.Tensor, labels: torch.Tensor, model: nn.Module) -> to
 async def test_accuracy_by_tags_alone_moves_the_model_to_the_data_and_no_byte_through_the_asker(
     peers: Folders,
 ) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     model, images, labels = Classifier(), torch.randn(500, 1, 8, 8), torch.randint(0, 10, (500,))
     expected = accuracy(images, labels, model.eval())
     async with grid.connect(folders=peers) as g:
@@ -56,7 +53,7 @@ async def test_accuracy_by_tags_alone_moves_the_model_to_the_data_and_no_byte_th
 
 
 async def test_a_stored_model_is_called_without_its_class(peers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
     x = torch.randn(7, 4, 4)
     async with grid.connect(folders=peers) as g:
@@ -77,7 +74,7 @@ async def test_a_stored_model_is_called_without_its_class(peers: Folders) -> Non
 
 
 async def test_a_private_model_is_used_but_not_taken(peers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     async with (
         grid.connect(folders=peers) as owner,
         grid.connect(folders=peers, identity=Identity.generate()) as other,
@@ -90,12 +87,12 @@ async def test_a_private_model_is_used_but_not_taken(peers: Folders) -> None:
             with pytest.raises(grid.Denied):
                 await refused
         with pytest.raises(grid.NotCollocated, match="private"):
-            secret = await owner["bob"].send(torch.randn(3, 4), tags=_tag(), private=True)
+            secret = await owner["bob"].send(torch.randn(3, 4), tags=fresh_tag(), private=True)
             await other.run(lambda m, v: m(v), hit, (await other.search(f"id:{secret.id_at_location}")).one())
 
 
 async def test_load_inside_a_plan_stands_for_what_the_query_finds(peers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
 
     @grid.plan
     def scaled(factor: float) -> torch.Tensor:
@@ -126,6 +123,28 @@ async def test_arguments_are_queries_pointers_tensors_and_structures(peers: Fold
             await g.run(lambda a: a + 1, torch.ones(2))
 
 
+class Measured(NamedTuple):
+    mean: torch.Tensor
+    rows: int
+
+
+class Scaled:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    @grid.plan
+    def measured(self, x: torch.Tensor) -> object:
+        return {"one": Measured((x * self.factor).mean(), 3), "number": 1 - 2j, "list": [Measured(x[0], 0)]}
+
+
+async def test_methods_give_named_tuples_and_complex_numbers(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        found = await g.run(Scaled(2.0).measured, await g["alice"].send(torch.ones(3)))
+        assert type(found["one"]) is Measured and found["number"] == 1 - 2j
+        values = await g.fetch(found)
+        assert values["one"] == Measured(torch.tensor(2.0), 3) and values["list"] == [Measured(torch.tensor(1.0), 0)]
+
+
 async def test_the_smaller_side_goes_to_the_larger(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         small, large = await g["alice"].send(torch.ones(3, 1)), await g["bob"].send(torch.ones(3, 50_000))
@@ -146,7 +165,7 @@ async def test_what_cannot_be_captured_points_at_the_line(peers: Folders) -> Non
 
 
 async def test_a_built_plan_is_sent_found_by_tag_and_run(peers: Folders) -> None:
-    tag = _tag()
+    tag = fresh_tag()
 
     @grid.plan
     def shifted(x: torch.Tensor) -> torch.Tensor:
@@ -174,6 +193,6 @@ async def test_a_model_whose_input_cannot_be_worked_out_asks_for_an_example(peer
 
     async with grid.connect(folders=peers) as g:
         with pytest.raises(grid.CannotCapture, match="example="):
-            await g["alice"].send(Odd(), tags=_tag())
-        sent = await g["alice"].send(Odd(), tags=_tag(), example=(torch.zeros(2, 9), torch.zeros(44)))
+            await g["alice"].send(Odd(), tags=fresh_tag())
+        sent = await g["alice"].send(Odd(), tags=fresh_tag(), example=(torch.zeros(2, 9), torch.zeros(44)))
         assert isinstance(sent, nn.Module)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch import nn
 
 import grid
 from peer.folders import Folders
+from tests.tags import fresh_tag
 
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
@@ -89,7 +89,7 @@ async def test_an_optimiser_goes_on_from_run_to_run(peers: Folders) -> None:
 
 
 async def test_a_plan_built_with_one_batch_and_found_by_tag_runs_on_others(peers: Folders) -> None:
-    tag = f"t{os.urandom(6).hex()}"
+    tag = fresh_tag()
 
     @grid.plan
     def normalised(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,34 @@ async def test_a_seed_gives_the_numbers_of_local_torch(peers: Folders) -> None:
         assert not is_same(await value_of(F.dropout(x)), expected[0])
 
 
+def _of_gammas(x: Any) -> list[Any]:
+    y, D = x.abs() + 0.3, torch.distributions
+    y.requires_grad_()
+    kinds = [D.Gamma(y, y + 1), D.Beta(y, y), D.Dirichlet(y), D.Chi2(y), D.Exponential(y), D.Weibull(y, y + 1)]  # type: ignore[no-untyped-call]
+    drawn = [kind.rsample((2,)) for kind in kinds]
+    sum(each.pow(2).sum() for each in drawn).backward()
+    counts = D.Binomial(7, (y / 9).detach(), validate_args=False).sample((3,))  # type: ignore[no-untyped-call]
+    assert y.grad is not None
+    return [*drawn, counts, y.grad]
+
+
+async def test_gammas_and_what_is_made_of_them_are_drawn_there(peers: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
+    value = torch.randn(4, 5)
+    torch.manual_seed(3)
+    expected = _of_gammas(value)
+    async with grid.connect(folders=peers) as g:
+        x = await g["alice"].send(value)
+        g["alice"].manual_seed(3)
+        for number, (one, other) in enumerate(zip(_of_gammas(x), expected, strict=True)):
+            assert is_same(await value_of(one), other), number
+        for count, p in ((float("nan"), 0.5), (float("inf"), 0.5)):
+            with pytest.raises(BadRequest, match="not finite"):
+                await torch.binomial(torch.full_like(x, count), torch.full_like(x, p)).get()  # type: ignore[attr-defined]
+        with pytest.raises(BadRequest, match="prob must have the shape of count"):
+            torch.binomial(x.abs(), x.sigmoid()[0])
+
+
 async def test_a_seed_takes_its_place_among_the_operations(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.zeros(100))

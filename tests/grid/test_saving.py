@@ -15,11 +15,7 @@ import grid
 from grid import files
 from peer.folders import Folders
 from protocol.errors import BadFile, BadRequest, Denied
-
-
-def _tag() -> str:
-    """A tag of this test's own."""
-    return f"t{os.urandom(6).hex()}"
+from tests.tags import fresh_tag
 
 
 class Tied(nn.Module):
@@ -65,7 +61,7 @@ async def test_a_file_that_is_there_stays_unless_it_is_to_be_overwritten(peers: 
 
 @pytest.mark.parametrize("ending", [".npz", ".safetensors", ".pt"])
 async def test_a_stored_model_is_saved_as_its_state_dict(peers: Folders, tmp_path: Path, ending: str) -> None:
-    model, tag = Tied(), _tag()
+    model, tag = Tied(), fresh_tag()
     async with grid.connect(folders=peers) as g:
         await g["alice"].send(model, tags=[tag], example=torch.ones(1, 300))
         found = (await g.search(f"#{tag}")).one()
@@ -84,7 +80,7 @@ async def test_a_plan_has_no_value(peers: Folders, tmp_path: Path) -> None:
 
 
 async def test_what_is_private_to_another_leaves_no_file(peers: Folders, tmp_path: Path) -> None:
-    tag = _tag()
+    tag = fresh_tag()
     async with grid.connect(folders=peers) as owner:
         await owner["alice"].send(torch.ones(9), tags=tag, private=True)
         async with grid.connect(folders=Folders.under(tmp_path / "other"), url=owner["alice"].member.urls[0]) as other:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 import grid
-from benchmarks.mnist import MISSING, Digits
+from benchmarks.mnist import Digits, perceptron
 from peer.folders import Folders
 
 
@@ -21,18 +20,17 @@ def hooked() -> Iterator[None]:
     grid.unhook()
 
 
-async def test_encrypted_classification_gets_as_many_right_as_in_the_clear(hooked: None, peers: Folders) -> None:
-    digits = Digits.load()
-    if digits is None:
-        pytest.skip(MISSING)
+async def test_encrypted_classification_gets_as_many_right_as_in_the_clear(
+    hooked: None, peers: Folders, mnist: Digits
+) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = perceptron(64)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
-    for data, target in digits.batches(128, 150, seed=0):
+    for data, target in mnist.batches(128, 150, seed=0):
         optimizer.zero_grad()
         functional.cross_entropy(model(data), target).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    images, labels = digits.test_images[:200], digits.test_labels[:200]
+    images, labels = mnist.test_images[:200], mnist.test_labels[:200]
     with torch.no_grad():
         plain = int(model(images).argmax(1).eq(labels).sum())
     assert plain > 170

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.full import FULL
 from tests.grid.secret_stand_in import secret, secrets
 
-RUNS = 200 if os.environ.get("PEERGRID_FULL") else 12
+RUNS = 200 if FULL else 12
 _STEPS = 25
 
 Change = Callable[[Any], Any]

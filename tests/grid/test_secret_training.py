@@ -37,26 +37,50 @@ _OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
 }
+_OTHERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "amsgrad": lambda parameters: torch.optim.Adam(parameters, lr=0.01, amsgrad=True),
+    "a rate that is a tensor": lambda parameters: torch.optim.Adam(parameters, lr=torch.tensor(0.01)),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.05),
+    "nadam": lambda parameters: torch.optim.NAdam(parameters, lr=0.01),
+    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.01, momentum=0.5),
+    "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.02),
+    "rprop": lambda parameters: torch.optim.Rprop(parameters, lr=0.01),
+}
+Loop = tuple[nn.Module, torch.optim.Optimizer, Any, Any]
+
+
+def _both(of: Secrets, plain: nn.Module, optimizer: Callable[[Any], torch.optim.Optimizer]) -> list[Loop]:
+    """The same training on shares and in the clear: module, optimiser, batch and labels."""
+    net, x = shared(of, plain), torch.randn(6, 8)
+    secrets_of_ours = secret(of, x), secret(of, _LABELS)
+    return [
+        (net, optimizer(net.parameters()), *secrets_of_ours),
+        (plain, optimizer(plain.parameters()), x, _LABELS),
+    ]
+
+
+def _step(loop: Loop, clip: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
+    """The loss, and what clipping gave."""
+    module, optimizer, x, y = loop
+    optimizer.zero_grad()
+    loss = functional.cross_entropy(module(x), y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = None if clip is None else clip(module.parameters())
+    optimizer.step()
+    return loss, norm
 
 
 @pytest.mark.parametrize("optimizer", list(_OPTIMIZERS))
 @pytest.mark.parametrize("model", list(_MODELS))
 async def test_a_training_loop_is_the_one_in_the_clear(model: str, optimizer: str) -> None:
     torch.manual_seed(2)
-    of, plain, x = secrets(), _MODELS[model](), torch.randn(6, 8)
-    net = shared(of, plain)
-    s, y = secret(of, x), secret(of, _LABELS)
-    both: list[tuple[nn.Module, Any, Any, Any]] = [(net, _OPTIMIZERS[optimizer](net.parameters()), s, y)]
-    both.append((plain, _OPTIMIZERS[optimizer](plain.parameters()), x, _LABELS))
+    of, plain = secrets(), _MODELS[model]()
+    both = _both(of, plain, _OPTIMIZERS[optimizer])
     for _ in range(3):
-        losses = []
-        for module, steps, given, labels in both:
-            steps.zero_grad()
-            loss = functional.cross_entropy(module(given), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            steps.step()
-            losses.append(loss)
-        _near(await losses[0].get(), losses[1].detach())  # type: ignore[attr-defined]
+        losses = [_step(each)[0] for each in both]
+        _near(await losses[0].get(), losses[1].detach())
+    net = both[0][0]
     assert isinstance(net, SecretModule)
     made = await net.get()
     assert type(made) is type(plain)
@@ -64,6 +88,82 @@ async def test_a_training_loop_is_the_one_in_the_clear(model: str, optimizer: st
         _near(made.state_dict()[name], value)
     for got, want in zip(made.parameters(), plain.parameters(), strict=True):
         _near(got.grad, want.grad)
+
+
+@pytest.mark.parametrize("optimizer", list(_OTHERS))
+async def test_optimisers_step_by_step_are_those_in_the_clear(optimizer: str) -> None:
+    """Each step is computed before the next: squares of gradients lie at the parties meanwhile, with all digits."""
+    torch.manual_seed(1)
+    of, plain = secrets(), nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
+    before = copy.deepcopy(plain)
+    both = _both(of, plain, _OTHERS[optimizer])
+    for _ in range(4):
+        for each in both:
+            _step(each)
+        await both[0][0]  # type: ignore[misc]
+    made = await both[0][0].get()  # type: ignore[operator]
+    for got, want, old in zip(made.parameters(), plain.parameters(), before.parameters(), strict=True):
+        moved = float((want - old).detach().abs().max())
+        assert moved > 5e-3
+        torch.testing.assert_close(got, want, atol=0.03 * moved, rtol=0)
+    for state, theirs in zip(both[0][1].state.values(), both[1][1].state.values(), strict=True):
+        if "exp_avg_sq" in state:
+            got = (await state["exp_avg_sq"].get()).double()
+            assert float((got - theirs["exp_avg_sq"]).abs().max()) < 2**-21
+
+
+async def test_what_an_optimiser_kept_in_the_clear_is_shared_with_all_its_digits() -> None:
+    """Squares of gradients are given with more fractional bits than other reals."""
+    torch.manual_seed(1)
+    of, plain = secrets(), nn.Linear(8, 3)
+    x = torch.randn(6, 8)
+    theirs = torch.optim.Adam(plain.parameters(), lr=0.01)
+    for _ in range(3):
+        _step((plain, theirs, x, _LABELS))
+    net = shared(of, plain)
+    ours = torch.optim.Adam(net.parameters(), lr=0.01)
+    for one, other in zip(net.parameters(), plain.parameters(), strict=True):
+        kept = {key: value if key == "step" else secret(of, value) for key, value in theirs.state[other].items()}
+        ours.state[one] = {**kept, "step": kept["step"].clone()}
+    before = copy.deepcopy(plain)
+    _step((net, ours, secret(of, x), secret(of, _LABELS)))
+    _step((plain, theirs, x, _LABELS))
+    made = await net.get()  # type: ignore[operator]
+    for got, want, old in zip(made.parameters(), plain.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(got, want, atol=0.02 * float((want - old).detach().abs().max()), rtol=0)
+
+
+_CLIPS: dict[str, Callable[[Any], Any]] = {
+    "the norm": lambda parameters: nn.utils.clip_grad_norm_(parameters, 0.2),
+    "the largest": lambda parameters: nn.utils.clip_grad_norm_(parameters, 0.1, norm_type=float("inf")),
+    "sums": lambda parameters: nn.utils.clip_grad_norm_(parameters, 0.5, norm_type=1.0),
+    "each": lambda parameters: nn.utils.clip_grad_value_(parameters, 0.05),
+}
+_SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "steps": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2),
+    "a cosine": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4),
+    "one cycle": lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=8),
+}
+
+
+@pytest.mark.parametrize("clip", list(_CLIPS))
+@pytest.mark.parametrize("schedule", list(_SCHEDULES))
+async def test_gradients_are_clipped_and_rates_scheduled_as_in_the_clear(clip: str, schedule: str) -> None:
+    torch.manual_seed(3)
+    plain = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+    both = _both(secrets(), plain, lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9))
+    schedules = [_SCHEDULES[schedule](optimizer) for _, optimizer, _, _ in both]
+    for _ in range(3):
+        norms = []
+        for each, rate in zip(both, schedules, strict=True):
+            norms.append(_step(each, _CLIPS[clip])[1])
+            rate.step()
+        if norms[0] is not None:
+            _near(await norms[0].get(), norms[1])
+        await both[0][0]  # type: ignore[misc]
+    made = await both[0][0].get()  # type: ignore[operator]
+    for got, want in zip(made.parameters(), plain.parameters(), strict=True):
+        _near(got, want)
 
 
 async def test_a_step_is_one_run_of_one_program() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
 from typing import Any
 
 import pytest
@@ -19,15 +18,18 @@ import tests.grid.programs.classical
 import tests.grid.programs.decisions
 import tests.grid.programs.generative
 import tests.grid.programs.meta
+import tests.grid.programs.numbers
+import tests.grid.programs.packed
 import tests.grid.programs.sequences
 import tests.grid.programs.vision  # noqa: F401  # each adds its programs
 from peer.folders import Folders
+from tests.full import FULL
 from tests.grid.programs.program import PROGRAMS
 
 SEED = 7
-FULL = bool(os.environ.get("PEERGRID_FULL"))
 EACH_TIME = (
-    "attention_with_padding char_rnn checkpoints_with_dropout dcgan deep_q distillation ensemble gaussian_process "
+    "attention_with_padding beta_policy char_rnn chatbot checkpoints_with_dropout confusion_and_attention_to_one dcgan "
+    "deep_q distillation ensemble gaussian_process padded_batches q_learning viterbi "
     "lstm_tagger maml mnist_cnn parametrized_layers polynomial_by_hand proximal_policy resnet sine_waves_with_lbfgs "
     "spatial_transformer text_classification_with_bags transformer_language_model unet vae"
 ).split()

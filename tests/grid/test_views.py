@@ -177,10 +177,27 @@ async def test_a_view_outlives_the_pointer_to_its_base(peers: Folders) -> None:
         assert is_same(await value_of(row), value[1] + 1)
 
 
+async def test_resizing_shows_what_is_there_and_no_more(peers: Folders) -> None:
+    value = torch.arange(12.0).reshape(3, 4)
+    async with grid.connect(folders=peers) as g:
+        x, local = await g["alice"].send(value), value.clone()
+        for change in (
+            lambda t: t.resize_(2, 6),
+            lambda t: t.resize_as_(torch.zeros(4, 3)),
+            lambda t: t.add_(1).resize_((1, 12)),
+            lambda t: t.resize_(2, 2).mul_(3),
+        ):
+            local = change(local)
+            assert change(x) is x and is_same(await value_of(x), local)
+        assert is_same(await value_of(x.new_empty(0).resize_(2, 3)), torch.zeros(2, 3))
+        with pytest.raises(RuntimeError, match="require grad"):
+            x.requires_grad_().resize_(4)
+
+
 async def test_what_a_view_in_place_cannot_do_says_so(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.ones(2, 3))
-        for change in (lambda: x.resize_(3), lambda: x.set_(), lambda: x.resize_as_(x)):
+        for change in (lambda: x.resize_(7), lambda: x.t().resize_(3), lambda: x.set_(), lambda: x[0].resize_as_(x)):
             with pytest.raises(BadRequest, match="memory"):
                 change()
         with pytest.raises(grid.OperationFailed):

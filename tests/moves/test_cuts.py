@@ -18,9 +18,9 @@ from peer.folders import Folders
 from protocol import limits
 from protocol.errors import GridError
 from tests.faults import FaultProxy
+from tests.full import FULL
 from tests.moves.two_peers import Two, two_peers
 
-FULL = bool(os.environ.get("PEERGRID_FULL"))
 SMALL = os.urandom(256)  # in one frame, as all up to limits.INLINE_PAYLOAD are: most breaks are not within its bytes
 LARGE = os.urandom(8 * limits.CHUNK)
 STEP = 1 if FULL else 16

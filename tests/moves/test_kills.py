@@ -6,7 +6,6 @@ With PEERGRID_FULL set, both ends are killed, at each pair of steps.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from peer.folders import Folders
 from peer.keys import Identity
 from peer.store.store import Store
 from protocol.errors import GridError
+from tests.full import minutes_long
 
 AT_SOURCE = tuple(step for step in failpoints.STEPS if not step.startswith("pull:"))
 AT_TARGET = tuple(step for step in failpoints.STEPS if step.startswith("pull:"))
@@ -140,7 +140,7 @@ async def test_the_target_killed_at_a_step(folders: Folders, monkeypatch: pytest
     await check(folders, monkeypatch, None, step)
 
 
-@pytest.mark.skipif(not os.environ.get("PEERGRID_FULL"), reason="minutes long: set PEERGRID_FULL")
+@minutes_long
 @pytest.mark.parametrize("target", AT_TARGET)
 @pytest.mark.parametrize("source", AT_SOURCE)
 async def test_both_killed(folders: Folders, monkeypatch: pytest.MonkeyPatch, source: str, target: str) -> None:

@@ -13,7 +13,9 @@ from torch.utils import _pytree as pytree
 from compute.capture import capture
 from mpc.interpreter import run
 from mpc.lowering import Lowered, lower
+from mpc.masks import fresh_seed
 from mpc.party import Party
+from mpc.replicated import prepare
 from mpc.ring import PRECISION, decode, encode
 from mpc.rounds import Protocol
 from mpc.script import Script, script_of
@@ -42,7 +44,8 @@ class OnShares:
 
     def script(self, count: int = 2) -> Script:
         shapes = [
-            Secret(torch.empty(v.shape, dtype=torch.int64, device="meta"), self._bits(v), v.dtype) for v in self.values
+            Secret(torch.empty(v.shape, dtype=torch.int64, device="meta"), bits, v.dtype)
+            for v, bits in zip(self.values, self._bits, strict=True)
         ]
         return script_of(
             lambda party: run(party, self.lowered.program, [*shapes, *self.lowered.public]),
@@ -50,23 +53,37 @@ class OnShares:
             self.lowered.precision,
         )
 
-    def _bits(self, value: torch.Tensor) -> int:
-        return self.lowered.precision if value.is_floating_point() else 0
+    @property
+    def _bits(self) -> list[int]:
+        return [self.lowered.bits(number, value.dtype) for number, value in enumerate(self.values)]
 
-    def result(self, count: int = 2) -> Any:
+    def result(self, count: int = 2, *, has_dealer: bool = True) -> Any:
         """What the program gives, decoded; nested as it is."""
         parties: list[list[Any]] = [[] for _ in range(count)]
-        for value in self.values:
-            for party, share in zip(parties, shares_of(encode(value, self._bits(value)), count), strict=True):
-                party.append(Secret(share, self._bits(value), value.dtype))
+        for value, bits in zip(self.values, self._bits, strict=True):
+            for party, share in zip(parties, shares_of(encode(value, bits), count), strict=True):
+                party.append(Secret(share, bits, value.dtype))
 
         def protocol(party: Party, *given: Any) -> Protocol[Any]:
             return (yield from run(party, self.lowered.program, [*given, *self.lowered.public]))
 
-        results, _ = run_together(protocol, parties, precision=self.lowered.precision)
+        whole = protocol if has_dealer else alone(protocol, self.script(count))
+        results, _ = run_together(whole, parties, precision=self.lowered.precision)
         leaves = zip(*(pytree.tree_leaves(each, is_leaf=_is_secret) for each in results), strict=True)
         _, form = pytree.tree_flatten(results[0], is_leaf=_is_secret)
         return pytree.tree_unflatten([_opened(each) for each in leaves], form)
+
+
+def alone(protocol: Callable[..., Protocol[Any]], script: Script) -> Callable[..., Protocol[Any]]:
+    """The protocol as three parties run it without a dealer: what the dealer of the test deals is not taken."""
+    common = [fresh_seed() for _ in range(3)]
+
+    def whole(party: Party, *shares: Any) -> Protocol[Any]:
+        seeds = common[party.rank], common[(party.rank + 1) % 3]
+        supply = yield from prepare(party.rank, seeds, script)
+        return (yield from protocol(Party(party.rank, 3, supply, party.precision), *shares))
+
+    return whole
 
 
 def lowered(

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.accuracy import labels_on_shares, measured
-from benchmarks.mnist import MISSING, Digits
+from benchmarks.mnist import Digits
+from tests.full import minutes_long
 
-FULL = bool(os.environ.get("PEERGRID_FULL"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_labels_come_batch_by_batch_and_the_last_may_be_smaller() -> None:
@@ -30,13 +20,10 @@ def test_labels_come_batch_by_batch_and_the_last_may_be_smaller() -> None:
     assert bool((scores.max(1).values - scores.gather(1, got[:, None])[:, 0] < 1e-3).all())
 
 
-@pytest.mark.skipif(not FULL, reason="minutes long: set PEERGRID_FULL")
+@minutes_long
 @pytest.mark.timeout(3_600)
-def test_all_test_images_of_mnist() -> None:
-    digits = Digits.load()
-    if digits is None:
-        pytest.skip(MISSING)
-    found = measured(digits)
+def test_all_test_images_of_mnist(mnist: Digits) -> None:
+    found = measured(mnist)
     print(found)
     assert found.plain > 97.8 and found.on_shares > 97.8
     assert abs(found.on_shares - found.plain) <= 0.1

@@ -16,9 +16,10 @@ from mpc.lowering import Lowered, lower
 from mpc.party import Party
 from mpc.ring import PRECISION, decode, encode
 from mpc.rounds import Protocol
+from mpc.script import script_of
 from mpc.secret import Secret
 from mpc.together import run_together, shares_of
-from protocol.errors import OperationNotAllowed
+from protocol.errors import BadRequest, OperationNotAllowed
 
 
 def _lowered(function: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[Lowered, list[torch.Tensor]]:
@@ -130,3 +131,33 @@ def test_an_inverse_by_either_name() -> None:
     x = torch.tensor([[2.0, 0.5], [0.25, 1.5]])
     for function in (torch.inverse, torch.linalg.inv):
         assert torch.allclose(_run(lambda x, f=function: f(x), {"x": x}), torch.inverse(x), atol=1e-3)
+
+
+def test_a_complex_secret_is_refused_by_name() -> None:
+    captured = capture(lambda x: x * 2, {"x": torch.randn(3, dtype=torch.complex64)})
+    with pytest.raises(BadRequest, match=r"x is complex64: complex numbers cannot be secrets"):
+        lower(captured.program, [torch.randn(3, dtype=torch.complex64)], [True])
+
+
+_UNFIT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "aten.add.Tensor": lambda x: x + 1e30,
+    "aten.mul.Tensor": lambda x: x * torch.tensor([[1e15]]),
+    "aten.clamp.default": lambda x: x.clamp(min=1e38),
+    "aten.lt.Scalar": lambda x: x < 1e30,
+}
+
+
+@pytest.mark.parametrize("operation", list(_UNFIT))
+def test_a_public_number_that_does_not_fit_is_told_before_anything_is_shared(operation: str) -> None:
+    made, values = _lowered(_UNFIT[operation], {"x": _X})
+    shapes = [Secret(torch.empty(v.shape, dtype=torch.int64, device="meta"), PRECISION, v.dtype) for v in values]
+    with pytest.raises(BadRequest) as raised:
+        script_of(lambda party: run(party, made.program, [*shapes, *made.public]), 2)
+    assert operation in str(raised.value)
+
+
+def test_bounds_that_no_secret_is_beyond_are_none() -> None:
+    assert torch.allclose(_run(lambda x: x.clamp(-1e38, 0.5), {"x": _X}), _X.clamp(max=0.5), atol=1e-3)
+    assert torch.allclose(_run(torch.nan_to_num, {"x": _X}), _X, atol=1e-3)
+    wide = torch.vander(_X[0], 30)[:, -4:]
+    assert torch.allclose(_run(lambda x: torch.vander(x[0], 30)[:, -4:], {"x": _X}), wide, atol=1e-2)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.full import FULL
 from tests.mpc.shares import lowered
 
-EXAMPLES = 300 if os.environ.get("PEERGRID_FULL") else 25
+EXAMPLES = 300 if FULL else 25
 
 _Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -88,9 +88,18 @@ def _exp(party: Party, x: torch.Tensor) -> Protocol[Any]:
     return (yield from exp(party, Secret(x, PRECISION, torch.float32)))
 
 
+def _digit(party: Party, x: torch.Tensor) -> Protocol[Any]:
+    return (yield from leading_digit(party, x & 0xFFFFFFFF, 9)).chosen(range(1, 10))
+
+
 def _digit_and_sign(party: Party, x: torch.Tensor) -> Protocol[Any]:
     first, _, size = yield from leading_digit_and_sign(party, x, 9)
-    return first, size
+    return first.chosen(range(1, 10)), size
+
+
+def _quotient(party: Party, x: torch.Tensor) -> Protocol[Any]:
+    own = Secret(x, PRECISION, torch.float32)
+    return (yield from SECURE["aten.div.Tensor"](party, "aten.div.Tensor", {"self": own, "other": own}))
 
 
 def _truncation_and_choice(party: Party, x: torch.Tensor) -> Protocol[Any]:
@@ -108,7 +117,7 @@ PROTOCOLS: dict[str, Run] = {
     "fix": _fixed,
     "matmul": _bilinear(MatrixProduct(), (16, 32), (32, 16)),
     "conv": _bilinear(Convolve((1, 1), (1, 1), (1, 1)), (2, 4, 8, 8), (4, 4, 3, 3)),
-    "leading digit": lambda party, x: leading_digit(party, x & 0xFFFFFFFF, 9),
+    "leading digit": _digit,
     "leading digit and sign": _digit_and_sign,
     "truncation and choice": _truncation_and_choice,
     "exp": _exp,
@@ -119,6 +128,7 @@ PROTOCOLS: dict[str, Run] = {
     "argmax": _operation("argmax.default", (-1, 8), dim=1),
     "softmax": _operation("softmax.int", (-1, 8), dim=1),
     "reciprocal": _operation("reciprocal.default"),
+    "quotient": _quotient,
 }
 _WIDTHS = {torch.int32: 21}
 """Where words are opened modulo less than all that they hold: so many bits."""

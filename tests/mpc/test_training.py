@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,20 +12,12 @@ from torch import nn
 from torch.nn import functional
 
 import grid
+from tests.full import FULL
 from tests.mpc.shares import lowered, on_shares
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors, and a machine that others use."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-FULL = bool(os.environ.get("PEERGRID_FULL"))
 
 
 def _sgd(parameters: Any) -> torch.optim.Optimizer:

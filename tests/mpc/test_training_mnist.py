@@ -3,8 +3,7 @@ gradients and the momentum are secret. With PEERGRID_FULL=1 on MNIST itself, els
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,52 +11,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.mnist import MISSING, Digits
+from benchmarks.mnist import Digits, lenet, logistic_regression, perceptron
+from tests.full import minutes_long
 from tests.mpc.trained import accuracy, both_ways
 
-FULL = bool(os.environ.get("PEERGRID_FULL"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def mnist() -> Digits:
-    digits = Digits.load()
-    if digits is None:
-        pytest.skip(MISSING)
-    return digits
-
-
-def _logistic_regression() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-
-
-def _perceptron() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
-
-
-def _lenet() -> nn.Module:
-    return nn.Sequential(
-        *(nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10)),
-    )
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Of each its rate, the size of its batches, how many there are, and what plain torch reaches by them.
 _NETWORKS: dict[str, tuple[Callable[[], nn.Module], float, int, int, float]] = {
-    "a logistic regression": (_logistic_regression, 0.02, 64, 938, 0.91),
-    "a perceptron": (_perceptron, 0.05, 64, 938, 0.955),
-    "LeNet": (_lenet, 0.02, 32, 300, 0.93),
+    "a logistic regression": (logistic_regression, 0.02, 64, 938, 0.91),
+    "a perceptron": (lambda: perceptron(128), 0.05, 64, 938, 0.955),
+    "LeNet": (lenet, 0.02, 32, 300, 0.93),
 }
 
 
-@pytest.mark.skipif(not FULL, reason="minutes long: set PEERGRID_FULL")
+@minutes_long
 @pytest.mark.timeout(7_200)
 @pytest.mark.parametrize("name", list(_NETWORKS))
 def test_it_learns_mnist_on_shares_as_well_as_in_the_clear(name: str, mnist: Digits) -> None:

@@ -5,7 +5,6 @@ One sample of each operation in each form, in one dtype; with PEERGRID_FULL set 
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -13,12 +12,12 @@ import torch
 
 import grid
 from peer.folders import Folders
+from tests.full import FULL
 from tests.opinfo import page
 from tests.opinfo.compare import Outcome
 from tests.opinfo.report import Report
 from tests.opinfo.running import Choice, Found, name_of, operations, run_operation
 
-FULL = bool(os.environ.get("PEERGRID_FULL"))
 PARTS = 64 if FULL else 6  # each with a peer of its own, and short enough for a busy machine
 
 

@@ -6,11 +6,14 @@ import asyncio
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from grid.local_grid import Processes
 from peer.folders import Folders
+from peer.keys import Identity
+from peer.secure import SecureRuns
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +26,10 @@ def team() -> Iterator[Folders]:
             runner.run(processes.start("alice", "bob", "carol", "dave"))
             yield folders
             runner.run(processes.close())
+
+
+@pytest.fixture
+def runs() -> SecureRuns:
+    """The secure runs of a peer that has nothing else."""
+    nothing = cast(Any, None)
+    return SecureRuns(Identity.generate(), "alice", nothing, nothing, nothing, nothing, lambda _: None)

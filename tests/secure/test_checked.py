@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 import grid
+from grid.remote import pointer_to
 from peer.folders import Folders
 from peer.keys import Identity
 from protocol.errors import BadRequest, Denied, OperationNotAllowed, PartyFailed
 from tests import zygotes
-from tests.secure.test_runs import joined
+from tests.secure import teams
+from tests.secure.teams import joined
 
-TEAM: dict[str, Any] = {"parties": ["alice", "bob"], "provider": "carol", "checked": True}
+TEAM: dict[str, Any] = {**teams.TEAM, "checked": True}
 
 
 @grid.plan
@@ -61,9 +63,31 @@ async def test_what_has_no_form_with_macs_is_said_before_anything_is_shared(team
     async with joined(team) as g:
         with pytest.raises(OperationNotAllowed, match=r"relu.* malicious"):
             await g.run(lambda x: x.relu(), torch.ones(2), **TEAM)
-        for wrong in ({"provider": None, "parties": ["alice", "bob", "dave"]}, {"reveal_to": "bob"}, {"parties": None}):
+        for wrong in ({"provider": None, "parties": ["alice", "bob", "dave"]}, {"keep": True}, {"parties": None}):
             with pytest.raises(BadRequest):
                 await g.run(lambda x: x * 2, torch.ones(2), **{**TEAM, **wrong})
+
+
+@pytest.mark.parametrize("name", ["bob", "dave", "carol"])
+async def test_its_result_can_go_to_a_peer_which_alone_may_take_it(team: Folders, name: str) -> None:
+    """A party, one that has nothing else to do with it, and the provider."""
+    async with joined(team, Identity.generate()) as owner, joined(team, Identity.generate()) as g:
+        x, model = torch.randn(5, 4), nn.Linear(4, 3)
+        sent = await owner["alice"].send(x, tags=["#e"], private=True, reveal=[g.id])
+        told = {"x": "#e", "model": model, "reveal_to": name, **TEAM}
+        with pytest.raises(Denied):
+            await g.run(squares, **told)
+        await sent.delete()
+        await owner["alice"].send(x, tags=["#e"], private=True, reveal=[g[name].id])
+        value = (await g.run(squares, **told)).value
+        pointers = [value["sum"], value["all"][0]]
+        for pointer in pointers:
+            with pytest.raises(Denied):
+                await pointer.fetch()
+        async with grid.connect(folders=team, identity=Identity.load(team.key_file(name))) as theirs:
+            records = [await theirs[name].describe_object(each._handle.id) for each in pointers]
+            sums, made = [await pointer_to(theirs[name], each).fetch() for each in records]
+        assert _agree({"sum": sums, "all": [made, value["all"][1]]}, x, model)
 
 
 # --- lies -------------------------------------------------------------------------------------------------
@@ -141,6 +165,10 @@ async def test_whatever_a_party_lies_about_nobody_has_a_result(liars: str, monke
         for at in (1, 3, rounds // 2, rounds - 2, rounds, 999):  # of all others tests/mpc/test_checked.py has
             with pytest.raises(PartyFailed, match="without a result"):
                 await g.run(squares, there, model, **TEAM, patience=30 + at / 1000)
+        for receiver in ("alice", "carol"):
+            with pytest.raises(PartyFailed, match="without a result"):
+                await g.run(squares, there, model, **TEAM, patience=30.999, reveal_to=receiver)
+        assert [each["id"] for each in await g["alice"].objects()] == [there._handle.id]
         unnoticed = await g.run(squares, there, model, **{**TEAM, "checked": False}, patience=30.001)
         assert not _agree(unnoticed.value, x, model)  # he does lie
         assert _agree((await g.run(squares, there, model, **TEAM, patience=30)).value, x, model)

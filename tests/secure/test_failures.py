@@ -23,10 +23,9 @@ from peer.secure_lines import Frame
 from peer.secure_session import HELLO, Session
 from peer.worker.seat import Failed
 from protocol.errors import BadRequest, Cancelled, GridError, PartyFailed
-from protocol.rows import unpack_rows
+from tests.secure.agreements import told
+from tests.secure.teams import TEAM, processes_of, secure_runs, short
 from tests.waiting import process_ended, until
-
-TEAM: dict[str, Any] = {"parties": ["alice", "bob"], "provider": "carol"}
 
 
 @grid.plan
@@ -36,33 +35,11 @@ def long(x: Any) -> Any:
     return x
 
 
-@grid.plan
-def short(x: Any) -> Any:
-    return x * 2
-
-
-async def _running(g: Grid, peer: str) -> list[dict[str, Any]]:
-    answer = await (await g[peer].outbox.flush()).request("running", {})
-    rows = unpack_rows(await answer.read(1 << 20), 1_000)
-    return [row for row in rows if row["kind"] == "secure"]
-
-
-async def _pids(g: Grid) -> dict[str, int]:
-    """The process of each of the team, once all are there."""
-    found: dict[str, int] = {}
-    while len(found) < 3:
-        for name in ("alice", "bob", "carol"):
-            for row in await _running(g, name):
-                if row["process"] is not None:
-                    found[name] = row["process"]
-    return found
-
-
 @contextlib.asynccontextmanager
 async def _under_way(g: Grid, **more: Any) -> AsyncIterator[tuple[asyncio.Task[Any], dict[str, int]]]:
     task = asyncio.create_task(g.run(long, x=torch.rand(500), **TEAM, **more))
     try:
-        yield task, await _pids(g)
+        yield task, await processes_of(g, task)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -73,7 +50,7 @@ async def _all_is_well(g: Grid, pids: dict[str, int]) -> None:
     for pid in pids.values():
         await asyncio.to_thread(process_ended, pid)
     for name in pids:
-        assert await _running(g, name) == []
+        assert await secure_runs(g, name) == []
     x = torch.randn(3)
     assert torch.allclose((await g.run(short, x=x, **TEAM)).value, 2 * x, atol=1e-3)
 
@@ -108,7 +85,7 @@ async def test_a_peer_that_is_killed_is_named() -> None:
                 await task
             for name in ("alice", "carol"):
                 await asyncio.to_thread(process_ended, pids[name])
-                assert await _running(g, name) == []
+                assert await secure_runs(g, name) == []
 
 
 async def test_a_run_that_nobody_wants_any_more_ends_everywhere(team: Folders) -> None:
@@ -123,7 +100,7 @@ async def test_a_run_that_nobody_wants_any_more_ends_everywhere(team: Folders) -
 async def test_a_run_can_be_ended_by_its_id(team: Folders) -> None:
     async with grid.connect(folders=team) as g:
         async with _under_way(g) as (task, pids):
-            (row,) = await _running(g, "bob")
+            (row,) = await secure_runs(g, "bob")
             assert row["name"] == "long"
             await g["bob"].request("cancel", {"id": row["id"]})
             with pytest.raises(Cancelled):
@@ -135,26 +112,9 @@ async def test_a_run_can_be_ended_by_its_id(team: Folders) -> None:
 
 
 def _agreement(g: Grid, **changes: Any) -> dict[str, Any]:
-    return {
-        "run": fresh_id(),
-        "session": fresh_id(),
-        "asker": g.id,
-        "parties": [g["alice"].id, g["bob"].id],
-        "provider": g["carol"].id,
-        "inputs": [["", fresh_id(), "float32", [2], 16, b"", False]],
-        "public": [],
-        "program": "",
-        "reveal": g.id,
-        "receives": False,
-        "outputs": [],
-        "batch": b"",
-        "item": 0,
-        "ahead": 0,
-        "precision": 16,
-        "patience": 20.0,
-        "name": "by hand",
-        **changes,
-    }
+    by_hand: dict[str, Any] = {"run": fresh_id(), "session": fresh_id(), "patience": 20.0, "name": "by hand"}
+    by_hand["inputs"] = [["", fresh_id(), "float32", [2], 16, b"", False]]
+    return told(g.id, [g["alice"].id, g["bob"].id], g["carol"].id, **{**by_hand, **changes})
 
 
 async def _asked(g: Grid, peer: str, agreement: dict[str, Any], plan: Any = lambda x: x + 1) -> Any:
@@ -181,7 +141,7 @@ async def test_all_hear_why_it_ended_from_each_other(team: Folders) -> None:
     async with grid.connect(folders=team) as g:
         agreement = _agreement(g)
         asked = [asyncio.create_task(_asked(g, name, agreement, long)) for name in ("alice", "bob", "carol")]
-        pids = await _pids(g)
+        pids = await processes_of(g, asyncio.gather(*asked, return_exceptions=True))
         os.kill(pids["bob"], signal.SIGKILL)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         said = [getattr(each, "message", "") for each in answers]

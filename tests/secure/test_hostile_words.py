@@ -21,40 +21,16 @@ from peer.secure_lines import Frame
 from peer.secure_session import END, Session
 from peer.worker.seat import Done, Failed
 from peer.worker.secure.results import received
+from protocol import limits
 from protocol.errors import BadRequest, GridError, OperationFailed, PartyFailed
+from tests.secure.agreements import told
 
 ASKER, BOB, CAROL = (Identity.generate().id for _ in range(3))
 LEASE: LeaseKey = (ASKER, b"one lease's name")
 
 
-@pytest.fixture
-def runs() -> SecureRuns:
-    """Of a peer that has nothing else."""
-    nothing = cast(Any, None)
-    return SecureRuns(Identity.generate(), "alice", nothing, nothing, nothing, nothing, lambda _: None)
-
-
 def _agreed(runs: SecureRuns, **more: Any) -> bytes:
-    told: dict[str, Any] = {
-        "run": bytes(16),
-        "session": bytes(16),
-        "asker": ASKER,
-        "parties": [runs._id, BOB],
-        "provider": CAROL,
-        "inputs": [],
-        "public": [],
-        "program": "x",
-        "reveal": ASKER,
-        "receives": False,
-        "outputs": [],
-        "batch": b"",
-        "item": 0,
-        "ahead": 0,
-        "precision": 16,
-        "patience": 8,
-        "name": "x",
-    }
-    return bytes(msgpack.packb(told | more))
+    return bytes(msgpack.packb(told(ASKER, [runs._id, BOB], CAROL, **more)))
 
 
 def _session(runs: SecureRuns) -> Session:
@@ -84,16 +60,22 @@ def test_an_end_beyond_all_size_gives_no_reason(runs: SecureRuns) -> None:
     assert session.failure is not None and "no reason that makes sense" in session.failure.message
 
 
-async def test_the_asker_waits_for_who_says_it_first_hand() -> None:
+async def test_the_asker_waits_for_who_says_it_first_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(after: float, error: GridError) -> Any:
         await asyncio.sleep(after)
         raise error
 
+    alice, bob, dave = (cast(Any, type("Peer", (), {"name": name})()) for name in ("alice", "bob", "dave"))
     hearsay = PartyFailed("bob says: carol is late", peer="bob", accused="carol")
+    own = PartyFailed("carol is late", peer="carol")
     with pytest.raises(PartyFailed, match=r"^carol is late"):
-        await _all_or_none([fails(0, hearsay), fails(0.2, PartyFailed("carol is late", peer="carol"))])
+        await _all_or_none({alice: fails(0, hearsay), bob: fails(0.2, own)})
+    with monkeypatch.context() as patched, pytest.raises(PartyFailed, match=r"^bob says"):
+        patched.setattr(limits, "SECURE_LAST_WORDS", 0.2)
+        await _all_or_none({alice: fails(0, hearsay), bob: fails(3_600, own)})
+    monkeypatch.setattr(limits, "SECURE_LAST_WORDS", 3_600)  # for nobody else, who has nothing to do with it
     with pytest.raises(PartyFailed, match=r"^bob says"):
-        await _all_or_none([fails(0, hearsay), fails(60, PartyFailed("carol is late", peer="carol"))])
+        await _all_or_none({alice: fails(0, hearsay), dave: fails(3_600, own), bob: fails(0, hearsay)})
 
 
 # --- of processes -----------------------------------------------------------------------------------------

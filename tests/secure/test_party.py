@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from mpc.arithmetic import FixedMask
+from mpc.arithmetic import FixedMask, Triple
+from mpc.bilinear import Multiply
 from mpc.dealer import Supply
 from mpc.rounds import Opened, Opening, Protocol
 from peer.worker.channel import BlockingChannel
-from peer.worker.secure.dealing import Corrections, Dealing
+from peer.worker.secure.dealing import Corrections, Dealing, Receiving
 from peer.worker.secure.kept import Kept, Stocked
 from peer.worker.secure.mail import Gone, Mail
 from peer.worker.secure.part import (
@@ -185,8 +186,8 @@ def _hear(process: Process, sender: int) -> None:
     "index, sender, kind, number, size",
     [
         (0, 1, 200, 0, 8),  # no kind
-        (0, 1, READY, 3, 0),
-        (0, 1, READY, 1, 8),
+        (0, 1, READY, 1, 0),
+        (0, 1, READY, 0, 8),
         (0, 1, SEED, 0, 24),  # of another sender than is due
         (0, 2, SEED, 2, 24),
         (0, 2, SEED, 0, 16),
@@ -216,7 +217,7 @@ def test_what_is_not_due_is_refused_by_its_head(index: int, sender: int, kind: i
 
 
 def test_what_is_due_of_all_kinds_is_kept(process: Process, second: Process) -> None:
-    for sender, kind, number, size in [(2, SEED, 0, 24), (2, SEED, 1, 24), (1, READY, 1, 0), (3, SHARE, 0, 16)]:
+    for sender, kind, number, size in [(2, SEED, 0, 24), (2, SEED, 1, 24), (1, READY, 0, 0), (3, SHARE, 0, 16)]:
         process.heard(sender, kind, number, bytes(size))
         _hear(process, sender)
         assert process.mail.has(sender, kind, number)
@@ -263,11 +264,39 @@ def test_the_last_party_has_not_used_more_than_it_was_sent() -> None:
 def test_a_head_takes_no_memory(process: Process) -> None:
     """However large the message is that it announces: its place grows with what comes."""
     announced = 500 << 20
+    process.mail.expect(announced)
     head = b"\x82\xff" + (32 + 8 + announced).to_bytes(8, "big") + bytes(4)
     process.others[1]._socket.sendall(head + TAG + bytes([ROUND]) + bytes(7) + bytes(100))
     wire = process.mail._wires["bob"]
     _hear(process, 1)
     assert wire._data is not None and len(wire._data) <= 1 << 20
+
+
+@pytest.mark.parametrize("size, why", [(16, ""), (24, "24 bytes where 16")])
+def test_a_large_round_that_is_not_asked_for_waits_at_who_sends_it(
+    process: Process, monkeypatch: pytest.MonkeyPatch, size: int, why: str
+) -> None:
+    monkeypatch.setattr(limits, "SECURE_UNASKED", 8)
+    wire = process.mail._wires["bob"]
+    data = (7).to_bytes(8, "little") + bytes(size - 8)
+    process.heard(1, BUSY, 0, b"")
+    process.heard(1, ROUND, 0, data)
+    process.heard(1, ROUND, 1, data)
+    assert process.mail._turn(10)
+    assert wire.is_paused and not process.mail._came
+    assert not process.mail._turn(0)  # and we do not look again and again
+    rounds = Rounds(process.part, process.mail)
+    if why:
+        with pytest.raises(Blame, match=why):
+            rounds.drive(_opens(2))
+        return
+    assert rounds.drive(_opens(2)).tolist() == rounds.drive(_opens(2)).tolist() == [7, 0]
+    process.heard(1, ROUND, 2, data)
+    assert process.mail._turn(10) and wire.is_paused
+    process.others[1].close()
+    with pytest.raises(Blame, match="is gone") as blamed:
+        process.mail._turn(10)
+    assert blamed.value.index == 1
 
 
 class _Clock:
@@ -328,6 +357,25 @@ def test_corrections_are_read_in_order_however_they_are_cut(second: Process) -> 
     with pytest.raises(Blame, match="dealt less") as blamed:
         corrections.read(1)
     assert blamed.value.index == second.part.dealer
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_party_begins_with_its_seed_while_the_rest_is_dealt(index: int) -> None:
+    party = Process(index=index)
+    party.heard(2, SEED, 0, bytes(16) + (1 << 20).to_bytes(8, "little"))
+    receiving = Receiving(party.part, party.mail)
+    assert [tuple(words.shape) for words in receiving.supply()(0, FixedMask((3,))).free] == [(3,)]
+    assert receiving.waited == 0
+    party.close()
+
+
+def test_what_the_last_party_waits_for_the_dealer_is_known(second: Process) -> None:
+    second.heard(2, SEED, 0, bytes(16) + (8).to_bytes(8, "little"))
+    second.heard(2, CORRECTIONS, 0, bytes(range(8)))
+    receiving = Receiving(second.part, second.mail)
+    dealt = receiving.supply()(0, Triple(Multiply(), (1,), (1,)))
+    assert dealt.derived[0].tolist() == [int.from_bytes(bytes(range(8)), "little")]
+    assert receiving.waited > 0
 
 
 def test_who_goes_between_runs_is_noticed_and_what_comes_early_waits(process: Process) -> None:
@@ -402,7 +450,7 @@ def _all(wire: Wire, count: int) -> list[tuple[bytes, int, int, bytes]]:
     poll.register(wire.fileno(), select.POLLIN)
     while len(came) < count:
         assert poll.poll(10_000)
-        wire.receive(lambda *_: None, lambda tag, kind, number, data: came.append((tag, kind, number, bytes(data))))
+        wire.receive(lambda *_: True, lambda tag, kind, number, data: came.append((tag, kind, number, bytes(data))))
     return came
 
 
@@ -436,5 +484,5 @@ def test_a_line_that_ends_says_so() -> None:
     ours, theirs = _connected()
     ours.close()
     with pytest.raises(Broken):
-        theirs.receive(lambda *_: None, lambda *_: None)
+        theirs.receive(lambda *_: True, lambda *_: None)
     theirs.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -11,33 +9,10 @@ import torch
 from torch import nn
 
 import grid
-from grid.client import Grid
 from peer.folders import Folders
 from peer.keys import Identity
 from protocol.errors import BadRequest, Denied, OperationNotAllowed
-
-CLOSE = 2e-3
-
-
-@grid.plan
-def labels(images: Any, model: Any) -> Any:
-    return model(images).argmax(1)
-
-
-@grid.plan
-def scores(images: Any, model: Any) -> Any:
-    return model(images)
-
-
-@asynccontextmanager
-async def joined(team: Folders, identity: Identity | None = None) -> AsyncIterator[Grid]:
-    """A grid whose objects are gone afterwards."""
-    async with grid.connect(folders=team, identity=identity) as g:
-        try:
-            yield g
-        finally:
-            for peer in g:
-                await peer.clear()
+from tests.secure.teams import CLOSE, joined, labels, scores
 
 
 @grid.plan

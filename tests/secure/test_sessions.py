@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import itertools
 import os
 import signal
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,26 +13,16 @@ import torch
 from torch import nn
 
 import grid
-from compute.capture import capture
 from grid.client import Grid
 from grid.remote import pointer_to
 from grid.secure import Team, team
 from grid.secure_sessions import KeptShares, reveal
-from mpc.lowering import Lowered, lower
 from peer.folders import Folders
 from peer.keys import Identity
 from protocol import limits
 from protocol.errors import BadRequest, Denied, NotFound, PartyFailed, TooLarge
-from protocol.rows import unpack_rows
+from tests.secure.teams import CLOSE, TEAM, joined, lowered, processes_of, scores, short
 from tests.waiting import process_ended
-
-CLOSE = 2e-3
-TEAM: dict[str, Any] = {"parties": ["alice", "bob"], "provider": "carol"}
-
-
-@grid.plan
-def scores(images: Any, model: Any) -> Any:
-    return model(images)
 
 
 @grid.plan
@@ -45,46 +32,12 @@ def long(x: Any) -> Any:
     return x
 
 
-@grid.plan
-def short(x: Any) -> Any:
-    return x * 2
-
-
-@contextlib.asynccontextmanager
-async def joined(folders: Folders, identity: Identity | None = None) -> AsyncIterator[Grid]:
-    """A grid whose objects are gone afterwards."""
-    async with grid.connect(folders=folders, identity=identity) as g:
-        try:
-            yield g
-        finally:
-            for peer in g:
-                await peer.clear()
-
-
-async def _pids(g: Grid, task: asyncio.Task[Any]) -> dict[str, int]:
-    """The processes of a run that is under way, at both parties and the provider."""
-    found: dict[str, int] = {}
-    while len(found) < 3 and not task.done():
-        for name in ("alice", "bob", "carol"):
-            answer = await (await g[name].outbox.flush()).request("running", {})
-            for row in unpack_rows(await answer.read(1 << 20), 1_000):
-                if row["kind"] == "secure" and row["process"] is not None:
-                    found[name] = row["process"]
-    return found
-
-
 async def _run_of(g: Grid) -> dict[str, int]:
     task = asyncio.create_task(g.run(long, x=torch.rand(200), **TEAM))
-    pids = await _pids(g, task)
+    pids = await processes_of(g, task)
     await task
     assert len(pids) == 3
     return pids
-
-
-def _lowered(function: Any, *inputs: torch.Tensor) -> Lowered:
-    named = dict(zip(inspect.signature(function).parameters, inputs, strict=True))
-    program = capture(function, named).program
-    return lower(program, inputs, [True] * len(inputs))
 
 
 def _team(g: Grid) -> Team:
@@ -125,7 +78,7 @@ async def test_who_dies_between_runs_ends_the_session_and_the_next_run_has_anoth
 async def test_a_failure_ends_the_session_and_what_it_kept(team: Folders) -> None:
     async with grid.connect(folders=team) as g:
         x = torch.randn(3)
-        (kept,) = (await g.sessions.run(_lowered(lambda x: x + 1, x), [x], _team(g), keep=True)).outputs
+        (kept,) = (await g.sessions.run(lowered(lambda x: x + 1, x), [x], _team(g), keep=True)).outputs
         with pytest.raises(NotFound):
             gone = KeptShares(kept.session, bytes(16), torch.float32, (3,), 16)
             await reveal(g.sessions, [gone])
@@ -140,10 +93,10 @@ async def test_a_failure_ends_the_session_and_what_it_kept(team: Folders) -> Non
 async def test_kept_shares_are_used_in_later_runs_and_let_go(team: Folders) -> None:
     async with grid.connect(folders=team) as g:
         x, y = torch.randn(2, 3), torch.randn(2, 3)
-        ran = await g.sessions.run(_lowered(lambda x, y: (x + y, x * y), x, y), [x, y], _team(g), keep=[True, False])
+        ran = await g.sessions.run(lowered(lambda x, y: (x + y, x * y), x, y), [x, y], _team(g), keep=[True, False])
         total, product = ran.outputs
         assert isinstance(total, KeptShares) and torch.allclose(product, x * y, atol=CLOSE)
-        again = await g.sessions.run(_lowered(lambda t, x: t * x, x, x), [total, x], _team(g), keep=True)
+        again = await g.sessions.run(lowered(lambda t, x: t * x, x, x), [total, x], _team(g), keep=True)
         (value,) = (await reveal(g.sessions, again.outputs)).outputs
         assert torch.allclose(value, (x + y) * x, atol=CLOSE)
         session, id = total.session, total.id
@@ -161,11 +114,11 @@ async def test_whose_private_data_shares_derive_from_decides_when_they_are_revea
         await owner["dave"].send(x, tags=["#hidden"], private=True)
         await owner["dave"].send(x, tags=["#shown"], private=True, reveal=[g.id])
         hidden, shown = [(await g.search(tag)).one() for tag in ("#hidden", "#shown")]
-        double = _lowered(lambda x: x * 2, x)
+        double = lowered(lambda x: x * 2, x)
         (kept,) = (await g.sessions.run(double, [shown], _team(g), keep=True)).outputs
         (value,) = (await reveal(g.sessions, [kept])).outputs
         assert torch.allclose(value, 2 * x, atol=CLOSE)
-        both = _lowered(lambda a, b: a + b, x, x)
+        both = lowered(lambda a, b: a + b, x, x)
         (kept,) = (await g.sessions.run(both, [shown, hidden], _team(g), keep=True)).outputs
         (more,) = (await g.sessions.run(double, [kept], _team(g), keep=True)).outputs
         with pytest.raises(Denied, match="reveals what it computes"):

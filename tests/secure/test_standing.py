@@ -5,24 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import msgpack
 import pytest
 
-from peer.keys import Identity
 from peer.leases import LeaseKey
 from peer.secure import SecureRuns
-from peer.secure_session import Rule, Session, check_room
+from peer.secure_lines import Frame
+from peer.secure_session import END, Rule, Session, check_room
 from protocol import limits
 from protocol.errors import AlreadyExists, Cancelled, PartyFailed, TooLarge
+from tests.waiting import until
 
 ASKER, OTHER = "a" * 52, "b" * 52
 LEASE: LeaseKey = (ASKER, b"one lease's name")
-
-
-@pytest.fixture
-def runs() -> SecureRuns:
-    """Of a peer that has nothing else."""
-    nothing = cast(Any, None)
-    return SecureRuns(Identity.generate(), "alice", nothing, nothing, nothing, nothing, lambda _: None)
 
 
 def _session(runs: SecureRuns, number: int, lease: LeaseKey = LEASE, own: str = OTHER) -> Session:
@@ -115,7 +110,7 @@ class Seat:
         self.over: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.name = ""
 
-    def fail(self, _: Any) -> None:
+    def end(self, _: Any) -> None:
         pass
 
 
@@ -140,3 +135,26 @@ def test_room_is_made_by_the_one_that_was_used_first(runs: SecureRuns) -> None:
     with pytest.raises(TooLarge) as refused:
         check_room(sessions, ASKER)
     assert refused.value.fields["limit"] == "SECURE_AT_ONCE"
+
+
+async def test_a_peer_that_others_say_has_lost_its_process_says_so_itself(
+    runs: SecureRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows how the process died; only where it never says so their word counts."""
+
+    def told(number: int) -> Session:
+        session = _session(runs, number)
+        over: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        session.seat = cast(Any, type("Seat", (), {"over": over, "end": lambda self, error: None})())
+        fault = msgpack.packb(PartyFailed("alice is gone", peer="alice").to_fault())
+        session.hear("d" * 52, Frame(session.id, END, 0, len(fault), fault))
+        return session
+
+    killed = told(1)
+    assert killed.failure is None
+    killed.fail(PartyFailed("the process of alice was killed", peer="alice"))
+    assert killed.failure is not None and "killed" in killed.failure.message
+    monkeypatch.setattr(limits, "SECURE_OWN_WORD", 0.0)
+    silent = told(2)
+    await until(lambda: silent.failure is not None)
+    assert silent.failure is not None and "alice is gone" in silent.failure.message

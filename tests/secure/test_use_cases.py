@@ -22,7 +22,7 @@ from peer.folders import Folders
 from peer.keys import Identity
 from protocol.session import Reply
 from tests.grid.test_tutorials import run
-from tests.secure.test_runs import joined, labels
+from tests.secure.teams import TEAM, joined, labels
 
 FOLDER = Path(__file__).parents[2] / "docs" / "examples"
 PAGES = sorted(page.name for page in FOLDER.glob("*.md") if page.name != "README.md")
@@ -66,8 +66,7 @@ async def test_a_module_is_changed_where_it_is_and_may_be_returned(team: Folders
     wanted = _stepped(copy.deepcopy(model), x, y)
     async with joined(team) as g:
         there = await g["alice"].send(model) if is_sent else model
-        told: dict[str, Any] = {"parties": ["alice", "bob"], "provider": "carol"}
-        returned = await (await g.run(_stepped, there, await g["bob"].send(x), y, **told)).get()
+        returned = await (await g.run(_stepped, there, await g["bob"].send(x), y, **TEAM)).get()
         assert isinstance(there.weight, Pointer) is is_sent
         got: Any = await there.weight.fetch() if is_sent else there.weight
         assert torch.allclose(got, wanted.weight, atol=1e-3)
@@ -108,10 +107,9 @@ async def test_the_one_who_asks_can_account_for_every_byte(team: Folders, monkey
             await owner["bob"].send(images, tags=["#b", "#images"], private=True, reveal=[g.id])
             await owner["alice"].send(model, tags=["#b", "#model"], private=True, reveal=[g.id])
             found = (await g.search("#b #images")).one(), (await g.search("#b #model")).one()
-            told: dict[str, Any] = {"parties": ["alice", "bob"], "provider": "carol"}
-            await g.explain(labels, *found, **told)  # the model's form comes now
+            await g.explain(labels, *found, **TEAM)  # the model's form comes now
             with _listening() as came:
-                result = await g.run(labels, *found, **told)
+                result = await g.run(labels, *found, **TEAM)
             assert torch.equal(result.value, model(images).argmax(1))
             assert all(type(event) is Reply for event in came)
             answers = [each for each in came if each.result]

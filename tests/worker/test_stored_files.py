@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from protocol.errors import (
     WorkerLost,
 )
 from protocol.tensors import TensorHeader
+from tests.page_cache import cached, cool
 from tests.waiting import PATIENCE
 from tests.worker.conftest import Asker, header_of, new_id, tensor_of
 from tests.worker.test_remote import impostor
@@ -66,22 +65,6 @@ class StoredFile:
     def flip(self, at: int) -> None:
         (byte,) = os.pread(self.fd, 1, START + at)
         os.pwrite(self.fd, bytes([byte ^ 1]), START + at)
-
-    def cool(self) -> None:
-        """The system forgets what it has read of it."""
-        os.fsync(self.fd)
-        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def bytes_read(self) -> int:
-        """How much of it the system has in memory: what anybody read since `cool`."""
-        size = START + self.nbytes
-        with mmap.mmap(self.fd, size) as mapping:
-            pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-            first = ctypes.c_char.from_buffer(mapping)
-            address = ctypes.c_void_p(ctypes.addressof(first))
-            assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(size), pages) == 0
-            del first
-        return sum(page & 1 for page in bytes(pages)) * mmap.PAGESIZE
 
 
 def _blocks(payload: bytes) -> Iterator[bytes]:
@@ -169,23 +152,23 @@ def test_a_slice_of_a_file_of_100_gb_is_read_and_nothing_else(asker: Asker, stor
 def test_a_slice_leaves_the_rest_of_the_file_on_the_disk(asker: Asker, stored: Callable[..., StoredFile]) -> None:
     payload = noise(64 * MIB)
     file = stored(payload)
-    file.cool()
-    assert file.bytes_read() < MIB
+    cool(file.path)
+    assert cached(file.path) < MIB
     x = give(asker, file, "uint8", (64, MIB))
     part = asker.op("aten.slice.Tensor", x, 0, 30, 31)
-    assert file.bytes_read() < MIB  # a view reads nothing
+    assert cached(file.path) < MIB  # a view reads nothing
     assert asker.value(asker.op("aten.sum.default", part)).item() == sum(payload[30 * MIB : 31 * MIB])
-    assert MIB <= file.bytes_read() < 8 * MIB  # some is read ahead
+    assert MIB <= cached(file.path) < 8 * MIB  # some is read ahead
 
 
 def test_columns_of_a_wide_tensor_leave_what_lies_between_them(asker: Asker, stored: Callable[..., StoredFile]) -> None:
     payload = noise(64 * MIB)
     file = stored(payload)
-    file.cool()
+    cool(file.path)
     x = give(asker, file, "uint8", (4, 16 * MIB))
     part = asker.op("aten.slice.Tensor", x, 1, 3 * MIB, 3 * MIB + 10)
     assert asker.value(part).tolist() == [list(payload[row * 16 * MIB + 3 * MIB :][:10]) for row in range(4)]
-    assert file.bytes_read() < 24 * MIB
+    assert cached(file.path) < 24 * MIB
 
 
 @pytest.mark.parametrize(
@@ -201,7 +184,7 @@ def test_rows_taken_by_number_leave_the_others_on_the_disk(
 ) -> None:
     payload = noise(64 * MIB)
     file = stored(payload)
-    file.cool()
+    cool(file.path)
     x = give(asker, file, "uint8", (256, MIB // 4))
 
     def call(*rows: int) -> list[Any]:
@@ -210,7 +193,7 @@ def test_rows_taken_by_number_leave_the_others_on_the_disk(
 
     taken = asker.op("aten.select.int", asker.op(name, *call(3, 200, 3, 77)), 1, 9)
     assert asker.value(taken).tolist() == [payload[row * MIB // 4 + 9] for row in (3, 200, 3, 77)]
-    assert file.bytes_read() < 8 * MIB
+    assert cached(file.path) < 8 * MIB
     file.flip(40 * MIB)  # row 160
     assert isinstance(failing(asker, name, *call(4, 161)), Corrupt)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import random
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,9 +18,10 @@ from peer.stretch import Stretch
 from peer.worker import repeated
 from peer.worker.runtime import Runtime
 from protocol import limits
+from tests.full import FULL
 
 ROUNDS = 7
-SEEDS = 1_000 if os.environ.get("PEERGRID_FULL") else 60
+SEEDS = 1_000 if FULL else 60
 
 
 class World:

@@ -13,7 +13,7 @@ result. Messages between them, whose `number` is 0 where nothing is said of it:
                   deals. Party to party where nobody deals: a seed that the two have in common
     CORRECTIONS   dealer to the last party: a piece of them; number counts the pieces
     CREDIT        the last party to the dealer: so many bytes of them were used (u64); number counts
-    READY         the last party to the others: the dealing is done, or far enough
+    READY         the last party to the others: what was dealt ahead is here
     MASK          holder to party: the seed of its shares of all that the holder has. Where shares have MACs, to the
                   dealer: the seed of the masks of these
     SHARE         holder to a party that draws none: its share of input `number`. Where shares have MACs, to all

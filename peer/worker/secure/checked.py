@@ -1,7 +1,8 @@
 """Runs in which every share has a MAC (mpc/checked.py): whoever changes a bit of anything, nobody has a result.
 
 Who has an input draws its masks from a seed, tells the dealer that seed (MASK) and all parties the masked elements
-(SHARE, by input). The asker does the same with its request, and is told the outputs masked, by each party the same.
+(SHARE, by input). The asker does the same with its request. Outputs come masked under the seed of who learns them, who
+is told them by each party, and takes them if all say the same: the asker, or who receives the result.
 """
 
 from __future__ import annotations
@@ -35,27 +36,33 @@ Elements = Mapping[int, torch.Tensor]
 
 def run(part: Part, mail: Mail, kept: Kept) -> tuple[dict[str, Any], list[torch.Tensor]]:
     """What one of those who take part does; what it cost, and what a party tells the asker."""
-    if part.receiver is not None:
-        raise BadRequest("a run with MACs reveals its result to its asker: leave out who receives it")
     told: dict[str, Any] = {"offline": 0.0, "online": 0.0, "rounds": 0, "sent": 0, "dealt": 0, "outputs": []}
     seed = fresh_seed()
     own = _give(part, mail, seed)
+    tensors: list[torch.Tensor] = []
     if part.index == part.dealer:
-        return told | _deal(part, mail, kept, seed), []
-    if not part.is_party:
-        return told, []
-    made, tensors = _compute(part, mail, kept, own)
-    return told | made, tensors
+        told |= _deal(part, mail, kept, seed)
+    if part.is_party:
+        made, tensors = _compute(part, mail, kept, own)
+        told |= made
+    if part.receiver == part.index:
+        mine = (told["outputs"], tensors) if part.is_party else None
+        told["received"], tensors = results.received_masked(part, mail, mine, seed)
+    elif part.receiver is not None and part.is_party:
+        results.give(part, mail, told["outputs"], tensors)
+        tensors = []
+    return told, tensors
 
 
 def _give(part: Part, mail: Mail, seed: bytes) -> Elements:
-    """Tells the dealer the seed and the parties the masked inputs, where some are here."""
+    """Tells the dealer the seed and the parties the masked inputs, where some are here; who receives the result has the
+    seed of its masks."""
     found = {
         at: hide(mail.value(each.id), each.bits, seed, at)
         for at, each in enumerate(part.inputs)
         if each.holder == part.index
     }
-    if found and part.index != part.dealer:
+    if (found or part.index == part.receiver) and part.index != part.dealer:
         assert part.dealer is not None
         mail.tell([part.dealer], MASK, 0, seed)
     for at, elements in found.items():
@@ -69,12 +76,13 @@ def _deal(part: Part, mail: Mail, kept: Kept, own: bytes) -> dict[str, Any]:
         raise BadRequest("the provider of a run with MACs is told a seed by who asks")
     known = kept.program(part, mail)
     seeds = {part.index: own, ASKER: part.seed}
-    for holder in dict.fromkeys(each.holder for each in part.inputs):
-        if holder not in seeds:
-            seeds[holder] = bytes(mail.take(holder, MASK, 0, SEED_BYTES))
+    learns = ASKER if part.receiver is None else part.receiver
+    for other in dict.fromkeys([*(each.holder for each in part.inputs), learns]):
+        if other not in seeds:
+            seeds[other] = bytes(mail.take(other, MASK, 0, SEED_BYTES))
 
     def of(at: int) -> bytes:
-        return seeds[part.inputs[at].holder] if at < len(part.inputs) else part.seed
+        return seeds[part.inputs[at].holder if at < len(part.inputs) else learns]
 
     def meta(at: int) -> torch.Tensor:
         return torch.empty(part.inputs[at].shape, dtype=torch.int64, device="meta")
@@ -90,7 +98,8 @@ def _deal(part: Part, mail: Mail, kept: Kept, own: bytes) -> dict[str, Any]:
 def _compute(part: Part, mail: Mail, kept: Kept, own: Elements) -> tuple[dict[str, Any], list[torch.Tensor]]:
     began = time.perf_counter()
     known: Known = kept.program(part, mail)
-    supply, rounds = Receiving(part, mail).supply(), Rounds(part, mail)
+    receiving, rounds = Receiving(part, mail), Rounds(part, mail)
+    supply = receiving.supply()
     offline, began = time.perf_counter() - began, time.perf_counter()
 
     def masked(at: int) -> torch.Tensor:
@@ -105,7 +114,8 @@ def _compute(part: Part, mail: Mail, kept: Kept, own: Elements) -> tuple[dict[st
     party = Party(part.index, part.parties, supply, part.precision)
     outputs = rounds.drive(whole(party, known.program, _hidden(part), known.public, masked))
     listed, tensors = results.kept_and_told(part, kept, known, outputs)
-    took = {"offline": offline, "online": time.perf_counter() - began, "rounds": rounds.number, "sent": mail.sent}
+    online = time.perf_counter() - began - receiving.waited
+    took = {"offline": offline + receiving.waited, "online": online, "rounds": rounds.number, "sent": mail.sent}
     return {**took, "outputs": listed}, tensors
 
 

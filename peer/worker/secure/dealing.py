@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -72,18 +73,12 @@ class Corrections:
         self._mail = mail
         self.left = 0
         self._piece = memoryview(b"")
-        self._ready: list[bytearray] = []
         self._pieces = self._credits = self._used = 0
+        self.waited = 0.0  # seconds, for the dealer
 
     def begin(self, total: int) -> None:
         """So many more are due."""
         self.left += total
-
-    def wait(self, nbytes: int) -> None:
-        """Until so many of them are here, or all."""
-        wanted = min(nbytes, self.left)
-        while len(self._piece) + sum(map(len, self._ready)) < wanted:
-            self._ready.append(self._next())
 
     def read(self, nbytes: int) -> memoryview:
         """The next ones."""
@@ -93,7 +88,7 @@ class Corrections:
         at = 0
         while at < nbytes:
             if not len(self._piece):
-                self._piece = memoryview(self._ready.pop(0) if self._ready else self._next())
+                self._piece = memoryview(self._next())
             took = self._piece[: nbytes - at]
             got[at : at + len(took)] = took
             at += len(took)
@@ -108,8 +103,9 @@ class Corrections:
         return self._part.dealer
 
     def _next(self) -> bytearray:
+        began = time.perf_counter()
         piece = self._mail.take(self._dealer, CORRECTIONS, self._pieces)
-        self._pieces += 1
+        self._pieces, self.waited = self._pieces + 1, self.waited + time.perf_counter() - began
         return piece
 
     def _credit(self, nbytes: int) -> None:
@@ -138,15 +134,15 @@ class Receiving:
             self._corrections.begin(_U64.unpack(told[SEED_BYTES:])[0])
         return told[:SEED_BYTES]
 
+    @property
+    def waited(self) -> float:
+        """Seconds that this party has waited for the dealer, since it had its seeds."""
+        return 0.0 if self._corrections is None else self._corrections.waited
+
     def supply(self) -> Supply:
-        """For use now, while more of it comes. Waits until enough is there: all that is slow from here on is online."""
+        """For use now, while more of it comes: the first rounds open what needs seeds alone."""
         seed = self._begin()
-        if self._corrections is None:
-            self._mail.take(self._part.parties - 1, READY, self._deals, 0)
-            return Supply(seed)
-        self._corrections.wait(limits.SECURE_AHEAD // 2)
-        self._mail.tell(self._part.others, READY, self._deals)
-        return Supply(seed, self._corrections.read)
+        return Supply(seed) if self._corrections is None else Supply(seed, self._corrections.read)
 
     def stocked(self) -> Stocked:
         """The same, to be kept."""

@@ -1,6 +1,8 @@
 """What is due in a run: who may send which kind of message, under which number, of which size.
 
 Asked with a message's head alone, before there is memory for the rest of it; it may be asked twice about one message.
+What another party sends of a round to which this one has not come yet is read if it is small; else it waits where it
+is, and once its size is known it is that or nothing.
 """
 
 from __future__ import annotations
@@ -34,14 +36,16 @@ class Due:
         self.round = self.dealt = self.credited = 0
         self.asked: int | None = None
 
-    def check(self, sender: int, kind: int, number: int, size: int) -> None:
-        """Blame: it is not due."""
+    def check(self, sender: int, kind: int, number: int, size: int) -> bool:
+        """Whether it is to be read now. Blame: it is not due."""
         sizes = self._round(sender, number) if kind == ROUND else self._sizes(sender, kind, number)
         if sizes is None:
             raise Blame(sender, f"sent what is not due: kind {kind}, number {number}")
         least, most = sizes
         if not least <= size <= most:
             raise Blame(sender, f"sent {size} bytes where {most} are due")
+        is_unasked = kind == ROUND and (number > self.round or self.asked is None)
+        return not is_unasked or size <= limits.SECURE_UNASKED
 
     def came(self, kind: int, size: int) -> None:
         """A whole message did."""
@@ -73,9 +77,10 @@ class Due:
             return (SEED_BYTES, SEED_BYTES) if sender == (part.index + 1) % part.parties else None
         if kind == CREDIT and part.index == part.dealer and sender == part.parties - 1 and number == self._credits:
             return (_U64, _U64) if (number + 1) * (limits.SECURE_AHEAD // 8) <= self.dealt else None
-        if kind == READY and part.is_party and sender == part.parties - 1 and number <= _DEALS:
+        if kind == READY and part.is_party and sender == part.parties - 1 and number == 0:
             return 0, 0
-        if kind == MASK and number == 0 and sender in self._holders:
+        masks = sender in self._holders or (part.is_checked and sender == part.receiver)
+        if kind == MASK and number == 0 and masks:
             return (SEED_BYTES, SEED_BYTES) if part.is_party or part.is_checked else None
         if kind == SHARE and part.is_party and number < len(part.inputs) and part.inputs[number].holder == sender:
             nbytes = torch.Size(part.inputs[number].shape).numel() * torch.int64.itemsize

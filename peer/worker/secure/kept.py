@@ -11,10 +11,10 @@ import torch
 from compute.dtypes import DTYPE_OF
 from compute.program import Program
 from mpc.masks import SEED as SEED_BYTES
-from mpc.replicated import Pieces
 from mpc.script import Script
 from mpc.secret import Secret
 from mpc.standing import number_of
+from mpc.trio import Pieces
 from peer.worker.secure.mail import Mail
 from peer.worker.secure.part import Given, Part
 from protocol import limits
@@ -96,7 +96,7 @@ class Kept:
                 size=nbytes,
                 allowed=limits.SECURE_KEPT,
             )
-        self._shares[id] = Secret(secret.share, secret.bits, secret.dtype, secret.fixed)
+        self._shares[id] = Secret(secret.share, secret.bits, secret.dtype, secret.fixed, fine=secret.fine)
 
     def drop(self, ids: Iterable[bytes]) -> None:
         for id in ids:
@@ -170,4 +170,4 @@ def taken_by(part: Part, kept: Kept) -> tuple[object, ...]:
     """What decides what a run takes from the dealer, when the masks of all fixed inputs are open."""
     inputs = tuple((each.dtype, each.shape, each.bits) for each in part.inputs)
     places = tuple(kept.places[each.kept_as] if each.is_fixed else None for each in part.inputs)
-    return part.program, inputs, places, part.reveals, part.precision, part.parties
+    return part.program, inputs, places, part.reveals, part.stays, part.precision, part.parties

@@ -64,7 +64,16 @@ class Mail:
         for id in self._index:
             if id not in self._wires:
                 raise InternalError("a process of a secure run was given no line to another")
+            self._resume(id)
             self._poll.modify(self._wires[id].fileno(), self._wires[id].wanted | _ENDED)
+
+    def expect(self, nbytes: int) -> None:
+        """So many bytes are due from each other party in the round that this one has come to."""
+        self.due.asked = nbytes
+        for id in self._index:
+            if self._wires[id].is_paused:
+                self._resume(id)
+                self._poll.modify(self._wires[id].fileno(), self._wires[id].wanted | _ENDED)
 
     def end(self) -> None:
         """The run is over: all that we have said is gone, and nothing more is taken."""
@@ -136,17 +145,26 @@ class Mail:
             if events & select.POLLOUT:
                 wire.flush()
                 self._poll.modify(wire.fileno(), wire.wanted | _ENDED)
-            if events & ~select.POLLOUT:
+            if wire.is_paused and events & _ENDED:
+                raise Broken("it closed its line")
+            if events & ~select.POLLOUT and not wire.is_paused:
                 wire.receive(lambda *head: self._check(index, *head), lambda *message: self._on(index, *message))
+                if wire.is_paused:
+                    self._poll.modify(wire.fileno(), wire.wanted | _ENDED)
         except Broken as broken:
             raise Blame(index, f"is gone: {broken}", is_lost=True) from None
 
-    def _check(self, index: int, tag: bytes, kind: int, number: int, total: int) -> None:
+    def _resume(self, id: str) -> None:
+        index = self._index[id]
+        self._wires[id].resume(lambda *head: self._check(index, *head), lambda *message: self._on(index, *message))
+
+    def _check(self, index: int, tag: bytes, kind: int, number: int, total: int) -> bool:
+        """Whether it is to be read now. Blame: it is not due."""
         assert self.part is not None
         if kind == BUSY or (kind == CREDIT and tag != self.part.tag):  # the latter of a run that is over
             if total > _SMALL:
                 raise Blame(index, f"announced a message of {total} bytes")
-            return
+            return True
         if tag != self.part.tag:
             raise Blame(index, "was told of another run, or speaks of one that is over")
         if total > limits.SECURE_MESSAGE:
@@ -155,7 +173,7 @@ class Mail:
             raise Blame(index, "sent twice what is due once")
         if len(self._came) >= _MOST:
             raise Blame(index, f"sent more than {_MOST} messages before they were due")
-        self.due.check(index, kind, number, total)
+        return self.due.check(index, kind, number, total)
 
     def _on(self, index: int, tag: bytes, kind: int, number: int, data: bytearray) -> None:
         assert self.part is not None

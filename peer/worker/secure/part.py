@@ -111,6 +111,12 @@ class Part:
         return not self.outputs or not all(is_kept for _, is_kept in self.outputs)
 
     @property
+    def stays(self) -> tuple[bool, ...]:
+        """Of each value that comes out whether it stays with the parties; empty: none does."""
+        stays = tuple(is_kept for _, is_kept in self.outputs)
+        return stays if any(stays) else ()
+
+    @property
     def others(self) -> list[int]:
         """The other parties."""
         return [rank for rank in range(self.parties) if rank != self.index]

@@ -154,14 +154,15 @@ class Process:
         fixes = self._fixes(part, receiving, rounds)
         supply = self._supply(part, known, receiving, rounds)
         offline, sent, before = time.perf_counter() - began, self._mail.sent, rounds.number
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), receiving.waited
         secrets = self._inputs(part, own, fixes, rounds)
         party = Party(part.index, part.parties, supply, part.precision)
         outputs = rounds.drive(protocols.whole(part, known, party, secrets))
         made, tensors = self._result(part, known, outputs)
+        waited = receiving.waited - waited
         told = made | {
-            "offline": offline,
-            "online": time.perf_counter() - began,
+            "offline": offline + waited,
+            "online": time.perf_counter() - began - waited,
             "rounds": rounds.number - before,
             "sent": self._mail.sent - sent,
             "dealt": sent,  # where they make what others have dealt for them

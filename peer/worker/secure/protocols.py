@@ -15,6 +15,7 @@ from mpc.rounds import Protocol
 from mpc.script import Script, script_of
 from mpc.secret import Secret
 from mpc.standing import fixing, shape_of
+from mpc.staying import as_given, staying
 from peer.worker.secure.kept import Kept, Known, taken_by
 from peer.worker.secure.mail import Mail
 from peer.worker.secure.part import Part
@@ -32,8 +33,11 @@ def to_fix(part: Part, kept: Kept) -> list[int]:
 
 
 def whole(part: Part, known: Known, party: Party, secrets: Sequence[Secret]) -> Protocol[Any]:
-    """The run: the program, and its outputs under new shares where they leave the parties."""
+    """The run: the program, its outputs that stay as they are kept, and under new shares where they leave the
+    parties."""
     made = run(party, known.program, [*secrets, *known.public])
+    if any(part.stays):
+        made = staying(party, made, known.program.outputs, part.stays)
     return freshly(party, made) if part.reveals else made
 
 
@@ -64,7 +68,8 @@ def script_to_run(part: Part, kept: Kept, known: Known, mail: Mail) -> Script:
 
 def _shape(part: Part, at: int) -> Secret:
     each = part.inputs[at]
-    return Secret(torch.empty(each.shape, dtype=torch.int64, device="meta"), each.bits, DTYPE_OF[each.dtype])
+    meta = torch.empty(each.shape, dtype=torch.int64, device="meta")
+    return as_given(meta, each.bits, DTYPE_OF[each.dtype], part.precision)
 
 
 def slowly(mail: Mail, protocol: Protocol[Any]) -> Protocol[Any]:

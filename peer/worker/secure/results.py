@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -11,34 +11,21 @@ import torch
 
 from compute.dtypes import DTYPE_OF, NAME_OF
 from compute.values import tensor_bytes, tensor_from
+from mpc.checked import shown as unmasked
 from mpc.ring import decode
 from mpc.secret import Secret
+from mpc.staying import leaves
 from peer.worker import export, memory
 from peer.worker.secure.kept import Kept, Known
 from peer.worker.secure.mail import Mail
 from peer.worker.secure.part import RESULT, Blame, Part
 from protocol import limits
-from protocol.errors import BadRequest, GridError
+from protocol.errors import BadRequest, GridError, PartyFailed
 from protocol.tensors import TensorHeader
 
 Listed = list[list[Any]]
 """Of each value that comes out: [fractional bits or nil, dtype, shape], or ["plain", value, []]; where shares of it
 stay with the parties, and do not come along, "kept" behind that."""
-
-
-def leaves(template: Any, value: Any) -> Iterator[Any]:
-    """The values that come out of a program, in the order of PROGRAM.md, Outputs."""
-    if isinstance(template, list):
-        for inner, item in zip(template, value, strict=True):
-            yield from leaves(inner, item)
-    elif isinstance(template, Mapping):
-        if "node" in template or "constant" in template:
-            yield value
-        elif "tuple" in template:
-            yield from leaves(template["tuple"], list(value))
-        elif "map" in template:
-            for key, inner in sorted(template["map"].items()):
-                yield from leaves(inner, value[key])
 
 
 def kept_and_told(part: Part, kept: Kept, known: Known, outputs: Any) -> tuple[Listed, list[torch.Tensor]]:
@@ -118,6 +105,32 @@ def received(
             shown.append(None if value is None else each[1:])
             tensors += [] if value is None else [value]
     return shown, tensors
+
+
+def received_masked(
+    part: Part, mail: Mail, own: tuple[Listed, list[torch.Tensor]] | None, seed: bytes
+) -> tuple[list[list[Any] | None], list[torch.Tensor]]:
+    """The same of a run in which shares have MACs: all parties tell the same, under masks of our seed. PartyFailed:
+    they do not, so that one of them lies."""
+    senders = [rank for rank in range(part.parties) if rank != part.index]
+    came = mail.take_all([(rank, RESULT, number) for rank in senders for number in (0, 1)])
+    told = [(_unpacked(rank, came[2 * at]), came[2 * at + 1]) for at, rank in enumerate(senders)]
+    listed, tensors = own if own is not None else (told[0][0], _parts(senders[0], *told[0]))
+    data = b"".join(map(bytes, map(tensor_bytes, tensors)))
+    if any(each != listed or bytes(said) != data for each, said in told):
+        raise PartyFailed("the run is over, without a result: the parties do not tell the same one")
+    masked, at = iter(tensors), len(part.inputs)
+    shown, values = list[list[Any] | None](), list[torch.Tensor]()
+    for bits, dtype, shape in listed:
+        if bits == "plain":
+            shown.append(None)
+            continue
+        value = next(masked)
+        if bits is not None:
+            value, at = unmasked(value, bits, DTYPE_OF[dtype], seed, at), at + 1
+        shown.append([dtype, shape])
+        values.append(value)
+    return shown, values
 
 
 def _unpacked(sender: int, data: bytearray) -> Listed:

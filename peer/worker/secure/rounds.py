@@ -33,7 +33,7 @@ class Rounds:
         others = self._part.others
         if asked.nbytes > limits.SECURE_MESSAGE:
             raise BadRequest(f"a round of {asked.nbytes} bytes: run the plan on smaller parts of the data")
-        self._mail.due.asked = asked.nbytes
+        self._mail.expect(asked.nbytes)
         self._mail.tell(others, ROUND, self.number, *message(asked))
         came = self._mail.take_all([(rank, ROUND, self.number) for rank in others], asked.nbytes)
         self._mail.finish_sending()  # what was sent may be written to from here on

@@ -16,6 +16,7 @@ from mpc.masks import SEED as SEED_BYTES
 from mpc.masks import Masks, fresh_seed
 from mpc.ring import encode
 from mpc.secret import Secret
+from mpc.staying import as_given
 from peer.worker.secure.kept import Kept
 from peer.worker.secure.mail import Mail
 from peer.worker.secure.part import ASKER, KEPT, MASK, SHARE, Given, Part
@@ -53,6 +54,8 @@ def shares(part: Part, mail: Mail, own: Mapping[int, torch.Tensor], kept: Kept) 
             continue
         if at in own:
             words = own[at]
+        elif each.holder == ASKER and not _nbytes(each):
+            words = torch.empty(each.shape, dtype=torch.int64)  # of nothing, nothing was sent
         elif each.holder == ASKER:
             given = part.shares.get(at)
             words = mail.value(given) if given is not None else Masks(part.seed, at).draw(each.shape, torch.int64)
@@ -62,7 +65,7 @@ def shares(part: Part, mail: Mail, own: Mapping[int, torch.Tensor], kept: Kept) 
             if each.holder not in seeds:
                 seeds[each.holder] = bytes(mail.take(each.holder, MASK, 0, SEED_BYTES))
             words = Masks(seeds[each.holder], at).draw(each.shape, torch.int64)
-        found.append(Secret(words, each.bits, DTYPE_OF[each.dtype]))
+        found.append(as_given(words, each.bits, DTYPE_OF[each.dtype], part.precision))
     return found
 
 

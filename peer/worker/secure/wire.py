@@ -27,15 +27,14 @@ _BINARY: Final = 0x82  # a whole binary message
 _MASKED: Final = 0x80
 _TINY, _SHORT = 126, 1 << 16
 _SCRATCH: Final = 64 * limits.KIB
-_LONGEST_HEAD: Final = 14
 _AT_ONCE: Final = 256 * limits.KIB  # masked and sent while the processor's cache holds them
 _FIRST: Final = limits.MIB  # of a large message's place; then it doubles
 _SMALL: Final = 32 * limits.KIB  # joined: cheaper than several pieces
 _SEND: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 View = memoryview | bytes
-Allowed = Callable[[bytes, int, int, int], None]
-"""Is asked before a message is kept: its tag, kind, number, size. Raises where it is not due."""
+Allowed = Callable[[bytes, int, int, int], bool]
+"""Is asked before a message is kept: its tag, kind, number, size. False: not yet. Raises where it is not due."""
 Heard = Callable[[bytes, int, int, bytearray], None]
 
 
@@ -58,6 +57,7 @@ class Wire:
         self._mask = b""
         self._head: tuple[bytes, int, int] = (b"", 0, 0)
         self.heard = 0.0  # when something came last, by the monotonic clock
+        self.is_paused = False  # what comes next is not read yet: it waits at who sends it
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -75,7 +75,7 @@ class Wire:
     @property
     def wanted(self) -> int:
         """For poll: what to wait for."""
-        return select.POLLIN | (select.POLLOUT if self._out else 0)
+        return (0 if self.is_paused else select.POLLIN) | (select.POLLOUT if self._out else 0)
 
     def send(self, tag: bytes, kind: int, number: int, pieces: Sequence[View]) -> None:
         """One message, after all those before. What the system does not take now goes with `flush`; the bytes must not
@@ -151,8 +151,14 @@ class Wire:
             else:
                 self._have += size
                 self._take(allowed, heard)
-            if not is_full:
+            if self.is_paused or not is_full:
                 return
+
+    def resume(self, allowed: Allowed, heard: Heard) -> None:
+        """Goes on with what was not to be read yet, if it is now. What these raise."""
+        if self.is_paused:
+            self.is_paused = False
+            self._take(allowed, heard)
 
     def _room(self) -> memoryview:
         """Where what comes next goes. The place of a large message grows with what has come of it: a head alone takes
@@ -168,7 +174,9 @@ class Wire:
         start = 0
         while self._data is None and (found := self._begin(start)) is not None:
             at, size, key = found
-            allowed(*self._head, size)
+            if not allowed(*self._head, size):
+                self.is_paused = True
+                break
             here = min(size, self._have - at)
             if here == size or size > _SCRATCH // 2:
                 self._data, self._size = bytearray(min(size, max(here, _FIRST))), size

@@ -6,5 +6,7 @@ sequences.py      recurrent networks, attention, transformers
 generative.py     autoencoders, adversarial networks, diffusion
 classical.py      regression, factorisation, gradients by hand
 decisions.py      reinforcement learning
+numbers.py        tables, looked up and counted in by indices that are computed; gammas
+packed.py         sequences of different lengths
 meta.py           programs about training itself: distillation, transfer, metric and meta learning
 """
