@@ -9,6 +9,7 @@ Files in import order:
     stretches.py  pieces of what is queued that were sent before
     outbox.py     operations on their way to a peer
     unsized.py    results whose shape depends on the data: to be awaited
+    underway.py   what a stored model is to give of values elsewhere: to be awaited
     origin.py     who made a tensor that is here: whoever wrote the call, or torch itself
     arguments.py  how arguments travel: pointers by id, and what goes along of what is here
     awaited.py    the operations that give such results

@@ -28,6 +28,7 @@ from grid.moving import move_together, replace, together
 from grid.optimizers import kept_for, watch
 from grid.pointer import Pointer
 from grid.stored import Stored
+from grid.underway import Underway
 from peer.elsewhere import check_name, name_of
 from peer.resuming import Download, Progress
 from protocol.codec import Buffer
@@ -330,9 +331,13 @@ class RemoteModel(Stored, nn.Module):
         try:
             return self.module(*inputs)
         except NotCollocated as error:
-            error.message += ". await g.run(model, x) brings what is smaller to where the rest is, and runs it there"
+            error.message += (
+                ". Await the call, as in await model(x), or g.run(model, x): what is smaller is brought along"
+            )
             error.args = (error.message,)
-            raise
+            if torch.is_grad_enabled() and any(getattr(each, "requires_grad", False) for each in inputs):
+                raise  # what is run as a program has no history
+            return Underway(lambda: self.location.grid.run(self, *inputs), error)
 
     def _among(self, secrets: Secrets) -> nn.Module:
         """The model, its weights shared by their peer among those who have the shares of what it is called on. (The

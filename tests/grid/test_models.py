@@ -20,6 +20,7 @@ from protocol.errors import BadFile
 from tests.compute.architectures import GPT, ZOO, words
 from tests.compute.onnx_files import Graph
 from tests.compute.test_architectures import called, same
+from tests.tags import fresh_tag
 
 pytestmark = [
     pytest.mark.usefixtures("one_reader"),
@@ -54,6 +55,20 @@ async def test_a_model_is_found_and_called_by_who_has_no_class_of_it(peers: Fold
         assert same(await on_pointers(g["carol"], moved, call), want)
         for each in (model, moved):
             await each.delete()
+
+
+async def test_a_model_called_on_data_elsewhere_is_awaited(peers: Folders) -> None:
+    torch.manual_seed(0)
+    module, tag = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), fresh_tag()
+    x = torch.randn(5, 4)
+    async with grid.connect(folders=peers) as g:
+        await g["alice"].send(module, tags=[tag, "model"], example=x)
+        there = await g["bob"].send(x)
+        made = (await g.search(f"#{tag} #model")).one()(there)
+        for use in (lambda: made + 1, lambda: torch.relu(made), lambda: made.shape, lambda: bool(made)):
+            with pytest.raises(grid.NotCollocated, match=r"alice.*bob.*await model\(x\)"):
+                use()
+        assert torch.allclose(await (await made).get(), module(x))
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
