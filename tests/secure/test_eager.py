@@ -246,6 +246,16 @@ async def test_what_a_plan_changes_in_a_secret_module_stays_secret(team: Folders
         near((await net.get()).weight, model.weight)
 
 
+async def test_what_was_revealed_is_computed_with_as_if_it_was_not(team: Folders) -> None:
+    """A product that was told is kept with all its fractional bits: who deals has to take it so, too."""
+    async with joined(team) as (_, share):
+        a, b = torch.tensor([1.5, -2.25, 0.3]), torch.tensor([2.0, 0.5, -1.7])
+        s, r = share(a), share(b)
+        product = s * r
+        near(await product.get(), a * b)
+        near(await ((product * 4.0) * r).get(), a * b * 4 * b)
+
+
 async def test_which_team_runs_a_plan_on_secrets(team: Folders) -> None:
     async with joined(team) as (g, share):
         s = share(torch.ones(2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -14,6 +14,7 @@ from mpc.masks import SEED as SEED_BYTES
 from mpc.script import Script
 from mpc.secret import Secret
 from mpc.standing import number_of
+from mpc.staying import as_given
 from mpc.trio import Pieces
 from peer.worker.secure.mail import Mail
 from peer.worker.secure.part import Given, Part
@@ -77,14 +78,15 @@ class Kept:
 
     # --- shares -------------------------------------------------------------------------------------------
 
-    def share(self, given: Given) -> Secret:
-        """One that was kept, as the run expects it. NotFound, BadRequest."""
+    def share(self, given: Given, precision: int) -> Secret:
+        """One that was kept, as the run expects it: as who finds the script takes it (`as_given`), whatever it was in
+        the run that made it. NotFound, BadRequest."""
         found = self._shares.get(given.id)
         if found is None:
             raise NotFound("shares that a run needs were let go, or never kept")
         if (tuple(found.shape), found.bits, found.dtype) != (given.shape, given.bits, DTYPE_OF[given.dtype]):
             raise BadRequest("kept shares are of another shape or dtype than what was agreed on")
-        return found
+        return replace(as_given(found.share, found.bits, found.dtype, precision), fixed=found.fixed)
 
     def keep(self, id: bytes, secret: Secret) -> None:
         """TooLarge: there is no room for more."""
@@ -96,7 +98,7 @@ class Kept:
                 size=nbytes,
                 allowed=limits.SECURE_KEPT,
             )
-        self._shares[id] = Secret(secret.share, secret.bits, secret.dtype, secret.fixed, fine=secret.fine)
+        self._shares[id] = Secret(secret.share, secret.bits, secret.dtype, secret.fixed)
 
     def drop(self, ids: Iterable[bytes]) -> None:
         for id in ids:

@@ -50,7 +50,7 @@ def shares(part: Part, mail: Mail, own: Mapping[int, torch.Tensor], kept: Kept) 
     found = []
     for at, each in enumerate(part.inputs):
         if each.holder == KEPT:
-            found.append(kept.share(each))
+            found.append(kept.share(each, part.precision))
             continue
         if at in own:
             words = own[at]
