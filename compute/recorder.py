@@ -190,8 +190,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def check_write(self, storage: int) -> None:
         """Refuses a change in place of what is not the function's own."""
-        for constant in self._constants.values():
-            if isinstance(constant, Constant) and storage_of(constant.tensor) == storage:
+        for tensor in self._foreign:
+            if isinstance(self._constants.get(id(tensor)), Constant) and storage in self._storages(tensor):
                 raise refusal(
                     "the function changes a tensor from outside in place; take it as an argument, return the new one"
                 )
@@ -204,6 +204,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         "instead of x += 1, or begin with x = x.clone()"
                     )
             frame = frame.parent
+
+    def _storages(self, tensor: torch.Tensor) -> list[int]:
+        """Of a tensor from outside: its own, and that of the fake tensor whose views the function has."""
+        fake = self.fake.fake_tensor_converter._get_memo(tensor)
+        return [storage_of(each) for each in (tensor, fake) if each is not None]
 
     # --- values -------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from compute import flow
 from compute.flow import FLOW
 from compute.operations import NUMBERS
 from compute.program import Body, Node, Program
-from compute.table import lookup
+from compute.table import Entry, lookup
 
 Roots = int
 """A set, as bits: of inputs, constants, and nodes that have memory of their own, in this order."""
@@ -96,9 +96,7 @@ class _Walk:
         given = [self._of(call[parameter.name]) for parameter in entry.parameters]
         for position in entry.written(node.args, node.kwargs):
             self.written |= given[position]
-        everything = entry.name in _RETURN_ARGUMENTS
-        shared = given if everything else [given[position] for position in entry.aliases if position is not None]
-        return reduce(or_, shared, 0)
+        return reduce(or_, [given[position] for position in shared_by(entry)], 0)
 
     def _of(self, value: Any) -> Roots:
         if isinstance(value, Mapping):
@@ -120,6 +118,13 @@ class _Walk:
         bits = bin(roots & (1 << self._end) - 1)[:1:-1]
         numbers = [at for at, bit in enumerate(bits) if bit == "1"]
         return frozenset(at if at < self._inputs else self._inputs - 1 - at for at in numbers)
+
+
+def shared_by(entry: Entry) -> list[int]:
+    """The positions (in `parameters`) of arguments whose memory its result may be, or be a view of."""
+    if entry.name in _RETURN_ARGUMENTS:
+        return list(range(len(entry.parameters)))
+    return [position for position in entry.aliases if position is not None]
 
 
 # Operations that may return an argument, or a view of one, though their schema does not say so (found by running all).

@@ -27,6 +27,8 @@ _FORMS: Final[Mapping[str, Callable[..., Any]]] = {
     "_pack_padded_sequence_backward": packed.pack_backward,
     "vander": _vander,
 }
+_COMPOSITE: Final = torch._C.DispatchKey.CompositeImplicitAutograd
+_IN_PYTHON: Final = torch._C.DispatchKey.PythonDispatcher
 _registered: list[torch.library.Library] = []  # they hold as long as this does
 
 
@@ -42,6 +44,8 @@ def _choosing(kind: type[torch.Tensor], function: Any, form: Callable[..., Any])
     def choose(*args: Any, **kwargs: Any) -> Any:
         if any(isinstance(value, kind) for value in pytree.arg_tree_leaves(*args, **kwargs)):
             return form(*args, **kwargs)
-        return function.decompose(*args, **kwargs)
+        if torch._C._dispatch_tls_is_dispatch_key_included(_IN_PYTHON):  # it asks for what is said in Python first
+            return function.decompose(*args, **kwargs)
+        return function._op_dk(_COMPOSITE, *args, **kwargs)
 
     return choose

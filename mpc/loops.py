@@ -8,7 +8,7 @@ What is carried is a secret from the first iteration on where it is one after an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -20,6 +20,7 @@ from compute.dtypes import NAME_OF
 from compute.flow import Flow
 from compute.prepared import Block, Step, arguments, resolve
 from compute.program import Input, Node
+from compute.sharing import shared_by
 from mpc.assembly import body_of
 from mpc.interpreter import _numbers
 from mpc.varying import Differs, Varying, version_of
@@ -168,12 +169,13 @@ class _Loop:
         return values
 
     def _steps_for(self, templates: list[Any]) -> list[Step]:
-        """Those that values hang on, and those that write to them."""
+        """Those that values hang on, and those that write to them, be it through a view."""
         needed, steps = set(_numbers(templates)), []
+        memory = _Memory(self._block)
+        places = set(map(memory.of, needed))
         for step in reversed(self._block.steps):
             given = list(_numbers([*step.args, *step.kwargs.values(), *(step.flow.values if step.flow else ())]))
-            writes = step.entry is not None and step.entry.overload._schema.is_mutable and given[:1]
-            if step.number not in needed and not (writes and given[0] in needed):
+            if step.number not in needed and places.isdisjoint(map(memory.of, _written(step))):
                 continue
             if step.entry is None or torch.Tag.nondeterministic_seeded in step.entry.overload.tags:
                 if step.entry is None and step.flow is None:
@@ -181,6 +183,7 @@ class _Loop:
                 raise Differs("what all know is carried through a loop in the loop, or drawn")
             steps.append(step)
             needed.update(given)
+            places.update(map(memory.of, given))
         return steps[::-1]
 
     # --- the node ------------------------------------------------------------------------------------------------
@@ -236,6 +239,35 @@ class _Loop:
         starts[SLICED] = starts[CARRIED] + len(inside.inputs[CARRIED])
         starts[OPERAND] = starts[SLICED] + len(inside.inputs[SLICED])
         return self._outside.add_body(body_of(inputs, public, body.nodes, outputs, starts)), operands
+
+
+class _Memory:
+    """Which values of a block may share memory."""
+
+    def __init__(self, block: Block) -> None:
+        self._same: dict[int, int] = {}
+        for step in block.steps:
+            if step.entry is not None:
+                for number in _at(step, shared_by(step.entry)):
+                    self._same[self.of(step.number)] = self.of(number)
+
+    def of(self, number: int) -> int:
+        """The same number for those that may."""
+        while self._same.get(number, number) != number:
+            number = self._same[number]
+        return number
+
+
+def _written(step: Step) -> list[int]:
+    """The values that a step writes in place."""
+    return [] if step.entry is None else _at(step, step.entry.written(step.args, step.kwargs))
+
+
+def _at(step: Step, positions: Iterable[int]) -> list[int]:
+    """The values in these arguments of an operation."""
+    assert step.entry is not None
+    given = list(step.entry.named(step.args, step.kwargs).values())
+    return list(_numbers([given[position] for position in positions]))
 
 
 def _each(items: list[tuple[int, Any, Make]]) -> Iterator[tuple[int, Any, Make]]:

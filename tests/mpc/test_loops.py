@@ -70,6 +70,19 @@ def _branching(x: torch.Tensor) -> Any:
     )
 
 
+def _window(x: torch.Tensor) -> Any:
+    """What all know is carried, and written to through views."""
+
+    def step(i: torch.Tensor, carried: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        total, window = carried
+        window = torch.roll(window, 1)
+        window[0] = i.float()
+        window[1:].view(-1)[1] += 1
+        return total + x[0] * window.mean(), window
+
+    return grid.repeat(5, step, (torch.zeros(5), torch.zeros(3)))
+
+
 _LOOPS: dict[str, Callable[[torch.Tensor], Any]] = {
     "scan": _scanned,
     "map": lambda x: grid.map(lambda row: (row * row.sum()).relu(), x),
@@ -78,6 +91,7 @@ _LOOPS: dict[str, Callable[[torch.Tensor], Any]] = {
     "secret later": _delayed,
     "loops in a loop": _nested,
     "a branch by the index": _branching,
+    "views of what is public": _window,
     "what is public": lambda x: grid.scan(lambda c, row: (c + 1, row.sum() * c), torch.tensor(0.0), x),
     "truth values": lambda x: grid.scan(lambda c, row: (c | (row > 1), (row > c).long()), torch.zeros(5).bool(), x),
 }
