@@ -23,7 +23,7 @@ from compute.frames import LITERAL, Call, Constant, Frame, Ref, Source, storage_
 from compute.operations import OPERATIONS, substitute, suggestions
 from compute.refusals import refusal
 from compute.rewrites import rewritten
-from compute.table import lookup
+from compute.table import Entry, lookup
 from compute.values import encode, header_of
 from protocol import limits
 from protocol.errors import CannotCapture, RequestError
@@ -42,6 +42,7 @@ _RESHAPED: Final = {
         *(("squeeze", "dim"), ("squeeze", "dims"), ("swapaxes", "default"), ("swapdims", "default")),
     ]
 } | {"aten.transpose_.default": "aten.transpose.int"}
+_PLAIN: Final = (int, float, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
 
 
 class WantsGradients(Exception):
@@ -59,6 +60,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.root = self.frame = Frame()
         self.outside: dict[str, torch.Tensor] = {}  # large tensors from outside, and pointers: the last inputs
         self._constants: dict[int, Constant | Ref] = {}
+        self._views: set[int] = set()  # storages
         self._stand_ins: dict[int, torch.Tensor] = {}
         self._foreign: list[torch.Tensor] = []
         self._is_paused = False
@@ -173,6 +175,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for storage in call.written:
             self.check_write(storage)
         if not entry.is_inplace:
+            self._note_views(entry, args, kwargs, tensors)
             call.tensors = list(tensors) if entry.gives_list or entry.n_results > 1 else (result,)
         self.frame.add_call(call)
 
@@ -190,11 +193,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def check_write(self, storage: int) -> None:
         """Refuses a change in place of what is not the function's own."""
-        for tensor in self._foreign:
-            if isinstance(self._constants.get(id(tensor)), Constant) and storage in self._storages(tensor):
-                raise refusal(
-                    "the function changes a tensor from outside in place; take it as an argument, return the new one"
-                )
+        constants = {storage_of(each.tensor) for each in self._constants.values() if isinstance(each, Constant)}
+        if storage in constants | self._views:
+            raise refusal(
+                "the function changes a tensor from outside in place; take it as an argument, return the new one"
+            )
         frame: Frame | None = self.frame
         while frame is not None:
             for source in frame.sources:
@@ -205,10 +208,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     )
             frame = frame.parent
 
-    def _storages(self, tensor: torch.Tensor) -> list[int]:
-        """Of a tensor from outside: its own, and that of the fake tensor whose views the function has."""
-        fake = self.fake.fake_tensor_converter._get_memo(tensor)
-        return [storage_of(each) for each in (tensor, fake) if each is not None]
+    def _note_views(self, entry: Entry, args: Any, kwargs: Any, tensors: Sequence[Any]) -> None:
+        """Of tensors from outside: torch makes fake memory anew for each use, so a write to it would go unseen."""
+        for position, made in zip(entry.aliases, tensors, strict=False):
+            of = None if position is None else entry.argument(position, args, kwargs)
+            if isinstance(of, torch.Tensor) and id(of) in self._constants:
+                if _shares_memory(entry, of, args, kwargs, made):
+                    self._views.add(storage_of(made))
 
     # --- values -------------------------------------------------------------------------------------------
 
@@ -307,6 +313,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _plain(tensor: torch.Tensor, copy: bool = False) -> torch.Tensor:
     with _disable_current_modes():
         return tensor.detach().clone() if copy else tensor.detach()
+
+
+def _shares_memory(entry: Entry, real: torch.Tensor, args: Any, kwargs: Any, made: torch.Tensor) -> bool:
+    """Whether `made`, which the operation gave of a real tensor, is a view of it: some copy where they must."""
+    if not all(value is real or isinstance(value, _PLAIN) for value in pytree.tree_leaves((args, kwargs))):
+        return made.dtype == real.dtype
+    with _disable_current_modes(), torch.no_grad():
+        again = pytree.tree_leaves(entry.overload(*args, **kwargs))[0]
+    return storage_of(again) == storage_of(real)
 
 
 def _asks_only(func: Any) -> bool:

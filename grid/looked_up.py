@@ -53,7 +53,7 @@ def _unchanged(x: Any) -> Callable[[], bool]:
     """Tells whether x is still as it is now: a view would show what was written to it since."""
     if x.is_inference():
         return lambda: True
-    version, found = x._version, weakref.ref(x)
+    version, found = x._version, weakref.ref(x._base if x._is_view() else x)  # x itself may be gone soon: y[0][i]
     return lambda: (now := found()) is None or now._version == version
 
 

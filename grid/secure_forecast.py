@@ -11,7 +11,8 @@ from typing import Any, Final, TypeVar
 
 import torch
 
-from compute.program import Program
+from compute.program import Node, Program
+from compute.table import lookup
 from compute.values import tensor_bytes
 from mpc.arithmetic import FixedTriple
 from mpc.checked import Hidden, whole
@@ -61,7 +62,7 @@ async def lowered_once(
     ]
     public = [each for each, is_secret in zip(inputs, secret, strict=True) if not is_secret]
     is_large = sum(each.nbytes for each in public) > _LARGE
-    if is_large or any(_RANDOM.search(each) for each in program.operations):
+    if is_large or any(map(_draws, (*program.nodes, *(each for body in program.bodies for each in body.nodes)))):
         return await asyncio.to_thread(lower, program, shapes, secret, precision)
     values = tuple(hashlib.sha256(tensor_bytes(each)).digest() for each in public)
     looks = tuple((each.dtype, tuple(each.shape), is_one) for each, is_one in zip(inputs, secret, strict=True))
@@ -75,7 +76,21 @@ async def lowered_once(
 _LARGE: Final = 16 * limits.MIB  # of public values: what is remembered of them stays in memory
 _RANDOM: Final = re.compile(
     "rand|dropout|bernoulli|normal|uniform|multinomial|poisson|exponential|geometric|standard_gamma|dirichlet|binomial"
+    "|cauchy|rrelu"
 )
+
+
+def _draws(node: Node) -> bool:
+    """Whether random numbers are drawn in it; layers that recur have dropout of their own."""
+    if _RANDOM.search(node.operation):
+        return True
+    if not _RECURS.match(node.operation):
+        return False
+    given = lookup(node.operation).named(node.args, node.kwargs)
+    return bool(given["train"] and given["dropout"])
+
+
+_RECURS: Final = re.compile(r"aten\.(lstm|gru|rnn_tanh|rnn_relu)\.")
 
 
 def program_key(lowered: Lowered) -> bytes:

@@ -58,7 +58,7 @@ class Lowering(Protocol):
 
 def over_root(lowering: Lowering, x: Any, y: torch.Tensor) -> Any:
     """x / y where y is a root of a secret, times something public, and something public more; None where it is not."""
-    made, added = lowering.made_by(y), [0.0]
+    made, added, whole = lowering.made_by(y), [0.0], y
     if made is not None and made[0] in _SUMS:
         terms = _numbers(lowering, made[1]["other"])
         if terms is None or made[1].get("alpha", 1) != 1:
@@ -77,13 +77,32 @@ def over_root(lowering: Lowering, x: Any, y: torch.Tensor) -> Any:
     if not is_root or not all(0 < abs(a) < 2.0**-8 * max(abs(f), 1.0) for a, f in _pairs(added, factor)):
         return None
     assert made is not None
+    if lowering.remembered(made[1]["self"], _LARGER, lambda: False):  # it is what this has made
+        return None
+    if not _has_parts(lowering, made[1]["self"]):  # of a variance, say: only its room would be less
+        return None
     rest = [a / f * 2.0**_SHIFT for a, f in _pairs(added, factor)]
-    root = lowering.apply(_aten.sqrt.default, _scaled(lowering, made[1]["self"], SQUARES))
+    square = _scaled(lowering, made[1]["self"], SQUARES)
+    lowering.remembered(square, _LARGER, lambda: True)
+    root = lowering.apply(_aten.sqrt.default, square)
     if any(abs(each) >= _NOTHING for each in rest):
         root = lowering.apply(_aten.add.Tensor, root, _told(lowering, rest, root.dtype))
     larger = _scaled(lowering, x, _SHIFT) if lowering.is_secret(x) else x * 2.0**_SHIFT
     quotient = lowering.apply(_aten.div.Tensor, larger, root)
-    return lowering.apply(_aten.mul.Tensor, quotient, _told(lowering, [1 / each for each in factor], root.dtype))
+    made_so = lowering.apply(_aten.mul.Tensor, quotient, _told(lowering, [1 / each for each in factor], root.dtype))
+    return _as_quotient(lowering, made_so, x, whole)
+
+
+def _as_quotient(lowering: Lowering, made: torch.Tensor, x: Any, y: torch.Tensor) -> torch.Tensor:
+    """Of the shape and dtype of x / y: numbers that were left out may have had dimensions, others are doubles above."""
+    dtype = torch.result_type(x, y)
+    shape = torch.broadcast_shapes(x.shape, y.shape)  # type: ignore[no-untyped-call]
+    if made.dtype != dtype:
+        made = lowering.apply(_aten.to.dtype, made, dtype)
+    return made if made.shape == shape else lowering.apply(_aten.reshape.default, made, list(shape))
+
+
+_LARGER: Final = "larger"
 
 
 def _pairs(one: Sequence[float], other: Sequence[float]) -> Iterator[tuple[float, float]]:
@@ -154,6 +173,19 @@ def _larger(lowering: Lowering, x: torch.Tensor, shift: int) -> Any:
     return lowering.apply(_aten.mul.Scalar, x, 1 << shift)
 
 
+def _has_parts(lowering: Lowering, x: Any) -> bool:
+    """Whether `_larger` comes to a product of secrets in it, or to what is given: that is what has more digits then."""
+    made = lowering.made_by(x) if lowering.is_secret(x) else None
+    if made is None:
+        return lowering.is_secret(x)
+    name, given = made
+    if name == "aten.mul.Tensor" and lowering.is_secret(given["other"]):
+        return True
+    keys = ["self", *(["other"] if name in _SUMS else []), *([_LARGEST[name]] if name in _LARGEST else [])]
+    goes_on = name in (*_SUMS, *_PRODUCTS, *_LARGEST, "aten.expand.default", "aten.neg.default")
+    return goes_on and any(_has_parts(lowering, given[key]) for key in keys)
+
+
 def _product(lowering: Lowering, given: Arguments, shift: int) -> Any:
     """Of two factors; what they are multiplied by that is public comes last, so that it takes no digits from them."""
     factors, numbers = [], []
@@ -161,7 +193,7 @@ def _product(lowering: Lowering, given: Arguments, shift: int) -> Any:
         made = lowering.made_by(factor) if lowering.is_secret(factor) else None
         if made is not None and made[0] in _PRODUCTS and not lowering.is_secret(made[1]["other"]):
             number = _number(lowering, made[1]["other"])
-            if number:
+            if number and factor.shape == made[1]["self"].shape:
                 factor = made[1]["self"]
                 numbers.append(1 / number if "div" in made[0] else number)
         factors.append(factor)

@@ -95,7 +95,9 @@ def _not_infinity(lowering: Lowering, arguments: Arguments) -> Any:
 def _known_choice(lowering: Lowering, arguments: Arguments) -> Any:
     """By one truth value that all know."""
     condition, one, other = (arguments[key] for key in ("condition", "self", "other"))
-    if lowering.is_secret(condition) or condition.numel() != 1 or one.shape != other.shape or one.dtype != other.dtype:
+    if lowering.is_secret(condition) or condition.numel() != 1 or condition.dim() > one.dim():
+        return None
+    if one.shape != other.shape or one.dtype != other.dtype:
         return None
     chosen = {bool(each) for each in lowering.values_of(condition)}
     if len(chosen) > 1:

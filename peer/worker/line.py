@@ -54,7 +54,7 @@ class Line:
         self.idle_since = self._loop.time()
         self._awake = awake()
         self._near = Near()
-        self._answered = Due(self._awake, limits.AWAKE_NEXT, lambda: self._near.free(self.pid))
+        self._answered = Due(self._awake, limits.AWAKE_NEXT, self._lapsed)
         self.lost: asyncio.Future[WorkerLost] = self._loop.create_future()
         self._gone = gone
         self._holds = holds
@@ -182,6 +182,10 @@ class Line:
         if is_awake and pending.is_short and asker_core is not None:
             self._near.draw(self.pid, asker_core)
         else:
+            self._near.free(self.pid)
+
+    def _lapsed(self) -> None:
+        if not self.is_lost:  # its number may be somebody else's by now
             self._near.free(self.pid)
 
     def _heard(self, message: Any, descriptors: list[int]) -> None:

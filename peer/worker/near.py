@@ -53,8 +53,8 @@ class Near:
         here = _core()
         self._draws += 1
         if self._draws % _LOOKS == 0 and asker_core() == here:
-            os.sched_setaffinity(0, self._everywhere - {here})  # a thread moves at once, and back only if it is moved
-            os.sched_setaffinity(0, self._everywhere)
+            self._put(0, self._everywhere - {here})  # a thread moves at once, and back only if it is moved
+            self._put(0, self._everywhere)
             here = _core()
         if here != self._at:
             self._put(pid, {here})
@@ -69,5 +69,5 @@ class Near:
     def _put(self, pid: int, cores: Set[int]) -> None:
         try:
             os.sched_setaffinity(pid, cores)
-        except OSError:  # it is dead, or not ours to move
+        except OSError:  # it is dead, or not ours to move, or the cores were taken from us
             self._is_possible = False

@@ -281,6 +281,7 @@ def resized(x: torch.Tensor) -> torch.Tensor:
 
 
 COUNT, SEEN, OUTSIDE, MODEL = 0, list[Any](), torch.zeros(3), nn.Linear(4, 2)
+BIG = torch.zeros(300_000)
 
 
 def counting(x: torch.Tensor) -> torch.Tensor:
@@ -364,6 +365,9 @@ def test_the_users_own_mistake_is_told_with_its_line() -> None:
         (counting, "'COUNT', a variable from outside"),
         (lambda x: MODEL(x).sum().backward() or torch.optim.SGD(MODEL.parameters(), 0.1).step(), "as an argument"),
         (lambda x: OUTSIDE.add_(1), "from outside in place"),
+        (lambda x: (OUTSIDE[0].add_(1), x * OUTSIDE)[1], "from outside in place"),
+        (lambda x: (OUTSIDE.view(-1).mul_(2), x * OUTSIDE.sum())[1], "from outside in place"),
+        (lambda x: (BIG[:1].add_(1), x * BIG[0])[1], "from outside in place"),
         (lambda x: 1 / 0, "ZeroDivisionError"),
     ],
 )

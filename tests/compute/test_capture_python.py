@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,9 +116,91 @@ def counted_by_iterator(x: Tensor) -> Tensor:
     return grid.scan(step, x[0], x)[0]  # type: ignore[no-any-return]
 
 
+class Shared:
+    calls = 0
+
+    @classmethod
+    def call(cls) -> int:
+        cls.calls += 1
+        return cls.calls
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    calls: int = 0
+
+    def call(self) -> int:
+        self.calls += 1
+        return self.calls
+
+
+def counted_by(call: Callable[[], Any]) -> Callable[[Tensor], Tensor]:
+    return lambda x: grid.repeat(6, lambda i, x: x + (1.0 if call() < 4 else 100.0), x)  # type: ignore[no-any-return]
+
+
+def counted_by_attribute(x: Tensor) -> Tensor:
+    def step(i: Tensor, x: Tensor) -> Tensor:
+        step.calls += 1  # type: ignore[attr-defined]
+        return x + (1.0 if step.calls < 4 else 100.0)  # type: ignore[attr-defined]
+
+    step.calls = 0  # type: ignore[attr-defined]
+    return grid.repeat(6, step, x)  # type: ignore[no-any-return]
+
+
+def counted_by_default(x: Tensor) -> Tensor:
+    def step(i: Tensor, x: Tensor, calls: list[int] = [0]) -> Tensor:  # noqa: B006  # as people do
+        calls[0] += 1
+        return x + (1.0 if calls[0] < 4 else 100.0)
+
+    return grid.repeat(6, step, x)  # type: ignore[no-any-return]
+
+
+def counted_by_module(x: Tensor) -> Tensor:
+    settings = types.ModuleType("settings")
+    settings.calls = 0  # type: ignore[attr-defined]
+
+    def step(i: Tensor, x: Tensor) -> Tensor:
+        settings.calls += 1  # type: ignore[attr-defined]
+        return x + (1.0 if settings.calls < 4 else 100.0)
+
+    return grid.repeat(6, step, x)  # type: ignore[no-any-return]
+
+
+def counted_by_array(x: Tensor) -> Tensor:
+    calls = np.zeros(1)
+
+    def step(i: Tensor, x: Tensor) -> Tensor:
+        calls[0] += 1
+        return x + (1.0 if calls[0] < 4 else 100.0)
+
+    return grid.repeat(6, step, x)  # type: ignore[no-any-return]
+
+
+def drawn_from(numbers: Iterator[float]) -> Callable[[Tensor], Tensor]:
+    return lambda x: grid.repeat(6, lambda i, x: x + next(numbers), x)  # type: ignore[no-any-return]
+
+
+class Missing:
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+LATE_NUMBERS = [1.0, 1.0, 1.0, 1.0, 100.0, 100.0]
+
+
 @pytest.mark.parametrize(
     ("function", "named"),
     [
+        (counted_by(Shared.call), "cls.calls"),
+        (counted_by(Slotted().call), "self.calls"),
+        (counted_by_attribute, "calls"),
+        (counted_by_default, "step[0][0]"),
+        (counted_by_module, "settings.calls"),
+        (counted_by_array, "calls"),
+        (drawn_from(itertools.cycle(LATE_NUMBERS)), "numbers"),
+        (drawn_from(n for n in LATE_NUMBERS), "changes from one"),
+        (drawn_from(map(float, LATE_NUMBERS)), "numbers"),
+        (drawn_from(itertools.chain(LATE_NUMBERS)), "numbers"),
         (lambda x: grid.repeat(6, Counter().late, x), "self.calls"),
         (lambda x: grid.repeat(6, LATE, x), "self.calls"),
         (counted_by_dict, "state['n']"),
@@ -135,6 +220,11 @@ def test_what_changes_once_is_no_count() -> None:
             return x * 2
 
     check(lambda x: grid.repeat(3, Once().step, x), X)
+
+
+def test_what_does_not_change_is_no_count() -> None:
+    ones, weights, strange = itertools.repeat(1.0), np.ones(3), Missing()
+    check(lambda x: grid.repeat(3, lambda i, x: x + next(ones) * float(weights[1]) + (strange is None), x), X)
 
 
 # --- what it asks of tensors --------------------------------------------------------------------------------

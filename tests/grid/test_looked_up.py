@@ -97,6 +97,10 @@ async def test_what_would_need_a_view_says_what_to_write(peers: Folders) -> None
                 made = use()
                 await made
         assert torch.equal(await kept.fetch(), value[1])
+        seen = x.view(-1)[:4][i]  # of views that nobody has any more
+        x[0] = 2
+        with pytest.raises(BadRequest, match="changed after"):
+            await (seen + 1).get()
         with pytest.raises(grid.OperationFailed, match="out of bounds"):
             await x[i + 7].get()
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import rnn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import grid
 from peer.folders import Folders
@@ -92,3 +93,19 @@ def test_tensors_that_are_here_go_torchs_own_way() -> None:
     padded.sum().backward()
     assert all(part.grad is not None and bool((part.grad == 1).all()) for part in parts)
     assert torch.vander(torch.tensor([1.0, 2.0, 3.0]), 3).tolist() == [[1, 1, 1], [4, 2, 1], [9, 3, 1]]
+
+
+class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_tensors_that_are_here_are_padded_as_ever_by_torch_itself() -> None:
+    with _Seen() as seen:
+        rnn.pad_sequence([torch.ones(3), torch.ones(2)])
+    assert "aten.copy_.default" in seen.names, "torch's C++ writes them; what it says in Python is slower"

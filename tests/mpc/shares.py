@@ -20,6 +20,7 @@ from mpc.ring import PRECISION, decode, encode
 from mpc.rounds import Protocol
 from mpc.script import Script, script_of
 from mpc.secret import Secret
+from mpc.staying import as_given
 from mpc.together import run_together, shares_of
 
 
@@ -44,7 +45,7 @@ class OnShares:
 
     def script(self, count: int = 2) -> Script:
         shapes = [
-            Secret(torch.empty(v.shape, dtype=torch.int64, device="meta"), bits, v.dtype)
+            as_given(torch.empty(v.shape, dtype=torch.int64, device="meta"), bits, v.dtype, self.lowered.precision)
             for v, bits in zip(self.values, self._bits, strict=True)
         ]
         return script_of(
@@ -62,7 +63,7 @@ class OnShares:
         parties: list[list[Any]] = [[] for _ in range(count)]
         for value, bits in zip(self.values, self._bits, strict=True):
             for party, share in zip(parties, shares_of(encode(value, bits), count), strict=True):
-                party.append(Secret(share, bits, value.dtype))
+                party.append(as_given(share, bits, value.dtype, self.lowered.precision))
 
         def protocol(party: Party, *given: Any) -> Protocol[Any]:
             return (yield from run(party, self.lowered.program, [*given, *self.lowered.public]))

@@ -20,6 +20,7 @@ from mpc.script import script_of
 from mpc.secret import Secret
 from mpc.together import run_together, shares_of
 from protocol.errors import BadRequest, OperationNotAllowed
+from tests.mpc.shares import on_shares
 
 
 def _lowered(function: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[Lowered, list[torch.Tensor]]:
@@ -105,6 +106,36 @@ def test_what_is_public_is_computed_once_and_beforehand() -> None:
     lowered, _ = _lowered(lambda x: x @ (torch.arange(60_000).reshape(6, -1).float().sin() + 1), {"x": _X})
     assert [node.operation for node in lowered.program.nodes] == ["aten.matmul.default"]
     assert [tuple(each.shape) for each in lowered.public] == [(6, 10_000)]
+
+
+_ONE = torch.ones(1, 1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, v: torch.where(_ONE > 0, x, 2 * x),
+        lambda x, v: x / (v.sqrt() * _ONE + 1e-6),
+        lambda x, v: x / ((v * (0.5 * _ONE) * v).sqrt() + 1e-6),
+        lambda x, v: x[0] / (v[0].sqrt() + 1e-6),
+    ],
+)
+def test_public_numbers_have_shapes_and_dtypes_of_their_own(function: Callable[..., torch.Tensor]) -> None:
+    """Also where they are left out, or become part of another number."""
+    inputs = {"x": torch.tensor([1.0, 2.0]), "v": torch.tensor([1.0, 4.0])}
+    made, want = on_shares(function, inputs), function(**inputs)
+    assert (made.shape, made.dtype) == (want.shape, want.dtype) and torch.allclose(made, want, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0, 1000.0])
+def test_what_is_divided_by_its_deviation_may_be_large(scale: float) -> None:
+    """It is no mean of squares of gradients: nothing of it is made larger first."""
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) * scale
+
+    def standard(x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean(0)) / (x.std(0) + 1e-6)
+
+    assert torch.allclose(on_shares(standard, {"x": x}), standard(x), atol=5e-3)
 
 
 def test_what_has_no_secure_form_is_named() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import grid
+from compute.capture import capture
 from grid import secure_forecast
 from grid.client import Grid
 from grid.secret.tensor import SecretTensor
@@ -308,3 +309,15 @@ async def test_a_plan_with_public_values_is_lowered_once_for_the_same_values(
             assert len(lowered) == (1 if at < 2 else 2)
             if at == 1:
                 w = w * 2
+
+
+@pytest.mark.parametrize("name", ["rrelu", "lstm", "dropout"])
+async def test_what_draws_random_numbers_is_lowered_each_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"rrelu": nn.RReLU(), "lstm": nn.LSTM(3, 2, 2, dropout=0.5), "dropout": nn.Dropout()}[name]
+    program, x = capture(lambda x: model(x), {"x": torch.ones(4, 3)}), torch.ones(4, 3)
+    inputs = [x if key == "x" else program.constants[key] for key in program.inputs]
+    made: list[Any] = []
+    monkeypatch.setattr(secure_forecast, "lower", lambda *given: made.append(given))
+    for _ in range(2):
+        await secure_forecast.lowered_once(program.program, inputs, [each is x for each in inputs], 16)
+    assert len(made) == 2

@@ -84,6 +84,24 @@ def test_a_process_that_is_gone_is_no_error() -> None:
     near.free(process.pid)
 
 
+def test_where_we_may_not_move_ourselves_any_more_nothing_fails(
+    pid: int, cores: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, move = Near(set(cores)), os.sched_setaffinity
+
+    def refuse(who: int, where: set[int]) -> None:
+        if who == 0:
+            raise OSError("these cores are another group's now")
+        move(who, where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.sched_setaffinity", refuse)
+        for _ in range(100):
+            near.draw(pid, lambda: cores[0])
+        near.free(pid)
+    assert os.sched_getaffinity(pid) == set(cores)
+
+
 # --- whom a peer waits for ----------------------------------------------------------------------------------
 
 
@@ -123,5 +141,16 @@ async def test_it_stays_where_it_is_while_there_are_cores_for_all(pid: int, core
     async with _worker(pid, is_crowded=False) as worker:
         asked = worker.run([["aten.neg.default", [], {}, []]])
         assert os.sched_getaffinity(pid) == set(cores[1:])
+    with pytest.raises(WorkerLost):
+        await asked
+
+
+async def test_a_number_that_may_be_somebody_elses_by_now_is_left_alone(pid: int, cores: list[int]) -> None:
+    async with _worker(pid) as worker:
+        asked = worker.run([["aten.neg.default", [], {}, []]])
+        assert os.sched_getaffinity(pid) == {cores[0]}
+        worker.kill()
+        await until(lambda: not awake()._is_turning)
+        assert os.sched_getaffinity(pid) == {cores[0]}
     with pytest.raises(WorkerLost):
         await asked
