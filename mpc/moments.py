@@ -81,6 +81,8 @@ def over_root(lowering: Lowering, x: Any, y: torch.Tensor) -> Any:
         return None
     if not _has_parts(lowering, made[1]["self"]):  # of a variance, say: only its room would be less
         return None
+    if lowering.made_by(made[1]["self"]) is None:  # given as it is, and so perhaps large: nobody's moment
+        return None
     rest = [a / f * 2.0**_SHIFT for a, f in _pairs(added, factor)]
     square = _scaled(lowering, made[1]["self"], SQUARES)
     lowering.remembered(square, _LARGER, lambda: True)

@@ -128,3 +128,11 @@ def test_a_public_choice_of_values_of_different_scales() -> None:
     pick = torch.tensor([True, False])
     got = on_shares(lambda x, pick: torch.where(pick, x * x, x), {"x": x, "pick": pick}, public=["pick"])
     assert torch.allclose(got, torch.where(pick, x * x, x), atol=1e-4)
+
+
+def test_by_the_root_of_a_given_variance_of_any_size() -> None:
+    def standardised(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return x / (v.sqrt() + 1e-8)
+
+    x, v = torch.tensor([1.0, -30.0, 200.0, 7.0]), torch.tensor([1.0, 100.0, 6400.0, 1e5])
+    assert torch.allclose(on_shares(standardised, {"x": x, "v": v}), standardised(x, v), rtol=1e-3, atol=1e-3)

@@ -174,13 +174,16 @@ async def test_a_run_that_no_peer_would_take_part_in_leaves_all_secrets_where_th
 
 
 async def test_squares_that_were_shared_without_their_digits_are_refused_and_nothing_is_lost(team: Folders) -> None:
+    def moved(g: Any, v: Any) -> Any:
+        return g / ((v * 0.5 + g * g * 0.5).sqrt() + 1e-8)
+
     async with joined(team) as (_, share):
-        g, v = torch.randn(4), torch.full((4,), 3e-7)
+        g, v = 1e-3 * torch.randn(4), torch.full((4,), 3e-7)
         step, squares = share(g), share(v)
-        near(await (step / (squares.sqrt() + 1e-8) * 1e-4).get(), g / (v.sqrt() + 1e-8) * 1e-4)  # given for this
+        near(await moved(step, squares).get(), moved(g, v))  # given for this
         kept, session = await share(v), (await step)._value().source.shares.session
         with pytest.raises(BadRequest, match="too small"):
-            await (step / (kept.sqrt() + 1e-8)).get()
+            await moved(step, kept).get()
         await _stands(session, step, g)
 
 
