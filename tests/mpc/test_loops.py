@@ -157,7 +157,7 @@ def test_an_epoch_is_one_step_in_a_loop(name: str) -> None:
     assert len(made.lowered.program.nodes) < 100
     loss, _ = train(trained, inputs["x"], inputs["y"])
     got = made.result()
-    assert abs(float(got["result"][0] - loss)) < 1e-3
+    assert abs(float(got["result"][0] - loss)) < 12 * 5e-4  # the sum of twelve losses
     for key, want in trained.state_dict().items():
         assert torch.allclose(got["state"][f"model.{key}"], want, atol=1e-3)
 
