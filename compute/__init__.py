@@ -8,6 +8,7 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     wire *         what an argument may be on the wire, checked
     flow *         loops and branches: which there are, and how their arguments are read
     program_parts * inputs, nodes, bodies
+    outputs *      which values come out of a program, in order
     program_check * whether references, names and counts of a program are right
     program_wire * canonical bytes
     program_text * readable text

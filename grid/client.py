@@ -204,9 +204,8 @@ class Grid(Mesh):
             On shares also: OperationNotAllowed: something has no secure form; Denied: an owner does not let you learn
             what is computed from an object (`reveal`); PartyFailed: it names who failed, and nothing was revealed.
         """
-        is_clear = parties is None and provider is None and reveal_to is None and precision is None
-        if not is_clear or checked or keep or self.has_secrets(args, kwargs):
-            how = OnShares(parties, provider, reveal_to, precision, checked, keep, patience)
+        how = OnShares(parties, provider, reveal_to, precision, checked, keep, patience)
+        if how.is_asked or self.has_secrets(args, kwargs):
             return await self._secure.run(plan, args, kwargs, how)
         if any(isinstance(value, MultiPointer) for value in (*args, *kwargs.values())):
             return await at_each(lambda *these, **named: self._runner.run(plan, these, named), args, kwargs)
@@ -247,9 +246,8 @@ class Grid(Mesh):
         Raises:
             NotFound, Ambiguous, CannotCapture: as `run`.
         """
-        is_clear = parties is None and provider is None and reveal_to is None and precision is None
-        if not is_clear or checked or keep or self.has_secrets(args, kwargs):
-            how = OnShares(parties, provider, reveal_to, precision, checked, keep)
+        how = OnShares(parties, provider, reveal_to, precision, checked, keep)
+        if how.is_asked or self.has_secrets(args, kwargs):
             return await self._secure.explain(plan, args, kwargs, how)
         return await self._runner.explain(plan, args, kwargs)
 

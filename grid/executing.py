@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from compute.dtypes import DTYPE_OF
+from compute.outputs import references
 from compute.program import Program
 from compute.values import decode
 from grid.handle import Handle
@@ -139,21 +140,6 @@ def _keep_small(home: RemotePeer, outs: Sequence[bytes], headers: Sequence[Tenso
         headers[number].check_payload(len(data))
         home.came.keep(outs[number], headers[number], data)
         at += len(data)
-
-
-def references(template: Any) -> Iterator[Mapping[str, Any]]:
-    """The values that come out of a program, in order (PROGRAM.md, Outputs)."""
-    if isinstance(template, list):
-        for item in template:
-            yield from references(item)
-    elif isinstance(template, Mapping):
-        if "node" in template or "constant" in template:
-            yield template
-        elif "tuple" in template:
-            yield from references(template["tuple"])
-        elif "map" in template:
-            # In canonical bytes, which is what the peer has, the entries of a map are sorted.
-            yield from references([item for _, item in sorted(template["map"].items())])
 
 
 def rebuilt(template: Any, made: Iterator[Pointer]) -> Any:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compute.outputs import references
 from grid.calls import Call
-from grid.executing import rebuilt, references
+from grid.executing import rebuilt
 from grid.finishing import Finishing
 from grid.jails import JailJob
 from grid.jobs import Job

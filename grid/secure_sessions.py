@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from compute.dtypes import NAME_OF
+from compute.outputs import references
 from compute.program import Input, Program
-from grid.executing import references
 from grid.secure_asking import Asking, Ran, entries, stock_key
 from grid.secure_forecast import program_key, script, script_alone, script_with_macs
 from grid.secure_standing import KeptShares, SecureSession, Team

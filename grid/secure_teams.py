@@ -30,6 +30,12 @@ class OnShares:
     keep: bool = False
     patience: float | None = None
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether anything of it says that the run is to be on shares. (How long one waits does not.)"""
+        named = (self.parties, self.provider, self.reveal_to, self.precision)
+        return self.checked or self.keep or any(each is not None for each in named)
+
     def check(self) -> None:
         """What cannot be, contradicts itself, or has no form with MACs. BadRequest."""
         if self.precision is not None:

@@ -9,30 +9,16 @@ count below a real's last (`Secret.fine`) keeps them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import torch
 
+from compute.outputs import leaves
 from mpc.party import Party
 from mpc.rounds import Protocol, together
 from mpc.secret import Secret, settled
-
-
-def leaves(template: Any, value: Any) -> Iterator[Any]:
-    """The values that come out of a program with these outputs, in the order of PROGRAM.md, Outputs."""
-    if isinstance(template, list):
-        for inner, item in zip(template, value, strict=True):
-            yield from leaves(inner, item)
-    elif isinstance(template, Mapping):
-        if "node" in template or "constant" in template:
-            yield value
-        elif "tuple" in template:
-            yield from leaves(template["tuple"], list(value))
-        elif "map" in template:
-            for key, inner in sorted(template["map"].items()):
-                yield from leaves(inner, value[key])
 
 
 def staying(party: Party, run: Protocol[Any], template: Any, stays: Sequence[bool]) -> Protocol[Any]:

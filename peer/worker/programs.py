@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from compute import interpreter, values
 from compute.forecast import check_program
+from compute.outputs import leaves
 from compute.program import Program
 from compute.program_types import check_types
 from compute.report import Report
@@ -75,7 +76,7 @@ class Programs:
             report = Report() if wanted.is_reported else None
             made = interpreter.run(program, given, self._execute, watch, report)
             # In the plainest layout: who asked knows of the results what their headers say.
-            tensors = [tensor.contiguous() for tensor in _given(program.outputs, made)]
+            tensors = [_as_tensor(value).contiguous() for value in leaves(program.outputs, made)]
             self._keep(tensors, wanted.outs)
         except Exception as problem:
             error = as_error(problem, "program")
@@ -118,21 +119,6 @@ class Programs:
             check_describable(tensor)
         for out, tensor in zip(outs, tensors, strict=True):
             self._objects.put(out, tensor)
-
-
-def _given(template: Any, made: Any) -> Iterator[torch.Tensor]:
-    """What comes out where the outputs refer to a value, in the order of PROGRAM.md; a number as a tensor."""
-    if isinstance(template, list):
-        for part, value in zip(template, made, strict=True):
-            yield from _given(part, value)
-    elif isinstance(template, Mapping):
-        if "tuple" in template:
-            yield from _given(list(template["tuple"]), made)
-        elif "map" in template:
-            for name, part in sorted(template["map"].items()):
-                yield from _given(part, made[name])
-        elif "node" in template or "constant" in template:
-            yield _as_tensor(made)
 
 
 def _as_tensor(value: Any) -> torch.Tensor:

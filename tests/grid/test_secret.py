@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from torch import nn
 from torch.nn import functional
 
 import grid
-from grid.client import Grid
 from grid.secret.tensor import SecretTensor
 from peer.folders import Folders
 from peer.keys import Identity
@@ -27,24 +25,8 @@ from protocol.errors import (
     PrivateValue,
 )
 from tests.grid.secret_stand_in import secret, secrets
+from tests.secure.teams import CLOSE, sharing
 from tests.waiting import until
-
-CLOSE = 2e-3
-
-
-@asynccontextmanager
-async def joined(peers: Folders, identity: Identity | None = None) -> AsyncIterator[tuple[Grid, Callable[..., Any]]]:
-    """A grid, and a function that shares with alice and bob; its objects are gone afterwards."""
-    async with grid.connect(folders=peers, identity=identity) as g:
-
-        def share(value: Any, **options: Any) -> Any:
-            return grid.share(value, g["alice"], g["bob"], provider=g["carol"], **options)
-
-        try:
-            yield g, share
-        finally:
-            for peer in g:
-                await peer.clear()
 
 
 def _near(got: Any, want: Any) -> None:
@@ -55,7 +37,7 @@ def _near(got: Any, want: Any) -> None:
 
 
 async def test_a_tensor_is_shared_computed_with_and_revealed(peers: Folders) -> None:
-    async with joined(peers) as (g, share):
+    async with sharing(peers) as (g, share):
         x, w = torch.randn(4, 3), torch.randn(3, 2)
         s = await share(x)
         assert isinstance(s, SecretTensor) and isinstance(s, torch.Tensor)
@@ -76,7 +58,7 @@ async def test_a_tensor_is_shared_computed_with_and_revealed(peers: Folders) -> 
 
 
 async def test_what_a_pointer_names_is_shared_by_its_peer_and_the_client_receives_nothing_of_it(peers: Folders) -> None:
-    async with joined(peers) as (g, _):
+    async with sharing(peers) as (g, _):
         x = torch.randn(200, 300)
         for home in ("alice", "carol"):  # a party, and one who is none
             pointer = await g[home].send(x)
@@ -92,7 +74,7 @@ async def test_what_a_pointer_names_is_shared_by_its_peer_and_the_client_receive
 
 
 async def test_a_pointer_that_was_changed_before_it_was_shared_is_refused(peers: Folders) -> None:
-    async with joined(peers) as (g, share):
+    async with sharing(peers) as (g, share):
         pointer = await g["alice"].send(torch.ones(2))
         s, shared = share(pointer), await share(pointer)
         pointer += 1
@@ -102,7 +84,7 @@ async def test_a_pointer_that_was_changed_before_it_was_shared_is_refused(peers:
 
 
 async def test_owners_decide_who_learns_what_derives_from_their_data(peers: Folders) -> None:
-    async with joined(peers, Identity.generate()) as (owner, _), joined(peers, Identity.generate()) as (g, share):
+    async with sharing(peers, Identity.generate()) as (owner, _), sharing(peers, Identity.generate()) as (g, share):
         x = torch.randn(5)
         await owner["bob"].send(x, tags=["#eager", "#hidden"], private=True)
         await owner["bob"].send(x, tags=["#eager", "#shown"], private=True, reveal=[g.id])
@@ -114,7 +96,7 @@ async def test_owners_decide_who_learns_what_derives_from_their_data(peers: Fold
 
 
 async def test_a_value_is_revealed_to_one_peer_alone(peers: Folders) -> None:
-    async with joined(peers) as (g, share):
+    async with sharing(peers) as (g, share):
         s = share(torch.tensor([1.0, 2.0])) * 3
         pointer = await s.reveal(to=g["bob"])
         assert isinstance(pointer, grid.Pointer) and pointer.location is g["bob"] and pointer.shape == (2,)
@@ -124,7 +106,7 @@ async def test_a_value_is_revealed_to_one_peer_alone(peers: Folders) -> None:
 
 
 async def test_a_module_is_shared_called_and_revealed(peers: Folders) -> None:
-    async with joined(peers) as (g, share):
+    async with sharing(peers) as (g, share):
         model, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(4, 6)
         net = await share(model)
         assert isinstance(net, nn.Sequential) and isinstance(net, grid.SecretModule)
@@ -142,7 +124,7 @@ async def test_a_module_is_shared_called_and_revealed(peers: Folders) -> None:
 
 
 async def test_a_stored_model_is_shared_by_its_holder(peers: Folders) -> None:
-    async with joined(peers) as (g, share):
+    async with sharing(peers) as (g, share):
         model, x = nn.Linear(4, 2), torch.randn(3, 4)
         await g["bob"].send(model, tags=["#eager-model"])
         net = await share((await g.search("#eager-model")).one())
@@ -151,7 +133,7 @@ async def test_a_stored_model_is_shared_by_its_holder(peers: Folders) -> None:
 
 
 async def test_training_at_peers_is_as_in_the_clear(peers: Folders) -> None:
-    async with joined(peers) as (_, share):
+    async with sharing(peers) as (_, share):
         torch.manual_seed(0)
         model, x, y = nn.Linear(3, 2), torch.randn(8, 3), torch.randint(0, 2, (8,))
         net = await share(model)
@@ -169,7 +151,7 @@ async def test_training_at_peers_is_as_in_the_clear(peers: Folders) -> None:
 
 
 async def test_precision_is_chosen_when_something_is_shared(peers: Folders) -> None:
-    async with joined(peers) as (_, share):
+    async with sharing(peers) as (_, share):
         x = torch.tensor([1 / 3], dtype=torch.float64)
         coarse, fine = share(x, precision=10), share(x, precision=24)
         assert abs(float(await coarse.get()) - 1 / 3) > 2**-12 and abs(float(await (fine + 0).get()) - 1 / 3) < 2**-24
@@ -180,7 +162,7 @@ async def test_precision_is_chosen_when_something_is_shared(peers: Folders) -> N
 
 
 async def test_parties_let_go_of_shares_that_nobody_holds(peers: Folders) -> None:
-    async with joined(peers) as (g, share):
+    async with sharing(peers) as (g, share):
         s, t = await share(torch.randn(3)), await share(torch.randn(3))
         product = s * t
         await product
@@ -194,7 +176,7 @@ async def test_parties_let_go_of_shares_that_nobody_holds(peers: Folders) -> Non
 
 
 async def test_a_session_stands_for_as_long_as_somebody_holds_secrets(peers: Folders) -> None:
-    async with joined(peers) as (g, share):
+    async with sharing(peers) as (g, share):
         s = await share(torch.ones(2))
         engine: Any = s._secrets._engine
         (session,) = g.sessions.of(s._secrets.team)
@@ -214,7 +196,7 @@ async def test_a_session_stands_for_as_long_as_somebody_holds_secrets(peers: Fol
 
 
 async def test_secrets_of_a_session_that_is_over_say_so_and_new_ones_can_be_shared(peers: Folders) -> None:
-    async with joined(peers) as (g, share):
+    async with sharing(peers) as (g, share):
         x = torch.randn(3)
         s = await share(x)
         (session,) = g.sessions.of(s._secrets.team)
@@ -292,7 +274,7 @@ async def test_what_has_no_secure_form_is_said_at_its_line_before_anything_is_sh
 
 
 async def test_two_teams_and_pointers_do_not_mix(peers: Folders) -> None:
-    async with joined(peers) as (g, share):
+    async with sharing(peers) as (g, share):
         s = share(torch.ones(2))
         other = grid.share(torch.ones(2), g["bob"], g["alice"], provider=g["carol"])
         with pytest.raises(NotCollocated, match="shared by alice, bob, dealt by carol, the other shared by bob, alice"):
@@ -304,7 +286,7 @@ async def test_two_teams_and_pointers_do_not_mix(peers: Folders) -> None:
 
 
 async def test_what_cannot_be_shared_is_said(peers: Folders) -> None:
-    async with joined(peers) as (g, share):
+    async with sharing(peers) as (g, share):
         alice, bob, carol = g["alice"], g["bob"], g["carol"]
         wrong: list[tuple[Callable[[], object], str]] = [
             (lambda: share([1.0]), "not list"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -60,30 +61,32 @@ async def test_the_right_peer_is_met(acceptor: Any) -> None:
         await near.close()
 
 
+async def _dial_one_that_is(so: Callable[[Any], Awaitable[None]]) -> None:
+    server = await transport.listen("127.0.0.1", 0, so)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        await open_as_dialer(f"ws://127.0.0.1:{port}", DORA, Identity.generate())
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
 async def test_an_acceptor_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 0.1)
 
     async def mute(ws: Any) -> None:
         await ws.wait_closed()
 
-    server = await transport.listen("127.0.0.1", 0, mute)
-    port = server.sockets[0].getsockname()[1]
     with pytest.raises(TimedOut, match="no handshake"):
-        await open_as_dialer(f"ws://127.0.0.1:{port}", DORA, Identity.generate())
-    server.close()
-    await server.wait_closed()
+        await _dial_one_that_is(mute)
 
 
 async def test_an_acceptor_that_hangs_up_is_no_peer() -> None:
     async def rude(ws: Any) -> None:
         await ws.close()
 
-    server = await transport.listen("127.0.0.1", 0, rude)
-    port = server.sockets[0].getsockname()[1]
     with pytest.raises(Unreachable, match="closed the connection during the handshake"):
-        await open_as_dialer(f"ws://127.0.0.1:{port}", DORA, Identity.generate())
-    server.close()
-    await server.wait_closed()
+        await _dial_one_that_is(rude)
 
 
 async def test_a_dial_that_is_cancelled_leaves_no_connection(acceptor: Any) -> None:

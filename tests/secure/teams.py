@@ -34,6 +34,17 @@ async def joined(folders: Folders, identity: Identity | None = None) -> AsyncIte
                 await peer.clear()
 
 
+@asynccontextmanager
+async def sharing(folders: Folders, identity: Identity | None = None) -> AsyncIterator[tuple[Grid, Callable[..., Any]]]:
+    """Such a grid, and a function that shares with alice and bob."""
+    async with joined(folders, identity) as g:
+
+        def share(value: Any, **options: Any) -> Any:
+            return grid.share(value, g["alice"], g["bob"], provider=g["carol"], **options)
+
+        yield g, share
+
+
 @grid.plan
 def labels(images: Any, model: Any) -> Any:
     return model(images).argmax(1)

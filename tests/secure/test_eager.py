@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -21,9 +19,7 @@ from peer.folders import Folders
 from peer.keys import Identity
 from protocol import limits
 from protocol.errors import BadRequest, Denied, NotCollocated, NotFound, OperationNotAllowed, TooLarge
-
-CLOSE = 2e-3
-TEAM: dict[str, Any] = {"parties": ["alice", "bob"], "provider": "carol"}
+from tests.secure.teams import CLOSE, TEAM, sharing
 
 
 @grid.plan
@@ -56,21 +52,6 @@ def _trained(model: Any, opt: Any, x: Any, y: Any) -> Any:
     return loss
 
 
-@asynccontextmanager
-async def joined(folders: Folders, identity: Identity | None = None) -> AsyncIterator[tuple[Grid, Callable[..., Any]]]:
-    """A grid, and a function that shares with alice and bob; its objects are gone afterwards."""
-    async with grid.connect(folders=folders, identity=identity) as g:
-
-        def share(value: Any, **options: Any) -> Any:
-            return grid.share(value, g["alice"], g["bob"], provider=g["carol"], **options)
-
-        try:
-            yield g, share
-        finally:
-            for peer in g:
-                await peer.clear()
-
-
 def costs_of(g: Grid) -> list[SecureCost]:
     """What each secure run of this grid cost, from now on."""
     noted: list[SecureCost] = []
@@ -93,7 +74,7 @@ def near(got: Any, want: Any) -> None:
 
 
 async def test_weights_that_were_trained_on_shares_are_opened_once_for_all_inferences(team: Folders) -> None:
-    async with joined(team) as (g, share):
+    async with sharing(team) as (g, share):
         torch.manual_seed(0)
         costs = costs_of(g)
         model, x, y = nn.Linear(40, 5), torch.randn(8, 40), torch.randint(0, 5, (8,))
@@ -130,7 +111,7 @@ async def _stands(session: Any, s: SecretTensor, x: torch.Tensor) -> None:
 
 async def test_what_is_refused_leaves_all_other_secrets_where_they_are(team: Folders) -> None:
     """Its class is what the peer, or torch, said."""
-    async with joined(team, Identity.generate()) as (owner, _), joined(team, Identity.generate()) as (g, share):
+    async with sharing(team, Identity.generate()) as (owner, _), sharing(team, Identity.generate()) as (g, share):
         x = torch.randn(5)
         await owner["dave"].send(x, tags=["#e-hidden"], private=True)
         gone = await g["dave"].send(x)
@@ -156,7 +137,7 @@ async def test_what_is_refused_leaves_all_other_secrets_where_they_are(team: Fol
 async def test_a_run_that_no_peer_would_take_part_in_leaves_all_secrets_where_they_are(
     team: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with joined(team) as (_, share):
+    async with sharing(team) as (_, share):
         x = torch.randn(5)
         s = await share(x)
         session = s._value().source.shares.session
@@ -177,7 +158,7 @@ async def test_squares_that_were_shared_without_their_digits_are_refused_and_not
     def moved(g: Any, v: Any) -> Any:
         return g / ((v * 0.5 + g * g * 0.5).sqrt() + 1e-8)
 
-    async with joined(team) as (_, share):
+    async with sharing(team) as (_, share):
         g, v = 1e-3 * torch.randn(4), torch.full((4,), 3e-7)
         step, squares = share(g), share(v)
         near(await moved(step, squares).get(), moved(g, v))  # given for this
@@ -191,7 +172,7 @@ async def test_squares_that_were_shared_without_their_digits_are_refused_and_not
 
 
 async def test_secrets_are_arguments_of_plans_beside_pointers_queries_and_tensors(team: Folders) -> None:
-    async with joined(team) as (g, share):
+    async with sharing(team) as (g, share):
         x, w, b = torch.randn(4, 3), torch.randn(3, 2), torch.randn(2)
         await g["alice"].send(w, tags=["#e-w"])
         s, pointer = share(x) * 2, await g["dave"].send(b)
@@ -216,7 +197,7 @@ async def test_secrets_are_arguments_of_plans_beside_pointers_queries_and_tensor
 
 
 async def test_stored_plans_and_models_are_called_on_secrets_and_give_secrets(team: Folders) -> None:
-    async with joined(team) as (g, share):
+    async with sharing(team) as (g, share):
         model, x, b = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3), torch.randn(2)
         w = torch.randn(3, 2)
         await g["dave"].send(model, tags=["#e-model"])
@@ -235,7 +216,7 @@ async def test_stored_plans_and_models_are_called_on_secrets_and_give_secrets(te
 
 
 async def test_what_a_plan_changes_in_a_secret_module_stays_secret(team: Folders) -> None:
-    async with joined(team) as (g, share):
+    async with sharing(team) as (g, share):
         torch.manual_seed(1)
         model, x, y = nn.Linear(3, 2), torch.randn(6, 3), torch.randn(6, 2)
         net = await share(model)
@@ -252,7 +233,7 @@ async def test_what_a_plan_changes_in_a_secret_module_stays_secret(team: Folders
 
 async def test_what_was_revealed_is_computed_with_as_if_it_was_not(team: Folders) -> None:
     """A product that was told is kept with all its fractional bits: who deals has to take it so, too."""
-    async with joined(team) as (_, share):
+    async with sharing(team) as (_, share):
         a, b = torch.tensor([1.5, -2.25, 0.3]), torch.tensor([2.0, 0.5, -1.7])
         s, r = share(a), share(b)
         product = s * r
@@ -261,7 +242,7 @@ async def test_what_was_revealed_is_computed_with_as_if_it_was_not(team: Folders
 
 
 async def test_which_team_runs_a_plan_on_secrets(team: Folders) -> None:
-    async with joined(team) as (g, share):
+    async with sharing(team) as (g, share):
         s = share(torch.ones(2))
         other = grid.share(torch.ones(2), g["bob"], g["alice"], provider=g["carol"])
         near((await g.run(_doubled, s, **TEAM, precision=16)).value, torch.full((2,), 2.0))
@@ -280,7 +261,7 @@ async def test_which_team_runs_a_plan_on_secrets(team: Folders) -> None:
 
 
 async def test_what_a_function_closes_over_is_shared_by_who_has_it(team: Folders) -> None:
-    async with joined(team) as (g, share):
+    async with sharing(team) as (g, share):
         x, y = torch.randn(3), torch.randn(3)
         secret, pointer = share(x), await g["dave"].send(y)
 
@@ -297,7 +278,7 @@ async def test_what_a_function_closes_over_is_shared_by_who_has_it(team: Folders
 async def test_a_plan_with_public_values_is_lowered_once_for_the_same_values(
     team: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with joined(team) as (g, _):
+    async with sharing(team) as (g, _):
         lowered: list[Any] = []
         lower = secure_forecast.lower
         monkeypatch.setattr(secure_forecast, "lower", lambda *given: lowered.append(given) or lower(*given))

@@ -10,11 +10,11 @@ import msgpack
 import torch
 
 from compute.dtypes import DTYPE_OF, NAME_OF
+from compute.outputs import leaves
 from compute.values import tensor_bytes, tensor_from
 from mpc.checked import shown as unmasked
 from mpc.ring import decode
 from mpc.secret import Secret
-from mpc.staying import leaves
 from peer.worker import export, memory
 from peer.worker.secure.kept import Kept, Known
 from peer.worker.secure.mail import Mail
