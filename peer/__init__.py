@@ -5,6 +5,7 @@ Files in import order:
     folders.py      where things are kept on this machine
     machine.py      what the machine has to give, and what other processes take of it
     awake.py        staying awake while what is waited for is due: decides when
+    apart.py        not on the asker's core, where cores are few
     keys.py         Ed25519 keys
     transport.py    WebSockets as the grid uses them
     liveness.py     whether the other end of a line is still there
@@ -57,6 +58,8 @@ Files in import order:
     agreement.py    what all who take part in a secure run agree on: decides
     secure_lines.py lines between peers for secure sessions
     secure_joins.py lines between processes of secure sessions, until these have them
+    secure_faults.py why a session is over, as those who take part tell each other
+    secure_rules.py what owners said of the private objects that a run derives from, as peers tell each other
     secure_session.py one secure session: its process, the others, what is kept and under which rules, its end
     secure_inputs.py what is here of a run's inputs, and what their owners allow
     secure_asked.py a request for a secure run, taken apart; what a process is told of it

@@ -21,6 +21,8 @@ from protocol import limits
 if TYPE_CHECKING:
     import asyncio
 
+    from peer.apart import Apart
+
 T = TypeVar("T")
 
 _ASLEEP: Final = 3.0  # what takes so many times as long where all sleep that have a part in it comes in time awake
@@ -71,11 +73,11 @@ class Awake:
     """One loop's: it turns for as long as something is due. `call_soon` is the loop's; for the others see Rests.
 
     Attributes:
-        asker_core: what tells the core that the asker runs on, where the machine has fewer cores than there are who
-            stay awake: who asks, who is asked, and the worker.
+        apart: keeps off the core of who asks, where there are fewer than there are who would stay awake: who asks, who
+            is asked, and the worker.
     """
 
-    __slots__ = ("_call_soon", "_due", "_is_turning", "_until", "asker_core", "rests")
+    __slots__ = ("_call_soon", "_due", "_is_turning", "_until", "apart", "rests")
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class Awake:
         give_way: Callable[[], None] | None = None,
     ) -> None:
         self.rests = Rests(clock, give_way)
-        self.asker_core: Callable[[], int] | None = None
+        self.apart: Apart | None = None
         self._call_soon = call_soon
         self._due: Due | None = None  # the last that something was expected of
         self._is_turning = False
@@ -97,8 +99,6 @@ class Awake:
                 return False
             self._is_turning = True
             self._call_soon(self._turn)
-        elif self._due is not None:
-            self._due.lapsed()
         self._due = due
         self._until = now + seconds
         return True
@@ -115,7 +115,6 @@ class Awake:
             if now < self._until and not self.rests.is_lost(now):
                 self._call_soon(self._turn)
                 return
-            self._due.lapsed()
         self._due = None
         self._is_turning = False
 
@@ -126,13 +125,11 @@ class Due:
 
     Args:
         seconds: how long one may be waited for awake.
-        lapsed: called when one is waited for awake no longer and has not come.
     """
 
-    __slots__ = ("_awake", "_clock", "_seconds", "_since", "_will_come", "lapsed")
+    __slots__ = ("_awake", "_clock", "_seconds", "_since", "_will_come")
 
-    def __init__(self, awake: Awake, seconds: float, lapsed: Callable[[], None] = lambda: None) -> None:
-        self.lapsed = lapsed
+    def __init__(self, awake: Awake, seconds: float) -> None:
         self._awake = awake
         self._clock = awake.rests.clock
         self._seconds = seconds

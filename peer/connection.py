@@ -69,7 +69,7 @@ class Connection:
         self._receiving = receiving = Receiving(session, sending, traffic, room, name, direct.forget, direct.in_part)
         self._asking = Asking(session, sending, traffic, self._lost)
         self._serving = Serving(
-            session, sending, receiving, traffic, room, handler, at_once, ledger, core=core_of(socket)
+            session, sending, receiving, traffic, room, handler, at_once, ledger, asker_core=core_of(socket)
         )
         self.ask = self._asking.ask  # for what asks again where this connection ends; `post` is for all others
         sending.on_room = self._begin_held

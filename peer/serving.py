@@ -11,9 +11,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
-from peer.awake import Due, awake, cores
+from peer.apart import Apart, is_crowded
+from peer.awake import Due, awake
 from peer.calls import Answer, AtOnce, Call, GiveUp, Handler, Traffic
 from peer.ledger import Entry, Heard, Ledger
 from peer.payloads import MemoryPayload, Payload, close_payload, read_all
@@ -24,15 +25,14 @@ from protocol.errors import BadRequest, GridError, InternalError
 from protocol.session import Session
 
 Waiter = Callable[[Answer | GridError], None]
-_AWAKE: Final = 3  # who asks, this process, and its worker
 _log = logging.getLogger("peergrid.connection")
 
 
 class Serving:
     """The calls of the other end that are being answered: by `at_once` if that can, else by `handler` in a task.
 
-    `room` is set when a call has ended. `ledger` is that of the other end's lease. `core` tells the
-    core that it runs on, if that is one of this machine's.
+    `room` is set when a call has ended. `ledger` is that of the other end's lease. `asker_core` tells
+    the core that it runs on, if that is one of this machine's.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Serving:
         at_once: AtOnce | None,
         ledger: Ledger | None = None,
         *,
-        core: Callable[[], int] | None = None,
+        asker_core: Callable[[], int] | None = None,
     ) -> None:
         self._session = session
         self._sending = sending
@@ -65,7 +65,7 @@ class Serving:
         self._loop = asyncio.get_running_loop()
         self._awake = awake()
         self._next = Due(self._awake, limits.AWAKE_NEXT)
-        self._core = core if cores() < _AWAKE else None
+        self._apart = Apart(asker_core, self._loop.call_later) if asker_core is not None and is_crowded() else None
 
     @property
     def count(self) -> int:
@@ -80,7 +80,7 @@ class Serving:
     def serve(self, id: int, call: Call, once: int | None = None, seen: int | None = None) -> None:
         """Begin to answer this request, or one that was begun before: for `once` and `seen` see Request."""
         self._next.met()
-        self._awake.asker_core = self._core
+        self._awake.apart = self._apart
         entry, ledger = None, self._ledger
         if once is not None and ledger is not None and call.stream is None:
             if not ledger.is_new(once, seen):

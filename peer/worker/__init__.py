@@ -30,7 +30,6 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     ending *          how a worker came to its end
     outgoing *        values that left a worker and are on their way: counted, and bounded
     taught *          a stretch of operations that it was told, and what its answers about that mean
-    near *            a worker on its peer's core, while the peer waits awake for it
     line *            what one worker was asked, what came back, and its end
     remote *          what a worker can be asked
     dedicated *       the peer's end of a process that is there for one thing

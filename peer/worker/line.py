@@ -16,7 +16,6 @@ from peer.worker import answers
 from peer.worker.answers import Exported, Far, Refusal
 from peer.worker.channel import LoopChannel, close_all
 from peer.worker.ending import KILLED, Ending, lost
-from peer.worker.near import Near
 from peer.worker.pending import Pending, fail, refuse
 from peer.worker.stopping import Stopping
 from peer.worker.watch import Watch
@@ -53,8 +52,7 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self.idle_since = self._loop.time()
         self._awake = awake()
-        self._near = Near()
-        self._answered = Due(self._awake, limits.AWAKE_NEXT, self._lapsed)
+        self._answered = Due(self._awake, limits.AWAKE_NEXT)
         self.lost: asyncio.Future[WorkerLost] = self._loop.create_future()
         self._gone = gone
         self._holds = holds
@@ -172,21 +170,22 @@ class Line:
         self._seq = seq = self._seq + 1
         # One that has nothing to do gets it now; what is asked while it works goes together.
         if not self._pending:
-            self._place(pending, is_awake=self._answered.expect())
+            self._expect(is_short=pending.is_short)
         self._channel.send([kind, seq, *fields], now=not self._pending)
         self._pending[seq] = pending
         return seq
 
-    def _place(self, pending: Pending, *, is_awake: bool) -> None:
-        asker_core = self._awake.asker_core
-        if is_awake and pending.is_short and asker_core is not None:
-            self._near.draw(self.pid, asker_core)
-        else:
-            self._near.free(self.pid)
+    def _expect(self, *, is_short: bool) -> None:
+        """An answer, awake; one thing where cores are few asleep, and not on its asker's core.
 
-    def _lapsed(self) -> None:
-        if not self.is_lost:  # its number may be somebody else's by now
-            self._near.free(self.pid)
+        To give way again and again is no help to a worker on the same core: the scheduler still gives each what is due
+        to it, a worker's part is small, and turning counts as work.
+        """
+        apart = self._awake.apart
+        if apart is None or not is_short:
+            self._answered.expect()
+        else:
+            apart.look()
 
     def _heard(self, message: Any, descriptors: list[int]) -> None:
         match message:

@@ -45,7 +45,7 @@ class Pending:
 
     @property
     def is_short(self) -> bool:
-        """Whether it is one thing: the peer has nothing else to do for it meanwhile."""
+        """Whether it is one thing, and not some of many that follow each other."""
         return len(self.operations) <= 1
 
     @property

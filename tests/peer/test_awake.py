@@ -20,12 +20,8 @@ class Loop:
         self.others = 0.0
         self.ready: list[Callable[[], None]] = []
         self.given_way = 0
-        self.lapsed = 0
         self.awake = Awake(self.ready.append, lambda: self.now, self.give_way if processors > 1 else None)
-        self.due = Due(self.awake, DUE, self._lapse)
-
-    def _lapse(self) -> None:
-        self.lapsed += 1
+        self.due = Due(self.awake, DUE)
 
     def give_way(self) -> None:
         self.given_way += 1
@@ -68,7 +64,7 @@ def test_it_turns_until_what_is_due_has_come() -> None:
     assert loop.due.expect()
     assert not any(loop.turn() for _ in range(10)) and loop.given_way == 10
     loop.due.met()
-    assert loop.turns() <= 1 and loop.given_way == 10 and not loop.lapsed
+    assert loop.turns() <= 1 and loop.given_way == 10
 
 
 def test_it_turns_no_longer_than_it_was_told() -> None:
@@ -76,7 +72,6 @@ def test_it_turns_no_longer_than_it_was_told() -> None:
     began = loop.now
     assert loop.due.expect() and loop.turns()
     assert DUE <= loop.now - began < DUE + 4 * TURN
-    assert loop.lapsed == 1
 
 
 def test_to_expect_again_is_to_have_met_what_was_expected() -> None:
@@ -113,7 +108,6 @@ def test_of_two_that_are_due_the_later_is_waited_for() -> None:
     loop = Loop()
     other = Due(loop.awake, DUE)
     assert loop.due.expect() and other.expect()
-    assert loop.lapsed == 1
     loop.due.met()
     assert not any(loop.turn() for _ in range(5)), "the other has not come"
     other.met()
@@ -124,7 +118,7 @@ def test_a_loop_that_others_want_the_processor_of_rests() -> None:
     loop = Loop()
     loop.others = 3e-3
     loop.due.expect()
-    assert loop.turns() == 1 and loop.given_way == 1 and loop.lapsed == 1
+    assert loop.turns() == 1 and loop.given_way == 1
     loop.due.met()
     loop.hit()  # 3 ms were long
     loop.others = 0.0

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from peer.apart import Apart
+from peer.awake import Rests, awake
 from peer.buffers import BufferPool
 from peer.worker.channel import encode
 from peer.worker.remote import Made, Worker, WorkerKey
@@ -180,3 +183,15 @@ def test_a_worker_that_does_not_read_makes_the_peer_wait() -> None:
             await asyncio.wait_for(worker.ready(), PATIENCE)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_crowded", [True, False])
+async def test_where_cores_are_few_it_is_waited_for_asleep(monkeypatch: pytest.MonkeyPatch, is_crowded: bool) -> None:
+    stays = awake()
+    monkeypatch.setattr(stays, "apart", Apart(lambda: -1, lambda seconds, call: None) if is_crowded else None)
+    monkeypatch.setattr(stays, "rests", Rests(time.perf_counter, lambda: None))
+    async with impostor() as (worker, _):
+        asked = worker.run([["aten.neg.default", [], {}, []]])
+        assert stays._is_turning is not is_crowded
+    with pytest.raises(WorkerLost):
+        await asked

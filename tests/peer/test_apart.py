@@ -1,0 +1,97 @@
+"""Where cores are few a peer stays off that of its asker, for a while."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from peer.apart import _ALL, _LOOKS, Apart
+from peer.awake import awake
+from peer.buffers import BufferPool
+from peer.worker.channel import encode
+from peer.worker.remote import Worker, WorkerKey
+from tests.peer.ends import Connected
+
+pytestmark = pytest.mark.skipif(len(_ALL) < 2, reason="needs two processors, and Linux")
+
+
+@pytest.fixture
+def here() -> Iterator[int]:
+    """The core that this thread is kept on until it is moved."""
+    core = min(_ALL)
+    os.sched_setaffinity(0, {core})
+    yield core
+    os.sched_setaffinity(0, _ALL)
+
+
+class Later:
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
+    def __call__(self, seconds: float, call: Callable[[], None]) -> None:
+        self.calls.append(call)
+
+
+def look_often(apart: Apart) -> None:
+    for _ in range(4 * _LOOKS):
+        apart.look()
+
+
+def test_it_leaves_its_askers_core_for_a_while(here: int) -> None:
+    later = Later()
+    look_often(Apart(lambda: here, later))
+    assert os.sched_getaffinity(0) == _ALL - {here}
+    (free,) = later.calls
+    free()
+    assert os.sched_getaffinity(0) == _ALL
+
+
+def test_where_they_are_apart_nothing_is_moved(here: int) -> None:
+    later = Later()
+    look_often(Apart(lambda: -1, later))
+    assert os.sched_getaffinity(0) == {here} and not later.calls
+
+
+def test_cores_that_are_anothers_now_are_left_alone(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[object] = []
+
+    def refuse(who: int, where: object) -> None:
+        tries.append(where)
+        raise OSError("another group's")
+
+    later = Later()
+    apart = Apart(lambda: here, later)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.sched_setaffinity", refuse)
+        look_often(apart)
+        for free in later.calls:
+            free()
+        look_often(apart)
+    assert tries == [_ALL - {here}, _ALL]
+
+
+@pytest.mark.parametrize("is_crowded", [True, False])
+async def test_a_peer_looks_where_cores_are_few(
+    is_crowded: bool, connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peer.serving.is_crowded", lambda: is_crowded)
+    async with connected() as line:
+        await line.near.request("echo", {})
+        assert (awake().apart is not None) is is_crowded
+
+
+async def test_while_single_operations_follow_each_other_it_is_kept_off(here: int) -> None:
+    later = Later()
+    awake().apart = Apart(lambda: here, later)
+    ours, theirs = socket.socketpair()
+    worker = Worker(WorkerKey("somebody", frozenset()), ours, BufferPool(), lambda worker: None)
+    with theirs:
+        for number in range(1, 4 * _LOOKS):
+            asked = worker.run([])
+            theirs.sendall(encode(["done", number, []]))
+            await asked
+    worker.kill()
+    assert os.sched_getaffinity(0) == _ALL - {here} and len(later.calls) == 1
