@@ -20,6 +20,7 @@ import torch
 from compute import numbers
 from compute.bounds import Result
 from compute.cost import ALLOWED
+from compute.dtypes import DEFAULT, as_peers_have_it
 from compute.estimate import Estimate, check_allowed, check_size, failed, guarded
 from compute.flow import Flow
 from compute.iterating import run_flow
@@ -40,8 +41,6 @@ Execute = Callable[[Entry, Sequence[Any], Mapping[str, Any]], Any]
 and `is_free` (see there) says when that need not be asked where nothing hangs on values and nothing is written;
 `flow(flow, carried, body)` and `number(operation, args)` run in its own way what is no operation of the table, and
 `stand_in(tensor)` gives what it has for a constant."""
-
-Note = Callable[[int | None, int, Any], object]
 
 
 def execute(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -111,7 +110,6 @@ def run(
     execute: Execute = execute,
     observe: Observe | None = None,
     report: Report | None = None,
-    note: Note | None = None,
 ) -> Any:
     """The program's outputs for these inputs, which stand in the order of `program.inputs`.
 
@@ -119,7 +117,6 @@ def run(
         observe: told how far it is, at most once in limits.LOOK seconds: (number of the program's node, its operation,
             iterations of it done, iterations in all or None). It may raise: that ends the run.
         report: is filled with what each node took.
-        note: told every value: (number of its body or None, its number there, the value).
 
     Raises:
         BadRequest: too few or too many inputs, or one that is not of the dtype or shape that the program names.
@@ -130,11 +127,32 @@ def run(
     elsewhere = instead.get()
     if elsewhere is not None:
         return elsewhere(program, inputs)
+    values = _values(program, inputs, execute, observe, report)
+    return outputs(prepare(program).main.outputs, values)
+
+
+def results(
+    program: Program,
+    inputs: Sequence[Any],
+    execute: Execute = execute,
+    observe: Observe | None = None,
+    report: Report | None = None,
+) -> list[Any]:
+    """What `run` gives, without its structure: in the order of outputs.references."""
+    values = _values(program, inputs, execute, observe, report)
+    return [resolve(value, values) for value in prepare(program).main.results]
+
+
+def _values(
+    program: Program, inputs: Sequence[Any], execute: Execute, observe: Observe | None, report: Report | None
+) -> list[Any]:
+    if torch.get_default_dtype() is not DEFAULT:
+        with as_peers_have_it():
+            return _values(program, inputs, execute, observe, report)
     prepared = prepare(program)
     if report is not None:
         report.given(inputs)
-    values = _Run(prepared, execute, Pulse(observe), report, note).block(prepared.main, list(inputs))
-    return outputs(prepared.main.outputs, values)
+    return _Run(prepared, execute, Pulse(observe), report).block(prepared.main, list(inputs))
 
 
 # --- a run ------------------------------------------------------------------------------------------------
@@ -143,18 +161,15 @@ def run(
 class _Run:
     """One run of a program."""
 
-    def __init__(
-        self, prepared: Prepared, execute: Execute, pulse: Pulse, report: Report | None, note: Note | None
-    ) -> None:
+    def __init__(self, prepared: Prepared, execute: Execute, pulse: Pulse, report: Report | None) -> None:
         self._bodies = prepared.bodies
         self._execute = execute
         self._pulse = pulse
         self._report = report
-        self._note = note
         self._number = getattr(execute, "number", numbers.compute)
         stand_in = getattr(execute, "stand_in", None)
         self._constants = prepared.constants() if stand_in is None else list(map(stand_in, prepared.constants()))
-        is_watched = report is not None or note is not None or torch._C._len_torch_dispatch_stack()
+        is_watched = report is not None or torch._C._len_torch_dispatch_stack()
         self._again = None if is_watched else _again_of(execute)
         self._is_free = is_free if _again_of(execute) is again else getattr(execute, "is_free", _never)
 
@@ -219,8 +234,6 @@ class _Run:
                 found = Number(values[step.number])
         if self._report is not None:
             self._report.ends(values[step.number])
-        if self._note is not None:
-            self._note(block.body, step.number, values[step.number])
         return found if found is not None or not is_learning else Look(looks_of(values[step.number]))
 
     def _run_again(self, block: Block, values: list[Any], found: Known) -> None:

@@ -12,6 +12,7 @@ import torch
 from compute import flow
 from compute.flow import FLOW, Flow
 from compute.operations import NUMBERS
+from compute.outputs import references
 from compute.program import Body, Input, Node, Program
 from compute.sharing import Sharing, sharing
 from compute.table import Entry, lookup
@@ -64,6 +65,7 @@ class Block:
         body: its number; None for the program itself.
         constants: the numbers of the constants that it names: they stand behind the values of its nodes.
         copies: values that it writes and that are not its own: it works on copies of them.
+        results: the values in `outputs`, in the order of outputs.references.
         known: what is known of runs on inputs that look alike (compute/known.py).
     """
 
@@ -71,6 +73,7 @@ class Block:
     inputs: tuple[Input, ...]
     steps: tuple[Step, ...]
     outputs: Any
+    results: tuple[Value, ...]
     constants: tuple[int, ...]
     copies: tuple[int, ...]
     known: dict[tuple[Any, ...], Any]
@@ -108,9 +111,10 @@ def _prepare(program: Program) -> Prepared:
     bodies = tuple(_block(at, body, its) for at, (body, its) in enumerate(zip(program.bodies, of_bodies, strict=True)))
     main = _block(None, program, replace(of_main, written=frozenset()))  # it works on its inputs themselves
     fresh = of_main.written | of_main.given
-    shared = tuple(
-        None if -1 - at in fresh else constant_tensor(constant) for at, constant in enumerate(program.constants)
-    )
+    with torch.inference_mode(False):  # they outlive the mode
+        shared = tuple(
+            None if -1 - at in fresh else constant_tensor(constant) for at, constant in enumerate(program.constants)
+        )
     return Prepared(main, bodies, program.constants, shared)
 
 
@@ -126,10 +130,11 @@ def _block(body: int | None, block: Body | Program, its: Sharing) -> Block:
 
     drafts = [_step(node, at, count + at, refer) for at, node in enumerate(block.nodes)]
     outputs = decode_output(block.outputs, refer)
+    results = tuple(map(refer, references(block.outputs)))
     frees = _frees(drafts, set(_used(outputs)), end)
     steps = tuple(replace(step, frees=tuple(frees.get(step.at, ())), copies=step.at in its.copied) for step in drafts)
     copies = tuple(sorted(number if number >= 0 else place[-1 - number] for number in its.written))
-    return Block(body, block.inputs, steps, outputs, tuple(place), copies, {})
+    return Block(body, block.inputs, steps, outputs, results, tuple(place), copies, {})
 
 
 def _step(node: Node, at: int, number: int, refer: Any) -> Step:

@@ -8,6 +8,7 @@ Files in import order:
     came.py       values that came along with an answer
     stretches.py  pieces of what is queued that were sent before
     outbox.py     operations on their way to a peer
+    operators.py  Python's operators, of what has no value yet
     unsized.py    results whose shape depends on the data: to be awaited
     underway.py   what a stored model is to give of values elsewhere: to be awaited
     origin.py     who made a tensor that is here: whoever wrote the call, or torch itself
@@ -36,6 +37,7 @@ Files in import order:
     remote.py     one peer: g["alice"]
     hits.py       what a search found
     runs.py       what runs at peers: listed, ended
+    searching.py  a search of all peers at once
     mesh.py       the grid without tensors: who is there, and what they say they have
     found.py      objects of any kind where they are: changed, deleted, moved, copied
     stored_programs.py  the programs of stored plans and models, to be read
@@ -44,7 +46,8 @@ Files in import order:
     stored.py     what stored models and plans have in common
     optimizers.py what optimisers keep for parameters
     moving.py     many tensors from peer to peer, together
-    modules.py    modules whose parameters are pointers; stored models
+    stored_models.py  models found by tag: a program and its weights
+    modules.py    modules whose parameters are pointers
     multi_modules.py  modules at several peers
     replacing.py  tensors replaced in place
     hooks.py      grid.hook(): the calls of old tutorials on what is here
@@ -62,6 +65,7 @@ Files in import order:
     explaining.py what a run would do
     reports.py    what a run took, node by node
     executing.py  programs to peers, each run one request
+    run_results.py  what a run gives: pointers, made while the peer works
     at_hand.py    a stored plan on objects that are all at one peer
     running.py    a plan from its arguments to its result
     secure_results.py what a secure run gave and took
@@ -125,7 +129,7 @@ if TYPE_CHECKING:
     from grid.jails import Jail, jail
     from grid.local_grid import local
     from grid.mesh import PeerInfo
-    from grid.modules import RemoteModel, RemoteModule
+    from grid.modules import RemoteModule
     from grid.multi import MultiPointer, combine
     from grid.multi_modules import MultiModule
     from grid.plans import Plan, RemotePlan, load, plan
@@ -134,6 +138,7 @@ if TYPE_CHECKING:
     from grid.secret.modules import SecretModule
     from grid.secret.sharing import share
     from grid.secret.tensor import SecretTensor
+    from grid.stored_models import RemoteModel
 
 __version__ = "0.1.0"
 
@@ -210,7 +215,6 @@ _HOMES = {
     "jail": "grid.jails",
     "local": "grid.local_grid",
     "PeerInfo": "grid.mesh",
-    "RemoteModel": "grid.modules",
     "RemoteModule": "grid.modules",
     "MultiPointer": "grid.multi",
     "combine": "grid.multi",
@@ -225,6 +229,7 @@ _HOMES = {
     "SecretModule": "grid.secret.modules",
     "SecretTensor": "grid.secret.tensor",
     "share": "grid.secret.sharing",
+    "RemoteModel": "grid.stored_models",
 }
 
 

@@ -6,26 +6,24 @@ that peer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from compute.dtypes import DTYPE_OF
 from compute.outputs import references
 from compute.program import Program
-from compute.values import decode
-from grid.handle import Handle
 from grid.ids import fresh_id
-from grid.pointer import Pointer
 from grid.reports import RunReport
+from grid.run_results import Looks, Results, rebuilt
 from peer.calls import Response
 from protocol import limits
-from protocol.errors import BadProgram, BadTensor, NotFound
-from protocol.tensors import TensorHeader
+from protocol.errors import NotFound
 
 if TYPE_CHECKING:
     from grid.remote import RemotePeer
+
+_REMEMBERED: Final = 256  # programs of whose results it is known what they look like
 
 
 @dataclass
@@ -47,6 +45,7 @@ class Executor:
 
     def __init__(self) -> None:
         self._known: set[tuple[str, str]] = set()  # (peer id, program id)
+        self._looks: dict[str, Looks] = {}  # of the results of programs, by id
 
     def knowing(self, program: Program) -> set[str]:
         """The ids of the peers that have this program already."""
@@ -73,27 +72,25 @@ class Executor:
         Raises:
             GridError: what the program failed with; Cancelled where somebody ended it.
         """
-        outs = [fresh_id() for _ in references(program.outputs)]
+        looks = self._looks.get(program.id)
+        outs = [fresh_id() for _ in (references(program.outputs) if looks is None else looks.headers)]
         args: dict[str, Any] = {"program": program.id, "inputs": list(inputs), "outs": outs}
         if contents:
             args["contents"] = dict(contents)
         if name:
             args["name"] = name[: limits.MAX_OBJECT_NAME]
+        results = Results(home, outs, record, looks)
         watching = watched.get()
         if watching is None:
-            answer = await self._known_or_sent(home, program, args)
+            answer = await self._known_or_sent(home, program, args, results.expect)
         else:
             answer = await self._watched(watching, home, program, args)
-        headers = [TensorHeader.from_wire(header) for header in answer.result["results"]]
-        if len(headers) != len(outs):
-            raise BadTensor(f"{home.name} gave {len(headers)} results of a program that has {len(outs)}")
-        if answer.result.get("values"):
-            _keep_small(home, outs, headers, answer)
-        made = (
-            Pointer.of(Handle(home, out, owns=True, record=record), DTYPE_OF[header.dtype], header.shape)
-            for out, header in zip(outs, headers, strict=True)
-        )
-        return rebuilt(program.outputs, made)
+        made = results.read(answer)
+        if len(self._looks) >= _REMEMBERED:
+            self._looks.clear()
+        assert results.looks is not None
+        self._looks[program.id] = results.looks
+        return rebuilt(program.outputs, iter(made))
 
     async def _watched(self, watching: Watched, home: RemotePeer, program: Program, args: dict[str, Any]) -> Response:
         """The same under the eyes of somebody."""
@@ -111,16 +108,21 @@ class Executor:
             del watching.under_way[run]
         return answer
 
-    async def _known_or_sent(self, home: RemotePeer, program: Program, args: dict[str, Any]) -> Response:
-        """The answer; the program goes along where the peer does not have it."""
+    async def _known_or_sent(
+        self, home: RemotePeer, program: Program, args: dict[str, Any], meanwhile: Callable[[], None] | None = None
+    ) -> Response:
+        """The answer; the program goes along where the peer does not have it. `meanwhile` is done while it works."""
         outbox, key = home.outbox, (home.id, program.id)
         link = await outbox.flush() if outbox.has_operations else outbox.link
         released = outbox.take_released()
         if released:
             args["release"] = released
         code = b"" if key in self._known else program.to_bytes()
+        asked = link.post("execute", args, code, now=True)
         try:
-            answer = await link.post("execute", args, code, now=True)
+            if meanwhile is not None:
+                meanwhile()
+            answer = await asked
         except NotFound:
             if code:
                 raise
@@ -128,34 +130,3 @@ class Executor:
             answer = await link.post("execute", args, program.to_bytes(), now=True)
         self._known.add(key)
         return answer
-
-
-def _keep_small(home: RemotePeer, outs: Sequence[bytes], headers: Sequence[TensorHeader], answer: Response) -> None:
-    """The results whose values came along."""
-    payload, at = memoryview(answer.payload), 0
-    for number in answer.result.get("values", ()):
-        if type(number) is not int or not 0 <= number < len(outs):
-            raise BadTensor(f"{home.name} gave the value of a result that the program has not")
-        data = bytes(payload[at : at + headers[number].nbytes])
-        headers[number].check_payload(len(data))
-        home.came.keep(outs[number], headers[number], data)
-        at += len(data)
-
-
-def rebuilt(template: Any, made: Iterator[Pointer]) -> Any:
-    """The function's own result structure, with pointers in it."""
-    if isinstance(template, list):
-        return [rebuilt(item, made) for item in template]
-    if isinstance(template, Mapping):
-        if "tuple" in template:
-            return tuple(rebuilt(item, made) for item in template["tuple"])
-        if "map" in template:
-            entries = {key: rebuilt(item, made) for key, item in sorted(template["map"].items())}
-            return {key: entries[key] for key in template["map"]}
-        is_value = "node" in template or "constant" in template
-        return next(made) if is_value else decode(template, _no_tensor)
-    return template
-
-
-def _no_tensor(id: bytes) -> Any:
-    raise BadProgram("a program's outputs name no objects")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -15,11 +16,11 @@ from compute.capture import LOADED
 from compute.dtypes import DTYPE_OF, NAME_OF
 from compute.program import Input, Program
 from grid.finishing import Finishing
-from grid.modules import RemoteModel
 from grid.parts import Part, leaves, loaded
 from grid.plans import RemotePlan
 from grid.pointer import Pointer
 from grid.stored_constants import holders
+from grid.stored_models import RemoteModel
 from protocol.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ def _fitting(given: Input, value: Any) -> torch.Tensor:
 
 def check_sizes(program: Program, inputs: Sequence[torch.Tensor]) -> None:
     """BadRequest where shapes are not those of the program's inputs: of one name is one size (PROGRAM.md, Inputs)."""
+    shapes = [value.shape for value in inputs]
+    if _fitted.get(program) == shapes:
+        return
     sizes: dict[str, tuple[int, str]] = {}
     for given, value in zip(program.inputs, inputs, strict=True):
         if given.shape is None:
@@ -124,6 +128,11 @@ def check_sizes(program: Program, inputs: Sequence[torch.Tensor]) -> None:
                     )
             elif want not in (None, have):
                 raise BadRequest(f"it takes {given}, and was given {_described(value)}")
+    _fitted[program] = shapes
+
+
+_fitted: Final[WeakKeyDictionary[Program, list[torch.Size]]] = WeakKeyDictionary()
+"""Shapes that a program took the last time."""
 
 
 def shown_input(name: str, constants: Collection[str]) -> str:

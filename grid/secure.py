@@ -15,12 +15,12 @@ import torch
 
 from compute.outputs import references
 from grid.calls import Call
-from grid.executing import rebuilt
 from grid.finishing import Finishing
 from grid.jails import JailJob
 from grid.jobs import Job
 from grid.parts import Part
 from grid.pointer import Pointer
+from grid.run_results import rebuilt
 from grid.secret.given import (
     as_secrets,
     at_parties,

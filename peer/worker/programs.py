@@ -12,7 +12,6 @@ import torch
 
 from compute import interpreter, values
 from compute.forecast import check_program
-from compute.outputs import leaves
 from compute.program import Program
 from compute.program_types import check_types
 from compute.report import Report
@@ -74,9 +73,9 @@ class Programs:
             watch = _Watch(len(program.nodes), wanted.seq, self._is_stopped, tell)
             watch.check()
             report = Report() if wanted.is_reported else None
-            made = interpreter.run(program, given, self._execute, watch, report)
+            made = interpreter.results(program, given, self._execute, watch, report)
             # In the plainest layout: who asked knows of the results what their headers say.
-            tensors = [_as_tensor(value).contiguous() for value in leaves(program.outputs, made)]
+            tensors = [_as_tensor(value).contiguous() for value in made]
             self._keep(tensors, wanted.outs)
         except Exception as problem:
             error = as_error(problem, "program")
@@ -86,13 +85,14 @@ class Programs:
         return tensors, None if report is None else _packed(report)
 
     def small(self, tensors: Sequence[torch.Tensor]) -> list[bytes | None]:
-        """The values of those that are small, and None of the others."""
+        """The values of those that are small, and None of the others. Of many results only numbers: what a training
+        step gives is its weights and a loss, and that is what is looked at."""
+        most = limits.SMALL_RESULT if len(tensors) <= limits.FEW_RESULTS else limits.ONE_NUMBER
         room = limits.SMALL_RESULTS
         found: list[bytes | None] = []
         for tensor in tensors:
-            nbytes = tensor.numel() * tensor.element_size()
-            is_small = nbytes <= min(limits.SMALL_RESULT, room)
-            if not is_small or (self._objects.guards and self._objects.guarded([tensor])):
+            nbytes = tensor.nbytes
+            if nbytes > min(most, room) or (self._objects.guards and self._objects.guarded([tensor])):
                 found.append(None)
                 continue
             room -= nbytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -16,15 +17,19 @@ import torch
 import grid
 from compute.program import Body, Input, Node, Program
 from grid.executing import Executor
+from grid.outbox import Outbox
 from grid.pointer import Pointer
+from grid.run_results import Looks, Results
 from grid.started import Run, profiled
 from peer import machine
+from peer.calls import Response
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.peer import Peer, Settings
 from peer.requests import Requests
 from protocol import limits
 from protocol.errors import Ambiguous, Cancelled, Denied, LinkError, NotFound, WorkerLost
+from protocol.tensors import TensorHeader
 from tests.waiting import process_ended, until
 
 ADD, NEG, SUM = "aten.add.Tensor", "aten.neg.default", "aten.sum.default"
@@ -317,7 +322,7 @@ async def test_a_large_result_stays_where_it_is(peers: Folders) -> None:
 
 
 async def test_all_small_results_together_are_bounded(peers: Folders) -> None:
-    count, width = 32, limits.SMALL_RESULT // 4
+    count, width = limits.FEW_RESULTS, limits.SMALL_RESULT // 4
     program = Program(
         (Input("x"),),
         tuple(Node(ADD, [{"node": 0}, number]) for number in range(count)),
@@ -330,6 +335,51 @@ async def test_all_small_results_together_are_bounded(peers: Folders) -> None:
         assert me.alice.statistics().payload_received - before == limits.SMALL_RESULTS
         for number, each in enumerate(made):
             assert torch.equal(await each.get(), torch.full((width,), float(number)))
+
+
+async def test_results_that_look_otherwise_than_the_last_time_are_what_they_are(peers: Folders) -> None:
+    program = Program((Input("x"),), (Node(ADD, [{"node": 0}, 1]),), {"tuple": [{"node": 1}, {"node": 1}]})
+    async with asker(peers) as me:
+        for x in (torch.zeros(3), torch.zeros(3), torch.zeros(2, 5), torch.zeros(3, dtype=torch.int64), torch.zeros(3)):
+            made = await me.run(program, await me.alice.send(x))
+            for each in made:
+                assert each.shape == x.shape and each.dtype == x.dtype
+                assert torch.equal(await (each * 2).get(), x + x + 2)
+
+
+async def test_results_that_were_expected_and_never_came_are_not_let_go_of(
+    peers: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[bytes] = []
+    async with asker(peers) as me:
+        monkeypatch.setattr(Outbox, "release", lambda outbox, id: released.append(id))
+        said, out = [{"dtype": "float32", "shape": [3]}], os.urandom(16)
+        looks = Looks(said, [TensorHeader("float32", (3,))])
+        results = Results(me.alice, [out], None, looks)
+        results.expect()
+        del results
+        gc.collect()
+        assert not released
+        results = Results(me.alice, [out], None, looks)
+        results.expect()
+        assert results.read(Response({"results": said}, memoryview(b""), None))[0].shape == (3,)
+        del results
+        gc.collect()
+        assert released == [out]
+
+
+async def test_of_many_results_only_numbers_come_along(peers: Folders) -> None:
+    count = limits.FEW_RESULTS + 1
+    nodes = [Node(ADD, [{"node": 0}, number]) for number in range(count - 1)]
+    nodes.append(Node("aten.sum.default", [{"node": 0}]))
+    program = Program((Input("x"),), tuple(nodes), [{"node": number + 1} for number in range(count)])
+    async with asker(peers) as me:
+        x = await me.alice.send(torch.ones(100))
+        before = me.alice.statistics().payload_received
+        made = await me.run(program, x)
+        assert me.alice.statistics().payload_received - before == 4, "the sum"
+        assert (await made[-1].get()).item() == 100.0
+        assert torch.equal(await made[3].get(), torch.full((100,), 4.0))
 
 
 async def test_a_program_that_is_known_takes_no_task_at_the_peer(
