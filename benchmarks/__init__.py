@@ -15,7 +15,8 @@
     mnist.py        MNIST from its files, and networks that learn it
     memory.py       what processes have of it
     references.py   the programs that transfer.py compares with
-    calls.py        those that pointer_ops.py compares with
+    calls.py        those that pointer_ops.py compares with, and the echo
+    worker.py       a worker as a peer has it, asked from the benchmark's own process
 
 Every figure stands beside a reference measured in the same run, and their ratio: absolute times on shared machines
 are noise. Repeats are interleaved, so that a busy moment hits both sides; medians are shown.

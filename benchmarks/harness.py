@@ -15,6 +15,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+Measure = Callable[[], Awaitable[float]]
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -88,7 +90,7 @@ def report(name: str, figures: Sequence[Figure], chosen: Options) -> None:
     Console().print(table)
 
 
-async def interleaved(rounds: int, measured: Mapping[str, Callable[[], Awaitable[float]]]) -> dict[str, float]:
+async def interleaved(rounds: int, measured: Mapping[str, Measure]) -> dict[str, float]:
     """Call each in turn, `rounds` times over; the median of what each returned."""
     samples: dict[str, list[float]] = {name: [] for name in measured}
     for _ in range(rounds):

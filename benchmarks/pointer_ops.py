@@ -8,43 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import os
-import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import torch
-from websockets.asyncio.client import ClientConnection, connect
 
 import grid
-from benchmarks import calls, training
-from benchmarks.harness import Figure, interleaved, options, report
+from benchmarks import calls, training, worker
+from benchmarks.harness import Figure, Measure, interleaved, options, report
 from benchmarks.memory import descendants, memory_of
 from benchmarks.references import Reference
-from peer.pool_settings import PoolSettings, default_threads
+from peer.pool_settings import default_threads
 from peer.process import run_loop
-from peer.workers import WorkerPool
-from protocol.tensors import TensorHeader
 
 _FLOATS = 64
 _PIPELINED = 4_000
 _SHORT_LIVED = 1_000_000
 _SHORT_LIVED_QUICK = 100_000
-_ID = 16  # bytes
-
-Measure = Callable[[], Awaitable[float]]
 
 
 async def measure(quick: bool) -> list[Figure]:
     torch.set_num_threads(default_threads())  # as a worker has them
     rounds = 5 if quick else 15
     async with contextlib.AsyncExitStack() as stack:
-        socket = await stack.enter_async_context(_echo())
+        echo = await stack.enter_async_context(calls.echo(_FLOATS))
         g = await stack.enter_async_context(grid.local("alice"))
-        measured = await _of_operations(g, socket)
+        measured = await _of_operations(g, echo)
         measured["worker"] = await stack.enter_async_context(_worker())
         ours, local = await training.trials(g["alice"])
         measured["step"] = lambda: ours.measure(training.remote_value)
@@ -101,16 +93,16 @@ def _figures(median: dict[str, float], operations: int, growth: Figure) -> list[
 # --- operations -------------------------------------------------------------------------------------------
 
 
-async def _of_operations(g: grid.Grid, socket: ClientConnection) -> dict[str, Measure]:
+async def _of_operations(g: grid.Grid, round_trip: Callable[[], Awaitable[Any]]) -> dict[str, Measure]:
     alice = g["alice"]
     x, y = await alice.send(torch.randn(_FLOATS)), await alice.send(torch.randn(_FLOATS))
     here = torch.randn(_FLOATS), torch.randn(_FLOATS)
 
     async def awaited() -> float:
-        return await _p50(lambda: (x + y).get())  # type: ignore[attr-defined]  # to torch's types a sum is a tensor
+        return await calls.p50_awaited(lambda: (x + y).get())  # type: ignore[attr-defined]  # to torch's types a sum is a tensor
 
     async def echo() -> float:
-        return await _p50(lambda: _round_trip(socket))
+        return await calls.p50_awaited(round_trip)
 
     async def pipelined() -> float:
         started = time.perf_counter()
@@ -136,37 +128,19 @@ async def _run(x: Any, y: Any, count: int) -> None:
     await z.get()
 
 
-async def _p50(call: Callable[[], Awaitable[Any]]) -> float:
-    """Microseconds of one awaited call, the median of many."""
-    times = []
-    for _ in range(calls.CALLS):
-        started = time.perf_counter()
-        await call()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times) * 1e6
-
-
 @contextlib.asynccontextmanager
 async def _worker() -> AsyncIterator[Measure]:
-    """One addition in a worker as a peer has it, confined, from this process."""
-    pool = WorkerPool(PoolSettings())
-    await pool.start()
-    try:
-        await pool.ready()
-        worker = pool.worker("somebody")
-        given, made = bytes(_ID), bytes(_ID - 1) + b"\1"
-        worker.provide(given, TensorHeader("float32", (_FLOATS,)), bytes(4 * _FLOATS))
-        addition = [["aten.add.Tensor", [given, given], {}, [made]]]
+    """One addition in a worker."""
+    async with worker.ready(_FLOATS) as confined:
+        addition = [["aten.add.Tensor", [worker.GIVEN, worker.GIVEN], {}, [worker.MADE]]]
 
         async def call() -> None:
-            (result,) = await worker.run(addition)
+            (result,) = await confined.run(addition)
             assert type(result) is list, result
-            worker.drop([made])
+            confined.drop([worker.MADE])
 
         await call()
-        yield lambda: _p50(call)
-    finally:
-        await pool.close()
+        yield lambda: calls.p50_awaited(call)
 
 
 # --- memory -----------------------------------------------------------------------------------------------
@@ -191,26 +165,6 @@ async def _in_bursts(x: Any, y: Any, count: int) -> None:
 
 
 # --- references -------------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def _echo() -> AsyncIterator[ClientConnection]:
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=calls.echo_process, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        port = await asyncio.to_thread(ours.recv)
-        async with connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None) as socket:
-            yield socket
-    finally:
-        process.terminate()
-        process.join()
-
-
-async def _round_trip(socket: ClientConnection) -> None:
-    await socket.send(bytes(_FLOATS))
-    await socket.recv()
 
 
 @contextlib.contextmanager

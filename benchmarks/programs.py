@@ -18,20 +18,15 @@ from typing import Any
 import torch
 
 import grid
-from benchmarks import calls, networks, steps, training
-from benchmarks.harness import Figure, interleaved, options, report
+from benchmarks import calls, networks, steps, training, worker
+from benchmarks.harness import Figure, Measure, interleaved, options, report
 from compute.program import Input, Node, Program
-from peer.pool_settings import PoolSettings, default_threads
+from peer.pool_settings import default_threads
 from peer.process import run_loop
-from peer.workers import WorkerPool
-from protocol.tensors import TensorHeader
 
 _FLOATS = 64
 _NODES = 1_000
 _ITERATIONS = 1_000
-_ID = 16  # bytes
-
-Measure = Callable[[], Awaitable[float]]
 
 
 async def measure(quick: bool) -> list[Figure]:
@@ -153,20 +148,15 @@ async def _nodes() -> AsyncIterator[dict[str, Measure]]:
     """Microseconds of one node of a long program in a worker as a peer has it, and of its operation by torch alone."""
     nodes = tuple(Node("aten.add.Tensor", [{"node": number}, 1]) for number in range(_NODES))
     program = Program((Input("x", "float32", (_FLOATS,)),), nodes, {"node": _NODES})
-    id, given, made = bytes.fromhex(program.id), bytes(_ID), bytes(_ID - 1) + b"\1"
-    pool = WorkerPool(PoolSettings())
-    await pool.start()
-    try:
-        await pool.ready()
-        worker = pool.worker("somebody")
-        worker.provide(given, TensorHeader("float32", (_FLOATS,)), bytes(4 * _FLOATS))
+    id = bytes.fromhex(program.id)
+    async with worker.ready(_FLOATS) as confined:
 
         async def in_worker() -> float:
             started = time.perf_counter()
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            worker.run_program(done, id, program.to_bytes(), [given], [made])
+            confined.run_program(done, id, program.to_bytes(), [worker.GIVEN], [worker.MADE])
             await done
-            worker.drop([made])
+            confined.drop([worker.MADE])
             return (time.perf_counter() - started) / _NODES * 1e6
 
         async def by_torch() -> float:
@@ -177,8 +167,6 @@ async def _nodes() -> AsyncIterator[dict[str, Measure]]:
             return (time.perf_counter() - started) / _NODES * 1e6
 
         yield {"nodes": in_worker, "torch nodes": by_torch}
-    finally:
-        await pool.close()
 
 
 # --- capture, jails ---------------------------------------------------------------------------------------

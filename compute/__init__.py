@@ -68,6 +68,7 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     hooks          torch's own operators for them
     inlining       programs that the function calls
     stepping       optimisers in it
+    linearized     torch.func.linearize in it
     keeping        modules as they were, after they were run for something else
     given          its arguments, with other tensors in their places
     assembling     frames to programs
@@ -82,6 +83,10 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     looped_model   the same of a module with loops and branches that stay such
     model          an nn.Module as a program, for any batch size
     jail/          source that runs where the data are: its rules, its scope, its results
+    unpatched      whether torch is as it came
+    closed         functions that hang on nothing but their arguments, read
+    alike          arguments that look alike to a capture
+    remembered     captures that need not be made again
     exporting      a program as plain torch: .pt2, .onnx
     importing/     models in files of other makers, read as data
 """

@@ -21,9 +21,9 @@ class Result:
     """One tensor that an operation will give.
 
     Attributes:
-        offset: where in its memory it begins, in elements.
-        of: the number of the tensor among the arguments whose memory it is a view of, where `offset` counts from
-            where that one begins; None where it counts from the beginning of the memory.
+        offset: where it begins, in elements: from where that begins which it is a view of.
+        of: the number of the tensor among the arguments whose memory it is a view of; None where its memory is its own.
+        is_absolute: `offset` counts from the beginning of that memory.
     """
 
     dtype: torch.dtype
@@ -31,6 +31,7 @@ class Result:
     stride: tuple[int, ...]
     offset: int = 0
     of: int | None = None
+    is_absolute: bool = False
 
     @classmethod
     def contiguous(cls, dtype: torch.dtype, shape: tuple[int, ...]) -> Result:

@@ -20,6 +20,7 @@ from compute.frames import storage_of
 from compute.given import Given, named_tensors
 from compute.hooks import LOOPS
 from compute.inlining import inlined
+from compute.linearized import linearized
 from compute.program import Program
 from compute.recorder import Recorder, WantsGradients
 from compute.refusals import Watch, at_function, explained, refusal
@@ -182,7 +183,7 @@ class Capture:
         python = enable_python_dispatcher() if self._sizes is not None else nullcontext()
         token, inside = bodies.recording.set(recorder), interpreter.instead.set(inlined)
         try:
-            with torch.set_grad_enabled(has_gradients), recorder.fake, python, below, stepping(is_known):
+            with torch.set_grad_enabled(has_gradients), recorder.fake, python, below, stepping(is_known), linearized():
                 yield
         finally:
             bodies.recording.reset(token)

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from compute.cost import ALLOWED
-from protocol import limits
-from protocol.errors import BadRequest, TooLarge
-from protocol.sizes import shown
+from protocol.errors import BadRequest
+from protocol.sizes import check_limit
 
 Call = Mapping[str, Any]
 Guard = Callable[[Call], None]
@@ -48,19 +47,10 @@ def has(tensor: torch.Tensor | None, count: int, name: str) -> None:
 
 def too_many(count: int) -> None:
     """TooLarge for more tensors than one operation may give."""
-    if count > limits.MAX_PARTS:
-        raise TooLarge(
-            f"{count} results; at most {limits.MAX_PARTS}", limit="MAX_PARTS", size=count, allowed=limits.MAX_PARTS
-        )
+    check_limit("MAX_PARTS", count, "{size} results; at most {allowed}")
 
 
 def too_large(nbytes: int) -> None:
     """TooLarge for more bytes than any result may have, or than are left to this process."""
     ALLOWED.check_memory("its result", nbytes)
-    if nbytes > limits.MAX_RESULT:
-        raise TooLarge(
-            f"a result of {shown(nbytes)}; at most {shown(limits.MAX_RESULT)}",
-            limit="MAX_RESULT",
-            size=min(nbytes, limits.MAX_ID),
-            allowed=limits.MAX_RESULT,
-        )
+    check_limit("MAX_RESULT", nbytes, "a result of {size:bytes}; at most {allowed:bytes}")

@@ -7,6 +7,7 @@ iterations may differ later on though the traced ones are alike (a rate that is 
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import itertools
 import operator
@@ -19,33 +20,53 @@ from typing import Any, Final
 
 import torch
 
-from compute.refusals import is_users
+from compute.refusals import is_installed, is_users, refusal
 
-_DEEP: Final = 12
-_MANY: Final = 20_000  # values looked at
+_DEEP: Final = 100  # values in values
+_MANY: Final = 300_000  # values looked at: a third of a second
+_LARGE: Final = 20_000  # elements of one array of numpy's: more are compared by their hash
+_Part = tuple[str, Any, int]  # where it stands, what it is, how deep
 _PLAIN: Final = (bool, int, float, complex, str, bytes, range)
 _ITERATORS: Final = ("builtins", "itertools")
 _TORCH: Final = ("torch.optim", "torch.nn")  # of torch's own objects these are looked into
 
 
 def numbers(function: Callable[..., Any]) -> dict[str, Any]:
-    """All that a function reaches by its variables from outside, by where it stands: `scheduler.last_epoch`."""
+    """All that a function reaches by its variables from outside, by where it stands: `scheduler.last_epoch`. What only
+    functions of installed libraries reach (all that a test framework has, say) comes last, as far as there is room.
+
+    Raises:
+        CannotCapture: it is more than can be looked at.
+    """
     found: dict[str, Any] = {}
     seen: dict[int, Any] = {}  # alive, so that no other has its id
-    left = deque([("", function, 0)])
-    while left and len(seen) < _MANY:
-        path, value, depth = left.popleft()
+    left, libraries = deque([("", function, 0)]), deque[_Part]()
+    looked = 0
+    while left or libraries:
+        queue = left or libraries
+        path, value, depth = queue.popleft()
+        looked += 1
+        if looked > _MANY or depth > _DEEP:
+            if queue is libraries:
+                break
+            raise refusal(
+                f"the body of the loop reaches more than {_MANY:,} values from outside, or deeper than {_DEEP} levels "
+                f"({path[:100]}), and whether one of them counts its iterations cannot be told: take what the body "
+                "needs of them before the loop, or make a tensor of them"
+            )
         plain = _plain(value)
         if plain is not None:
             found[path] = plain
             continue
-        if id(value) in seen or isinstance(value, torch.Tensor) or depth > _DEEP:
+        if id(value) in seen or isinstance(value, torch.Tensor):
             continue
         seen[id(value)] = value
         size = _size(value)
         if size is not None:
             found[f"len({path})" if isinstance(size, int) else path] = size
-        left.extend((inner, part, depth + 1) for inner, part in _parts(path, value))
+        if isinstance(value, FunctionType) and is_installed(value.__code__.co_filename):
+            queue = libraries
+        queue.extend((inner, part, depth + 1) for inner, part in _parts(path, value))
     return found
 
 
@@ -66,11 +87,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytearray):
         return bytes(value)
     numpy = sys.modules.get("numpy")
-    if numpy is None or not isinstance(value, numpy.generic | numpy.ndarray):
+    if numpy is None or not isinstance(value, numpy.generic | numpy.ndarray) or value.dtype.hasobject:
         return None
-    if value.dtype.hasobject or value.size > _MANY:
-        return None
-    return value.item() if isinstance(value, numpy.number | numpy.bool_) else value.tobytes()
+    if isinstance(value, numpy.number | numpy.bool_):
+        return value.item()
+    return value.tobytes() if value.size <= _LARGE else hashlib.blake2b(numpy.ascontiguousarray(value)).digest()
 
 
 def _size(value: Any) -> int | str | None:
@@ -104,6 +125,8 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple | set | frozenset | deque):
         for at, item in enumerate(list(value)):
             yield f"{path}[{at}]", item
+    elif _is_of_objects(value):
+        yield path, value.ravel().tolist()
     elif isinstance(value, GeneratorType):
         yield from (value.gi_frame.f_locals if value.gi_frame is not None else {}).items()
     elif _is_iterator(value):
@@ -113,6 +136,12 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif _is_looked_into(value):
         for name, item in _attributes(value):
             yield f"{path}.{name}" if path else name, item
+
+
+def _is_of_objects(value: Any) -> bool:
+    """Whether it is an array of numpy's that holds Python's objects."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray) and value.dtype.hasobject
 
 
 def _state(iterator: Iterator[Any]) -> Any:

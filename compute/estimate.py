@@ -22,7 +22,7 @@ from compute.shape_guards import SHAPE_GUARDS
 from compute.table import Entry
 from protocol import limits
 from protocol.errors import GridError, OperationFailed, TooLarge
-from protocol.sizes import shown
+from protocol.sizes import beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +77,9 @@ def check_size(
     estimate = infer(entry, args, kwargs)
     size = estimate.largest
     if size > allowed:
-        raise TooLarge(
-            f"{entry.name} would give {_shapes(estimate) or 'a result'} of {shown(size)}; at most {shown(allowed)}",
-            operation=entry.name,
-            limit="MAX_RESULT",
-            size=min(size, limits.MAX_ID),
-            allowed=allowed,
-        )
+        sentence = "{operation} would give {what} of {size:bytes}; at most {allowed:bytes}"
+        what = _shapes(estimate) or "a result"
+        raise beyond("MAX_RESULT", size, sentence, allowed=allowed, operation=entry.name, what=what)
     check_allowed(entry.name, estimate)
     return estimate
 
@@ -171,12 +167,13 @@ def _on_meta(entry: Entry, args: list[Any], kwargs: dict[str, Any]) -> Estimate:
         raise
     except Exception as error:
         if "overflow" in str(error):  # torch counts elements and bytes in 64 bits
-            raise _too_large(entry.name, "a result of 2**63 bytes and more", "MAX_TENSOR", limits.MAX_ID) from None
+            what = "a result of 2**63 bytes and more; at most {allowed:bytes}"
+            raise _too_large(entry.name, what, "MAX_TENSOR", limits.MAX_ID) from None
         raise failed(entry.name, error) from None
     tensors = list(value) if isinstance(value, list | tuple) else [value]
     is_absolute = entry.name == _AT_AN_OFFSET and entry.named(args, kwargs)["storage_offset"] is not None
-    places = {} if is_absolute else given
-    results = _asked_for(entry, args, kwargs, tuple(_result(entry.name, tensor, places) for tensor in tensors))
+    made = tuple(_result(entry.name, tensor, given, is_absolute) for tensor in tensors)
+    results = _asked_for(entry, args, kwargs, made)
     fresh = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for tensor in tensors
@@ -214,29 +211,22 @@ def _storages(values: Sequence[Any]) -> list[int]:
     return found
 
 
-def _result(operation: str, value: Any, given: Mapping[int, int]) -> Result | None:
+def _result(operation: str, value: Any, given: Mapping[int, int], is_absolute: bool) -> Result | None:
     if not isinstance(value, torch.Tensor):
         return None
     if value.dim() > limits.MAX_NDIM:
-        raise _too_large(operation, f"a result of {value.dim()} dimensions", "MAX_NDIM", value.dim())
+        raise _too_large(operation, "a result of {size} dimensions; at most {allowed}", "MAX_NDIM", value.dim())
     if any(size < 0 for size in value.shape):  # torch.zeros(()).expand(0, -1) has one
         raise OperationFailed(f"a result of the shape {list(value.shape)}", operation=operation, type="RuntimeError")
     extent = value.numel() * value.element_size()
     if extent > limits.MAX_TENSOR:  # a view costs nothing itself, but what reads all of it would never end
-        raise _too_large(operation, f"a result of {shown(extent)}", "MAX_TENSOR", extent)
+        raise _too_large(operation, "a result of {size:bytes}; at most {allowed:bytes}", "MAX_TENSOR", extent)
     of = given.get(value.untyped_storage()._cdata)
-    return Result(value.dtype, tuple(value.shape), value.stride(), int(value.storage_offset()), of)
+    return Result(value.dtype, tuple(value.shape), value.stride(), int(value.storage_offset()), of, is_absolute)
 
 
 def _too_large(operation: str, what: str, limit: str, size: int) -> TooLarge:
-    allowed = getattr(limits, limit)
-    return TooLarge(
-        f"{operation} would be {what}; at most {shown(allowed) if limit == 'MAX_TENSOR' else allowed}",
-        operation=operation,
-        limit=limit,
-        size=min(size, limits.MAX_ID),
-        allowed=allowed,
-    )
+    return beyond(limit, size, "{operation} would be " + what, operation=operation)
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -255,7 +245,8 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         kwargs = kwargs or {}
         self._kernels += 1
         if self._kernels > limits.MAX_KERNELS:  # diff(x, n=10**6) is a million subtractions, even of shapes alone
-            raise _too_large(self._operation, "more steps than one operation may have", "MAX_KERNELS", self._kernels)
+            what = "more steps than one operation may have; at most {allowed}"
+            raise _too_large(self._operation, what, "MAX_KERNELS", self._kernels)
         value = function(*args, **kwargs)
         given, fresh = _storages(args), 0
         for tensor in value if isinstance(value, list | tuple) else (value,):

@@ -36,7 +36,8 @@ from compute.stand_ins import (
 from compute.table import Entry
 from compute.unknown import UNKNOWN, Unknown
 from protocol import limits
-from protocol.errors import BadProgram, BadRequest, TooLarge
+from protocol.errors import BadProgram, BadRequest
+from protocol.sizes import beyond
 
 STEP: Final = 1e-6  # seconds that one operation or iteration takes at least, whatever it works on
 
@@ -60,11 +61,8 @@ class Followed:
     peak: int
 
 
-def follow(program: Program, inputs: Sequence[Any], inferred: Inferred, note: Any = None) -> Followed:
+def follow(program: Program, inputs: Sequence[Any], inferred: Inferred) -> Followed:
     """Follows it for these inputs: tensors, of which only dtype, shape and strides matter, or Unknown.
-
-    Args:
-        note: called with (body or None, number, value) for every value, each time that it is computed.
 
     Raises:
         BadProgram: branches that give different things.
@@ -73,7 +71,7 @@ def follow(program: Program, inputs: Sequence[Any], inferred: Inferred, note: An
     """
     books = Books()
     given = [stand_in_for(value, books) for value in inputs]
-    found = interpreter.run(program, given, _Follower(books, inferred), note=note)
+    found = interpreter.run(program, given, _Follower(books, inferred))
     return Followed(found, books.cost, books.peak)
 
 
@@ -101,12 +99,8 @@ class _Follower:
         books = self._books
         books.left -= 1
         if books.left < 0:
-            raise TooLarge(
-                f"bodies that are given ever other shapes: more than {limits.MAX_FOLLOWED} operations to look at",
-                limit="MAX_FOLLOWED",
-                size=limits.MAX_FOLLOWED + 1,
-                allowed=limits.MAX_FOLLOWED,
-            )
+            sentence = "bodies that are given ever other shapes: more than {allowed} operations to look at"
+            raise beyond("MAX_FOLLOWED", limits.MAX_FOLLOWED + 1, sentence)
         books.spend(Cost(0, STEP))
         if has_unknown((*args, *kwargs.values())):
             entry.bind(*with_stand_ins(entry, args, kwargs))

@@ -19,7 +19,6 @@ from protocol.errors import CannotCapture
 @dataclass(frozen=True, slots=True)
 class Tensor:
     path: str
-    wants_gradient: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class Given:
         self.tensors[path] = value
         if value.requires_grad:
             self.trained.add(path)
-        return Tensor(path, value.requires_grad)
+        return Tensor(path)
 
     def _state(self, value: torch.Tensor, path: str) -> str:
         """The path of a tensor of a module or optimiser: that of the first place where it stands."""

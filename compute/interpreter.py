@@ -127,8 +127,8 @@ def run(
     elsewhere = instead.get()
     if elsewhere is not None:
         return elsewhere(program, inputs)
-    values = _values(program, inputs, execute, observe, report)
-    return outputs(prepare(program).main.outputs, values)
+    main, values = _done(program, inputs, execute, observe, report)
+    return outputs(main.outputs, values)
 
 
 def results(
@@ -139,20 +139,21 @@ def results(
     report: Report | None = None,
 ) -> list[Any]:
     """What `run` gives, without its structure: in the order of outputs.references."""
-    values = _values(program, inputs, execute, observe, report)
-    return [resolve(value, values) for value in prepare(program).main.results]
+    main, values = _done(program, inputs, execute, observe, report)
+    return [resolve(value, values) for value in main.results]
 
 
-def _values(
+def _done(
     program: Program, inputs: Sequence[Any], execute: Execute, observe: Observe | None, report: Report | None
-) -> list[Any]:
+) -> tuple[Block, list[Any]]:
+    """The program itself, and its values."""
     if torch.get_default_dtype() is not DEFAULT:
         with as_peers_have_it():
-            return _values(program, inputs, execute, observe, report)
+            return _done(program, inputs, execute, observe, report)
     prepared = prepare(program)
     if report is not None:
         report.given(inputs)
-    return _Run(prepared, execute, Pulse(observe), report).block(prepared.main, list(inputs))
+    return prepared.main, _Run(prepared, execute, Pulse(observe), report).block(prepared.main, list(inputs))
 
 
 # --- a run ------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import torch
 
 from compute.flow import Flow
 from compute.table import lookup
-from protocol import limits
-from protocol.errors import BadRequest, TooLarge
+from protocol.errors import BadRequest
+from protocol.sizes import beyond, check_limit
 
 RunBody = Callable[[int, list[Any]], list[Any]]
 """Runs the body of this number on these inputs, which it may let go of; gives its outputs."""
@@ -54,7 +54,8 @@ def _while(flow: Flow, carried: list[Any], body: RunBody, execute: Any, beat: Be
         if goes_on is False:
             return carried
         if done >= flow.limit:
-            raise _too_many(f"the loop goes on after {flow.limit} iterations", flow.limit)
+            sentence = "the loop goes on after {allowed} iterations"
+            raise beyond("MAX_ITERATIONS", flow.limit + 1, sentence, allowed=flow.limit)
         beat(done, None)
         carried = _iterate(step, carried, flow.operands, body)
         done += 1
@@ -209,8 +210,7 @@ def count(value: Any) -> int:
     """The iterations of a repeat; BadRequest or TooLarge for what is none."""
     if type(value) is not int or value < 0:
         raise BadRequest(f"a count is an integer from 0 on, not {str(value)[:40]}")
-    if value > limits.MAX_ITERATIONS:
-        raise _too_many(f"{value} iterations; at most {limits.MAX_ITERATIONS}", limits.MAX_ITERATIONS)
+    check_limit("MAX_ITERATIONS", value, "{size} iterations; at most {allowed}")
     return value
 
 
@@ -226,7 +226,3 @@ def length(sliced: Sequence[Any]) -> int:
     if not found:
         raise BadRequest("a loop goes through nothing: what its body would give has no shape then")
     return count(found)
-
-
-def _too_many(what: str, allowed: int) -> TooLarge:
-    return TooLarge(what, limit="MAX_ITERATIONS", size=allowed + 1, allowed=allowed)

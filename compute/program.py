@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from compute import program_parser, program_text, program_wire
-from compute.program_check import check, too_large
+from compute.program_check import check
 from compute.program_parts import Body, Input, Node
 from compute.program_wire import VERSION, Parts
-from protocol import limits
 from protocol.errors import BadProgram
+from protocol.sizes import check_limit
 
 __all__ = ["VERSION", "Body", "Input", "Node", "Program"]
+
+_TOO_LARGE: Final = "a program of {size} bytes; at most {allowed}"
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -49,8 +51,7 @@ class Program:
     def __post_init__(self) -> None:
         check(self.inputs, self.nodes, self.outputs, self.constants, self.bodies)
         packed = program_wire.pack(self._parts)
-        if len(packed) > limits.MAX_PROGRAM:
-            raise too_large("MAX_PROGRAM", len(packed), limits.MAX_PROGRAM, "bytes")
+        check_limit("MAX_PROGRAM", len(packed), _TOO_LARGE)
         object.__setattr__(self, "_bytes", packed)
         object.__setattr__(self, "id", hashlib.sha256(packed).hexdigest())
 
@@ -67,9 +68,7 @@ class Program:
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Program:
         """The program of these bytes, checked in full. They must be the canonical ones: one program, one id."""
-        size = memoryview(data).nbytes
-        if size > limits.MAX_PROGRAM:
-            raise too_large("MAX_PROGRAM", size, limits.MAX_PROGRAM, "bytes")
+        check_limit("MAX_PROGRAM", memoryview(data).nbytes, _TOO_LARGE)
         program = cls(*program_wire.unpack(data))
         if program._bytes != bytes(data):
             raise BadProgram("a program that is not in canonical form: sorted keys, shortest integers, 64-bit floats")

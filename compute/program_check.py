@@ -18,6 +18,7 @@ from compute.program_parts import Body, Input, Node
 from compute.wire import MAX_VALUE_DEPTH, Malformed, check_constant, check_value, is_index, shown
 from protocol import limits
 from protocol.errors import BadProgram, BadTensor, OperationNotAllowed, TooLarge
+from protocol.sizes import check_limit
 
 Refer = Callable[[Mapping[str, Any]], None]
 
@@ -59,14 +60,11 @@ def check(
 def _check_counts(inputs: Sequence[Any], nodes: Sequence[Any], constants: Sequence[Any], bodies: Sequence[Any]) -> None:
     if not isinstance(bodies, tuple) or not all(isinstance(body, Body) for body in bodies):
         raise BadProgram("the bodies of a program are sub-programs")
-    if len(bodies) > limits.MAX_BODIES:
-        raise too_large("MAX_BODIES", len(bodies), limits.MAX_BODIES, "bodies")
+    check_limit("MAX_BODIES", len(bodies), "a program of {size} bodies; at most {allowed}")
     count = len(nodes) + sum(len(body.nodes) for body in bodies)
-    if count > limits.MAX_NODES:
-        raise too_large("MAX_NODES", count, limits.MAX_NODES, "operations")
+    check_limit("MAX_NODES", count, "a program of {size} operations; at most {allowed}")
     most = max(len(inputs), len(constants), *(len(body.inputs) for body in bodies), 0)
-    if most > limits.MAX_NODES:
-        raise too_large("MAX_NODES", most, limits.MAX_NODES, "inputs or constants")
+    check_limit("MAX_NODES", most, "a program of {size} inputs or constants; at most {allowed}")
 
 
 def _check_body(body: Body, constants: int, known: Sequence[_Known]) -> _Known:
@@ -105,9 +103,7 @@ def _check_block(
             steps, depth = steps + its_steps, max(depth, its_depth)
         else:
             _check_node(node, at, refer)
-    if steps > limits.MAX_STEPS:
-        size = min(steps, limits.MAX_ID)
-        raise too_large("MAX_STEPS", size, limits.MAX_STEPS, "steps, its loops counted out")
+    check_limit("MAX_STEPS", steps, "a program of {size} steps, its loops counted out; at most {allowed}")
     return steps, depth
 
 
@@ -131,8 +127,7 @@ def _check_flow(node: Node, at: int, refer: Refer, known: Sequence[_Known]) -> t
     explain(check_it, where)
     bodies = [known[body] for body in found[0].bodies]
     depth = 1 + max(body.depth for body in bodies)
-    if depth > limits.MAX_BODY_DEPTH:
-        raise too_large("MAX_BODY_DEPTH", depth, limits.MAX_BODY_DEPTH, "bodies in one another")
+    check_limit("MAX_BODY_DEPTH", depth, "a program of {size} bodies in one another; at most {allowed}")
     return _steps(found[0], bodies), depth
 
 
@@ -212,7 +207,3 @@ def explain(check_it: Callable[[], object], where: str) -> None:
         check_it()
     except (Malformed, BadTensor, TooLarge) as error:
         raise BadProgram(f"{where}: {error.args[0]}") from None
-
-
-def too_large(limit: str, size: int, allowed: int, what: str) -> TooLarge:
-    return TooLarge(f"a program of {size} {what}; at most {allowed}", limit=limit, size=size, allowed=allowed)

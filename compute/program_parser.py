@@ -12,8 +12,8 @@ from typing import Any, Final
 from compute.program_parts import Body, Input, Node
 from compute.program_wire import Parts
 from compute.wire import MAX_VALUE_DEPTH, shown
-from protocol import limits
-from protocol.errors import BadProgram, TooLarge
+from protocol.errors import BadProgram
+from protocol.sizes import check_limit
 
 _WORDS: Final = {"None": None, "True": True, "False": False}
 _TOKEN: Final = re.compile(
@@ -30,13 +30,7 @@ _MOST_DIGITS: Final = 400  # of a number: the longest float has fewer
 
 def from_text(text: str) -> Parts:
     """What the text says; whether that is a program is for Program to check. BadProgram names the line."""
-    if len(text) > limits.MAX_PROGRAM_TEXT:
-        raise TooLarge(
-            f"the text of a program, of {len(text)} characters",
-            limit="MAX_PROGRAM_TEXT",
-            size=len(text),
-            allowed=limits.MAX_PROGRAM_TEXT,
-        )
+    check_limit("MAX_PROGRAM_TEXT", len(text), "a program's text of {size} characters; at most {allowed}")
     constants: list[Any] = []
     blocks: list[_Block] = []
     for number, line in enumerate(text.splitlines(), 1):

@@ -17,7 +17,7 @@ from compute.estimate import Estimate, infer
 from compute.following import follow
 from compute.program import Input, Program
 from compute.table import Entry
-from compute.unknown import UNKNOWN, Unknown, UnknownList
+from compute.unknown import UNKNOWN
 from protocol.errors import BadProgram, BadRequest, GridError, OperationNotAllowed, TooLarge
 
 # One size for all; a larger one with many divisors for all; such a one for each. What names sizes wants other sizes to
@@ -53,40 +53,6 @@ def check_types(program: Program) -> None:
     raise _as_bad_program(refusal)
 
 
-def annotated(program: Program) -> str:
-    """The program's text, with what is known of the dtype and shape of each value beside it. Never raises: what does
-    not fit is left without."""
-    found: dict[tuple[int | None, int], str] = {}
-
-    def note(body: int | None, number: int, value: Any) -> None:
-        found.setdefault((body, number), _shown(value))
-
-    names = _names(program.inputs)
-    sizes = {840 * (at + 1): name for at, name in enumerate(names)}
-
-    def infer_it(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Estimate | None:
-        try:
-            return _infer(entry, args, kwargs)
-        except GridError:
-            return None
-
-    try:
-        given = [_stand_in(given, _SAMPLES[2], program.inputs) for given in program.inputs]
-        follow(program, given, infer_it, note=note)
-    except GridError:
-        pass
-
-    def comment(body: int | None, number: int) -> str:
-        text = found.get((body, number), "")
-        for size, name in sizes.items():
-            text = name if text == str(size) else text
-            text = text.replace(f" {size},", f" {name},").replace(f"[{size},", f"[{name},")
-            text = text.replace(f" {size}]", f" {name}]").replace(f"[{size}]", f"[{name}]")
-        return text
-
-    return program.text(comment)
-
-
 def _infer(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Estimate:
     """The estimate; besides what meta tensors find out, products want their factors to be of one dtype."""
     if entry.name in _OF_ONE_DTYPE:
@@ -105,16 +71,6 @@ _OF_ONE_DTYPE: Final = frozenset(
         *("conv_transpose3d.input", "conv1d.padding", "conv2d.padding", "conv3d.padding"),
     )
 )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{NAME_OF.get(value.dtype, value.dtype)} {list(value.shape)}"
-    if isinstance(value, Unknown | UnknownList) or value is None:
-        return ""
-    if isinstance(value, list | tuple):
-        return ", ".join(_shown(item) or "?" for item in value[:8]) + (", ..." if len(value) > 8 else "")
-    return str(value)
 
 
 def _names(inputs: Sequence[Input]) -> list[str]:

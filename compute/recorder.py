@@ -7,7 +7,7 @@ it has (compute/rewrites.py, torch's own decompositions), as for pointers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from compute import constants, sizes
 from compute.bounds import BOUNDS
+from compute.dtypes import DEFAULT, is_by_default, with_default
 from compute.frames import LITERAL, Call, Constant, Frame, Ref, Source, storage_of
 from compute.operations import OPERATIONS, substitute, suggestions
 from compute.refusals import refusal
@@ -32,6 +33,8 @@ _COMPOSITE: Final = torch._C.DispatchKey.CompositeImplicitAutograd
 _DROPPED: Final = frozenset({"device", "layout", "pin_memory", "generator"})
 # They give the same memory, or memory made here: nothing happens.
 _SAME: Final = frozenset({"aten.detach.default", "aten.alias.default", "aten.detach_.default"})
+# Where they drop nothing they give what they are given, itself; torch's fake tensors make a copy.
+_DROPOUTS: Final = frozenset(f"aten.{name}dropout.default" for name in ("", "feature_", "alpha_", "feature_alpha_"))
 _NUMBERS: Final = ("aten._local_scalar_dense.default", "aten.item.default")
 _WRITTEN_OUT: Final = frozenset({"aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"})
 # Changes of shape in place are views here, so that no other name of the tensor changes with it.
@@ -89,10 +92,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._run(func, args, kwargs)
         if called not in OPERATIONS:
             return self._in_others(func, args, kwargs)
+        if called in _DROPOUTS and not _drops(lookup(called).named(given, named)):
+            return args[0]
         try:
             result = self._run(func, args, kwargs)
         except DynamicOutputShapeException:
             return self._of_known(func, args, kwargs)
+        if torch.get_default_dtype() is not DEFAULT and _is_by_default(given, named, result):
+            if "dtype" in lookup(called)._by_name:
+                named = {**named, "dtype": result.dtype}
+            else:
+                with self:
+                    return func(*pytree.tree_map(with_default, args), **kwargs)
         self._record(_RESHAPED.get(called, called), given, named, result)
         return result
 
@@ -328,6 +339,18 @@ def _asks_only(func: Any) -> bool:
     """Whether it gives no tensor: a number or truth about shapes, which is known. Of values it fails by itself."""
     returns = func._schema.returns
     return bool(returns) and not any("Tensor" in str(result.type) for result in returns)
+
+
+def _drops(named: Mapping[str, Any]) -> bool:
+    return bool(named["train"] and named["p"])
+
+
+def _is_by_default(args: Any, kwargs: Any, result: Any) -> bool:
+    given = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+    if kwargs.get("dtype") is not None or any(isinstance(value, torch.dtype) for value in args):
+        return False
+    made = [each for each in pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
+    return (bool(given) or len(made) == 1) and any(is_by_default(given, each.dtype) for each in made)
 
 
 def _takes_gradients() -> bool:

@@ -280,6 +280,11 @@ def is_users(file: str) -> bool:
     )
 
 
+def is_installed(file: str) -> bool:
+    """True for a file of an installed library."""
+    return _SITE in file
+
+
 def _is_of_numpy(traceback: TracebackType | None) -> bool:
     """Whether it was numpy that could not do what it was asked."""
     while traceback is not None:

@@ -214,6 +214,14 @@ def _correlation(x: Any) -> Any:
     return found if found.is_complex() else found.clip(-1, 1)
 
 
+# --- convolutions of sequences that lie (time, batch, channels) ---------------------------------------------------
+
+
+def _conv_tbc(x: Any, weight: Any, bias: Any, padding: int = 0) -> Any:
+    """Laid out as torch's, which its gradient takes for granted."""
+    return F.conv1d(x.permute(1, 2, 0), weight.permute(2, 1, 0), bias, padding=padding).permute(2, 0, 1).contiguous()
+
+
 # --- quantised and back: Jacob et al., https://arxiv.org/abs/1712.05877 -------------------------------------------
 
 
@@ -247,6 +255,7 @@ REWRITES: Final[Mapping[str, Rewrite]] = MappingProxyType(
         "aten.fake_quantize_per_tensor_affine_cachemask.default": _quantised,
         "aten.fake_quantize_per_channel_affine_cachemask.default": _quantised_by_channel,
         "aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams.default": _quantised_if,
+        "aten.conv_tbc.default": _conv_tbc,
         "aten.cov.default": _covariance,
         "aten.corrcoef.default": _correlation,
         "aten._is_all_true.default": torch.all,

@@ -11,7 +11,8 @@ from typing import Any, Final
 import msgpack
 
 from protocol import limits
-from protocol.errors import BadProgram, BadTensor, TooLarge
+from protocol.errors import BadProgram, BadTensor
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
 MAX_TENSORS: Final = 65_535  # a tensor's number has two bytes in its id
@@ -23,8 +24,7 @@ Layout = tuple[tuple[str, TensorHeader], ...]
 def pack_spec(wire: Mapping[str, Any]) -> bytes:
     """The bytes of `ModelSpec.to_wire()`; TooLarge beyond MAX_PROGRAM."""
     packed: bytes = msgpack.packb(wire)
-    if len(packed) > limits.MAX_PROGRAM:
-        raise TooLarge(f"a model of {len(packed)} bytes of program", limit="MAX_PROGRAM", allowed=limits.MAX_PROGRAM)
+    check_limit("MAX_PROGRAM", len(packed), "a model of {size} bytes of program; at most {allowed}")
     return packed
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from compute.counting import changed, numbers
 from compute.frames import Call, Constant, Frame, Kept, Ref, Source, replaced, storage_of, values_in
@@ -138,8 +139,7 @@ def _form(frame: Frame) -> tuple[Any, ...]:
         if isinstance(value, Ref):
             return (*numbers[id(value.of)], value.item)
         if isinstance(value, Constant):
-            tensor = value.tensor
-            return id(tensor) if value.is_outside else (tensor.dtype, tuple(tensor.shape), str(tensor.tolist()))
+            return id(value.tensor) if value.is_outside else _written(value.tensor)
         if isinstance(value, Frame):
             return _form(value)
         if isinstance(value, list):
@@ -150,6 +150,12 @@ def _form(frame: Frame) -> tuple[Any, ...]:
 
     calls = [(call.operation, form(call.args), form(call.kwargs)) for call in frame.calls]
     return tuple(calls), form(frame.outputs)
+
+
+def _written(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """A tensor that the function wrote out, by its values."""
+    with _disable_current_modes():
+        return tensor.dtype, tuple(tensor.shape), str(tensor.tolist())
 
 
 def _counterpart(value: Any, frame: Frame, after: Frame) -> Any:

@@ -15,8 +15,8 @@ import torch
 
 from compute.arguments import Beyond, Refused, checker
 from compute.operations import OPERATIONS, suggestions
-from protocol import limits
 from protocol.errors import BadRequest, OperationNotAllowed, TooLarge
+from protocol.sizes import beyond
 
 # Batch normalisation moves its running statistics when it trains, though its schema does not say so: operation ->
 # (the flag that says whether, the arguments written).
@@ -127,8 +127,7 @@ class Entry:
         return BadRequest(f"{self.name} {what}", operation=self.name)
 
     def _beyond(self, what: str, size: int) -> TooLarge:
-        allowed, shown = limits.MAX_INT, min(size, limits.MAX_ID)
-        return TooLarge(f"{self.name} {what}", operation=self.name, limit="MAX_INT", size=shown, allowed=allowed)
+        return beyond("MAX_INT", size, "{operation} {what}", operation=self.name, what=what)
 
 
 _ENTRIES: Final[dict[str, Entry]] = {}

@@ -13,8 +13,10 @@ from typing import Any, Final
 import torch
 from torch import fx
 
+from compute.dtypes import is_by_default
 from compute.operations import OPERATIONS, substitute, suggestions
 from compute.program import Input, Node, Program
+from compute.table import lookup
 from compute.values import encode, header_of, inline_tensor
 from protocol import limits
 from protocol.errors import CannotCapture, RequestError
@@ -119,12 +121,31 @@ class ProgramBuilder:
         name, args, kwargs = substitute(name, args, kwargs)
         if name not in OPERATIONS and target not in _ARITHMETIC:
             raise CannotCapture(f"{_unknown(name)}", operation=name[:100])
+        converted: dict[fx.Node, dict[str, Any]] = {}
+        if name in OPERATIONS and _is_by_default(node):
+            if "dtype" in lookup(name)._by_name:
+                kwargs["dtype"] = node.meta["val"].dtype
+            else:
+                converted = self._converted(node)
+        before = self._values
         try:
+            self._values = before | converted
             wire = Node(name, [self._wire(value) for value in args], {k: self._wire(v) for k, v in kwargs.items()})
         except RequestError as error:
             raise CannotCapture(f"{name}: {error.message}", operation=name) from None
-        self._values[node] = {"node": len(self.inputs) + len(self._nodes)}
+        finally:
+            self._values = before
+        self._values[node] = self._add(wire)
+
+    def _converted(self, node: fx.Node) -> dict[fx.Node, dict[str, Any]]:
+        """What a call is given, as floating-point numbers of the default dtype here."""
+        dtype = encode(torch.get_default_dtype(), _no_tensor)
+        tensors = [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.Tensor)]
+        return {each: self._add(Node("aten.to.dtype", [self._wire(each), dtype])) for each in tensors}
+
+    def _add(self, wire: Node) -> dict[str, Any]:
         self._nodes.append(wire)
+        return {"node": len(self.inputs) + len(self._nodes) - 1}
 
     def program(self, outputs: Any) -> Program:
         """The program with these outputs: nested tuples, lists and dicts of graph nodes and plain values."""
@@ -174,6 +195,16 @@ def unique(name: str, taken: Iterable[str]) -> str:
     while found in taken:
         found, number = f"{name}.{number}", number + 1
     return found
+
+
+def _is_by_default(node: fx.Node) -> bool:
+    made = node.meta.get("val")
+    if not isinstance(made, torch.Tensor) or any(
+        isinstance(each, torch.dtype) for each in (*node.args, *node.kwargs.values())
+    ):
+        return False
+    given = [each.meta.get("val") for each in node.all_input_nodes]
+    return is_by_default([each for each in given if isinstance(each, torch.Tensor)], made.dtype)
 
 
 def _no_tensor(tensor: torch.Tensor) -> Any:

@@ -79,6 +79,7 @@ class Awaited:
         arguments = Arguments(self._kinds, home)
         wire_args, wire_kwargs = arguments.write(entry, args, kwargs)
         if entry.is_inplace:
+            changed._handle.write(entry.name)
             home.outbox.post([entry.name, wire_args, wire_kwargs, []], (changed._handle,))
             return changed
         handle = Handle(home, fresh_id(), owns=True)

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from compute.capture import LOADED, Captured, capture
+from compute.capture import LOADED, Captured
 from compute.given import Given
+from compute.remembered import Captures
 from compute.tracing import unique
+from grid import flow, optimizers
 from grid.finishing import Finishing
 from grid.given import as_query, joined, plain_texts, queries, walk
 from grid.jails import Jail, JailJob
 from grid.jobs import Job, shown_input, shown_kind, stored_model, stored_plan
-from grid.modules import RemoteModel
+from grid.modules import RemoteModule
 from grid.parts import Part
-from grid.plans import Plan, RemotePlan
+from grid.plans import Plan, RemotePlan, load
+from grid.remote import RemotePeer
+from grid.stored_models import RemoteModel
 from protocol.errors import BadRequest, RequestError
 
 
@@ -96,11 +100,12 @@ class Call:
 
     async def _capture_all(self, plan: Plan, part: Part, dynamic: bool | None = False) -> tuple[Any, Captured]:
         """The arguments as the function gets them, and the captured function. `dynamic`: see compute.capture."""
-        function, arguments = self._with_module(plan, await part.resolved(self._bound))
+        called, arguments = self._with_module(plan, await part.resolved(self._bound))
+        function = None if isinstance(self._plan, nn.Module) else plan.function
         loads: dict[str, Any] = {}
         while True:
             try:
-                return arguments, self._capture(function, arguments, loads, dynamic)
+                return arguments, self._capture(function, called, arguments, loads, dynamic)
             except RequestError as error:
                 query = error.fields.get("load")
                 if query is None or query in loads:
@@ -122,7 +127,12 @@ class Call:
         return call, {**arguments, name: module}
 
     def _capture(
-        self, function: Callable[..., Any], arguments: Any, loads: Mapping[str, Any], dynamic: bool | None
+        self,
+        function: Callable[..., Any] | None,
+        called: Callable[..., Any],
+        arguments: Any,
+        loads: Mapping[str, Any],
+        dynamic: bool | None,
     ) -> Captured:
         """As `capture`, which is asked once for all parts whose arguments look the same."""
         key = tuple(
@@ -131,7 +141,7 @@ class Call:
         )
         found = self._captured_before.get(key)
         if found is None:
-            captured = capture(function, arguments, loads, dynamic)
+            captured = _CAPTURES.capture(function, called, arguments, loads, dynamic)
             self._captured_before[key] = found = captured, (arguments, loads)  # these are alive: no id is another's
         captured, _ = found
         return replace(captured, given={**Given(arguments, loads, LOADED).tensors, **captured.constants})
@@ -147,3 +157,15 @@ class Call:
             )
             error.args = (error.message,)
         return error
+
+
+def _read_as(value: Any) -> Any:
+    """What an object in the code of a plan, or of a module, is for whoever remembers captures."""
+    if isinstance(value, Plan):
+        return value.function
+    return value.id if isinstance(value, RemotePeer) else value
+
+
+_CAPTURES: Final = Captures(
+    (flow.cond, flow.map, flow.repeat, flow.scan, flow.while_loop, load, RemoteModule, optimizers.note), _read_as
+)

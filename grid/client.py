@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from grid.explaining import Explanation
 from grid.from_records import hits_of
-from grid.hits import Hits, is_id_prefix
+from grid.hits import Hits, readings
 from grid.mapping import Mapper
 from grid.mesh import Mesh, PeerInfo
 from grid.modules import fetch_state
@@ -24,6 +23,7 @@ from grid.started import Profile, Run, profiled
 from peer.folders import Folders
 from peer.keys import Identity
 from peer.membership import Member
+from peer.neighbours import Neighbours
 from protocol import limits
 from protocol.errors import BadRequest, GridError, UnknownPeer
 
@@ -39,39 +39,27 @@ class Grid(Mesh):
     await g.map(plan, name="query")             at each of several peers; g.reduce combines what comes of it
     """
 
-    @cached_property
-    def _remotes(self) -> dict[str, RemotePeer]:
-        return {}
-
-    @cached_property
-    def _runner(self) -> Runner:
-        return Runner(self)
-
-    @cached_property
-    def sessions(self) -> Sessions:
-        """The secure sessions of this client."""
-        return Sessions(self)
-
-    @cached_property
-    def _secure(self) -> SecureRunner:
-        return SecureRunner(self, self._runner.found, self.sessions)
-
-    @cached_property
-    def secrets(self) -> dict[Any, Any]:
-        """The teams that tensors were shared with over this connection (grid/secret/sharing.py)."""
-        return {}
+    def __init__(
+        self,
+        identity: Identity,
+        name: str = "",
+        neighbours: Neighbours | None = None,
+        patience: float = limits.RECONNECT_TIMEOUT,
+    ) -> None:
+        super().__init__(identity, name, neighbours, patience)
+        self._remotes: dict[str, RemotePeer] = {}  # by id
+        self._runner = Runner(self)
+        self._mapper = Mapper(self, self._runner)
+        self.sessions = Sessions(self)  # the secure ones of this client
+        self._secure = SecureRunner(self, self._runner.found, self.sessions)
+        self.secrets: dict[Any, Any] = {}  # the teams that tensors were shared with (grid/secret/sharing.py)
 
     def has_secrets(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether secrets are among the arguments of a plan."""
         return bool(self.secrets) and self._secure.has_secrets((args, kwargs))
 
-    @cached_property
-    def _mapper(self) -> Mapper:
-        return Mapper(self, self._runner)
-
     async def _before_leaving(self) -> None:
-        if "sessions" in self.__dict__:
-            await self.sessions.close()
+        await self.sessions.close()
         for remote in self._remotes.values():
             if remote.outbox.has_work:
                 with contextlib.suppress(GridError):
@@ -123,8 +111,7 @@ class Grid(Mesh):
 
     async def stream(self, query: str, timeout: float = limits.SEARCH_TIMEOUT) -> AsyncIterator[Any]:
         """The same objects one by one, as the answers arrive."""
-        fanout = await self._fan_out(query, timeout)
-        async for records in self._answers(fanout):
+        async for records in await self._searcher.stream(query, timeout):
             for hit in await hits_of(self, records, {}):
                 yield hit
 
@@ -134,11 +121,11 @@ class Grid(Mesh):
         Raises:
             NotFound, Ambiguous, QueryError.
         """
-        if is_id_prefix(reference):
-            hits = await self.search(f"id:{reference}")
+        for query in readings(reference):
+            hits = await self.search(query)
             if len(hits):
-                return hits.one()
-        return (await self.search(reference)).one()
+                break
+        return hits.one()
 
     # --- values -------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from compute.bounds import Result
+from compute.dtypes import DEFAULT, is_by_default, with_default
 from compute.estimate import Estimate, check_allowed, check_size
 from compute.nested import mapped, tensors_in
 from compute.operations import OPERATIONS, substitute
@@ -73,7 +74,7 @@ class Dispatch:
         known = take_known()
         if known is not None:
             return known
-        reading = self._repeated.read(name, args, kwargs) if torch.get_default_dtype() is torch.float32 else None
+        reading = self._repeated.read(name, args, kwargs) if torch.get_default_dtype() is DEFAULT else None
         if reading is not None:
             plan = self._repeated.find(reading)
             if plan is not None:
@@ -138,8 +139,8 @@ class Dispatch:
         estimate = check_size(entry, bound, named)
         if not estimate.is_exact:
             return self.awaited.post(home, function, entry, args, kwargs)
-        if torch.get_default_dtype() is not torch.float32 and _becomes_float(entry, estimate, args):
-            return function(*mapped(args, _as_default), **kwargs)
+        if torch.get_default_dtype() is not DEFAULT and _becomes_float(estimate, args, kwargs):
+            return function(*mapped(args, with_default), **kwargs)
         arguments = Arguments(self._kinds, home)
         wire_args, wire_kwargs = arguments.write(entry, args, kwargs)
         if seed is not None:
@@ -273,16 +274,12 @@ def _write(out: Any, made: torch.Tensor) -> Any:
     return out
 
 
-def _becomes_float(entry: Entry, estimate: Estimate, args: Sequence[Any]) -> bool:
-    """Whether whole numbers become floating-point ones of torch's default dtype, which at a peer is float32."""
-    if entry.category not in ("elementwise", "reduction") or estimate.results[0] is None:
+def _becomes_float(estimate: Estimate, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether whole numbers become floating-point ones of torch's default dtype, which at a peer is another."""
+    if kwargs.get("dtype") is not None or any(isinstance(value, torch.dtype) for value in args):
         return False
-    whole = [not tensor.is_floating_point() and not tensor.is_complex() for tensor in tensors_in(args)]
-    return all(whole) and estimate.results[0].dtype is torch.get_default_dtype()
-
-
-def _as_default(value: Any) -> Any:
-    return value.to(torch.get_default_dtype()) if isinstance(value, torch.Tensor) else value
+    given = [*tensors_in(args)]
+    return any(result is not None and is_by_default(given, result.dtype) for result in estimate.results)
 
 
 def _meta(value: Any) -> Any:

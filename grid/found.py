@@ -9,7 +9,8 @@ from typing import Any
 
 from grid.handing import hand_over
 from grid.ids import fresh_id, fresh_model_id
-from grid.mesh import Mesh, Record
+from grid.mesh import Mesh
+from grid.searching import Record
 from peer.membership import Member
 from search.tags import parse_tags
 

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from grid.modules import RemoteModel
 from grid.plans import RemotePlan
 from grid.pointer import Pointer
 from grid.remote import RemotePeer, pointer_to
+from grid.stored_models import RemoteModel
 from protocol.errors import GridError
 
 if TYPE_CHECKING:

@@ -27,13 +27,36 @@ LOOKED_UP: Final = (
 UNSTORED: Final = BadRequest(f"this was changed by an operator like +=, and never assigned. {LOOKED_UP}")
 
 
+class Memory:
+    """Memory at a peer, as far as it matters here: how often it was written to. torch counts that of a tensor too, but
+    neither in inference mode nor through `.data`."""
+
+    __slots__ = ("writes",)
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+
 class Handle:
     """`id` at `home`. `record` is what the peer said of it, as far as it was asked; `target` is set for a chain.
 
     A temporary is good for one `era` of its peer: until that forgets what this client had there.
     """
 
-    __slots__ = ("_failure", "_gone", "_is_late", "era", "fixed", "home", "id", "looked_up", "owns", "record", "target")
+    __slots__ = (
+        "_failure",
+        "_gone",
+        "_is_late",
+        "era",
+        "fixed",
+        "home",
+        "id",
+        "looked_up",
+        "memory",
+        "owns",
+        "record",
+        "target",
+    )
 
     def __init__(
         self,
@@ -52,6 +75,7 @@ class Handle:
         self.era = home.outbox.era
         self.fixed = ""  # why it is not changed in place, though it is not published itself
         self.looked_up: Callable[[], bool] | None = None  # whether what it was copied from is as it was
+        self.memory: Memory | None = None  # that of its views too; made when somebody asks
         self._failure: GridError | None = None
         self._gone: str | None = None
         self._is_late = False
@@ -70,6 +94,12 @@ class Handle:
     @property
     def labels(self) -> frozenset[str]:
         return frozenset((self.record or {}).get("labels") or ())
+
+    def shared_memory(self) -> Memory:
+        """Its memory: all that are views of one another have the same."""
+        if self.memory is None:
+            self.memory = Memory()
+        return self.memory
 
     def fail(self, error: GridError) -> None:
         """The operation that makes or changes the object has failed. The first reason is the one that counts."""
@@ -102,11 +132,13 @@ class Handle:
         is_there = self._gone is None and self._failure is None and self.looked_up is None
         return is_there and (not self.owns or self.era == era)
 
-    def check_writable(self, operation: str) -> None:
-        """Raises ReadOnly for what is known to be published, and views of it: refused at the peer, the write would
-        spoil the pointer."""
+    def write(self, operation: str) -> None:
+        """It is written to by this operation, which is about to be queued. Raises ReadOnly for what is known to be
+        published, and views of it: refused at the peer, the write would spoil the pointer."""
         if self.fixed or self.is_published:
             raise ReadOnly(self.fixed or PUBLISHED, operation=operation)
+        if self.memory is not None:
+            self.memory.writes += 1
 
     def stored(self) -> None:
         """What was UNSTORED is assigned."""

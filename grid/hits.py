@@ -11,9 +11,9 @@ from grid.ids import ID_BYTES
 from protocol.errors import Ambiguous, NotFound
 
 if TYPE_CHECKING:
-    from grid.modules import RemoteModel
     from grid.plans import RemotePlan
     from grid.pointer import Pointer
+    from grid.stored_models import RemoteModel
 
     Hit: TypeAlias = Pointer | RemoteModel | RemotePlan
 
@@ -55,7 +55,7 @@ class Hits(Sequence["Hit"]):
         return len(self._hits)
 
     def __repr__(self) -> str:
-        lines = [f"{len(self)} hits for {self.query!r}", *(f"  {hit!r}" for hit in self._hits)]
+        lines = [f"{len(self)} hit{'s' * (len(self) != 1)} for {self.query!r}", *(f"  {hit!r}" for hit in self._hits)]
         lines += [f"  no answer from {name}: {reason}" for name, reason in self.unreachable.items()]
         lines += [f"  {name} has {count} more that cannot be read" for name, count in self.damaged.items()]
         return "\n".join(lines)
@@ -93,11 +93,16 @@ def is_whole_id(text: str) -> bool:
     return is_id_prefix(text) and len(text) == 2 * ID_BYTES
 
 
+def readings(reference: str) -> list[str]:
+    """The queries that a reference may mean, in the order in which they are tried: the beginning of an id, a query."""
+    return [f"id:{reference}", reference] if is_id_prefix(reference) else [reference]
+
+
 def only(query: str, records: Sequence[Mapping[str, Any]], unreachable: Mapping[str, str]) -> dict[str, Any]:
     """The only record. NotFound, Ambiguous: see Hits.one."""
     if not records:
         missing = "".join(f"; {name} did not answer ({reason})" for name, reason in unreachable.items())
-        raise NotFound(f"nothing matches {query!r}{missing}")
+        raise NotFound(f"nothing matches {query!r}{missing or ' (the empty query finds all that there is)'}")
     if len(records) > 1:
         listed = ", ".join(map(_short, records[:5])) + (", ..." if len(records) > 5 else "")
         raise Ambiguous(

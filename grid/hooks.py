@@ -17,8 +17,7 @@ from torch import nn
 
 from grid import fixed
 from grid.chained import Chained
-from grid.modules import RemoteModule, mixed
-from grid.modules import _set_class as set_class
+from grid.modules import RemoteModule, mixed, set_class
 from grid.moving import together
 from grid.multi import send_to_all
 from grid.multi_modules import MultiModule, mix_in

@@ -7,8 +7,7 @@ a thread that may wait, torch's own way stays: it waits for the number, and give
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import torch
@@ -32,7 +31,9 @@ class LookedUp:
         if not _has_number(index) or can_block():
             return _read(self, index)
         made = torch.ops.aten.index.Tensor(*_places(self, index))
-        made._handle.fixed, made._handle.looked_up = LOOKED_UP, _unchanged(self)
+        unchanged = _unchanged(self)
+        for handle in _along(made):
+            handle.fixed, handle.looked_up = LOOKED_UP, unchanged
         return made
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -51,10 +52,17 @@ class LookedUp:
 
 def _unchanged(x: Any) -> Callable[[], bool]:
     """Tells whether x is still as it is now: a view would show what was written to it since."""
-    if x.is_inference():
-        return lambda: True
-    version, found = x._version, weakref.ref(x._base if x._is_view() else x)  # x itself may be gone soon: y[0][i]
-    return lambda: (now := found()) is None or now._version == version
+    (*_, end) = _along(x)
+    memory = end.shared_memory()
+    before = memory.writes
+    return lambda: memory.writes == before
+
+
+def _along(pointer: Any) -> Iterator[Handle]:
+    """What it points to; of a chain what each of its pointers does, the data themselves last."""
+    while pointer is not None:
+        yield pointer._handle
+        pointer = pointer._handle.target
 
 
 def _has_number(index: Any) -> bool:

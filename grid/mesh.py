@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from grid import runs
 from grid.blocking import check_running
-from grid.hits import is_id_prefix, only
+from grid.hits import only, readings
 from grid.runs import RunInfo, RunInfos
+from grid.searching import Record, Records, Searcher
 from peer.calls import Statistics
 from peer.connection import Connection
 from peer.elsewhere import Elsewhere
@@ -31,13 +31,9 @@ from protocol.codec import Buffer
 from protocol.errors import GridError, LinkError, NothingRunning, PeerLost, TimedOut, Unreachable
 from protocol.handshake import Introduction
 from protocol.rows import unpack_rows
-from search.plan import Fanout, PeerRef
 
 _REFRESH_SECONDS = 1.0
 _FIRST_TRIES = 3
-
-Record = dict[str, Any]
-_Answer = tuple[list[Record], Mapping[str, Any]]  # of one peer: what it has, and what else it says of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +46,6 @@ class PeerInfo:
     state: str
     objects: int | None
     bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """What a search found, as the peers describe it. `unreachable` names those that did not answer, and why;
-    `truncated` those that had more than limits.MAX_HITS; `damaged` those at which more match, and how many, whose rows
-    cannot be read."""
-
-    query: str
-    records: Sequence[Record]
-    unreachable: dict[str, str]
-    truncated: Sequence[str]
-    damaged: dict[str, int]
-
-    def __len__(self) -> int:
-        return len(self.records)
 
 
 class Mesh:
@@ -82,10 +62,12 @@ class Mesh:
         self._membership = Membership()
         self._introduction = Introduction("client", name, lease=os.urandom(16))
         self._links = Links(identity, self._introduction, self._membership, neighbours=neighbours, patience=patience)
+        self._elsewhere = Elsewhere(self._links, identity.id, self._links.members)
         self._counts: dict[str, dict[str, Any]] = {}
         self._entry = ""  # the id of the peer that is asked who else is there
         self._refresher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
+        self._searcher = Searcher(self._membership, self._learn_members, self._read)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(member.name for member in self._membership.all())})"
@@ -114,7 +96,7 @@ class Mesh:
         neighbours = Neighbours(folders.peers)
         opened = cls(identity or Identity.load(folders.key_file("client")), name, neighbours, patience)
         try:
-            entry = await opened._find_entry(url, neighbours)
+            entry = await (opened._entry_here(neighbours) if url is None else opened._entry_at(url))
             opened._membership.learn([entry])
             opened._entry = entry.id
             await opened.refresh()
@@ -124,15 +106,17 @@ class Mesh:
         opened._refresher = asyncio.create_task(opened._keep_fresh())
         return opened
 
-    async def _find_entry(self, url: str | None, neighbours: Neighbours) -> Member:
-        if url is not None:
-            session = await self._first_session(url)
-            await session.close()
-            self._membership.keep_url(session.remote.id, url)
-            return Member(session.remote.id, session.remote.name, (url,))
-        running = neighbours.list()
+    async def _entry_at(self, url: str) -> Member:
+        """The peer at this address."""
+        session = await self._first_session(url)
+        await session.close()
+        self._membership.keep_url(session.remote.id, url)
+        return Member(session.remote.id, session.remote.name, (url,))
+
+    async def _entry_here(self, neighbours: Neighbours) -> Member:
+        """The first peer of this machine that answers. NothingRunning."""
         failures = []
-        for neighbour in running:
+        for neighbour in neighbours.list():
             member = Member(neighbour.id, neighbour.name, (neighbour.url,))
             self._membership.learn([member])
             try:
@@ -224,11 +208,11 @@ class Mesh:
 
     def others(self, record: Record) -> Others | None:
         """Who else has the object of that record, for peer/resuming.py; None where nobody is to be asked."""
-        return Elsewhere(self._links, self.id, self._links.members).of_record(record)
+        return self._elsewhere.of_record(record)
 
     async def holders(self, content: str) -> list[tuple[Member, Record]]:
         """The peers that have contents of that name, and what each says of the object."""
-        return [(m, dict(r)) for m, r in await Elsewhere(self._links, self.id, self._links.members).holders(content)]
+        return [(member, dict(record)) for member, record in await self._elsewhere.holders(content)]
 
     async def reach(self, member: Member, waiting: Waiting | None = None) -> None:
         """Before a large transfer begins: wait for a line that is down, where it was there before. LinkError."""
@@ -318,12 +302,7 @@ class Mesh:
 
     async def find_records(self, query: str, timeout: float = limits.SEARCH_TIMEOUT) -> Records:
         """Ask all peers at once; what they describe. Raises QueryError for a query that does not parse."""
-        fanout = await self._fan_out(query, timeout)
-        async for _ in self._answers(fanout):
-            pass
-        unreachable = {peer.name: error.message for peer, error in fanout.unreachable.items()}
-        damaged = {peer.name: count for peer, count in fanout.damaged.items()}
-        return Records(query, fanout.hits, unreachable, [peer.name for peer in fanout.truncated], damaged)
+        return await self._searcher.records(query, timeout)
 
     async def find_record(self, reference: str) -> Record:
         """One object, by a query that finds one or by the beginning of its id (4 hex digits or more).
@@ -331,50 +310,8 @@ class Mesh:
         Raises:
             NotFound, Ambiguous, QueryError.
         """
-        if is_id_prefix(reference):
-            found = await self.find_records(f"id:{reference}")
+        for query in readings(reference):
+            found = await self.find_records(query)
             if len(found):
-                return only(found.query, found.records, found.unreachable)
-        found = await self.find_records(reference)
+                break
         return only(found.query, found.records, found.unreachable)
-
-    async def _fan_out(self, query: str, timeout: float) -> Fanout:
-        now = asyncio.get_running_loop().time()
-        Fanout(query, (), now, now)  # a query that does not parse is refused before anyone is asked
-        await self._learn_members()
-        peers = [PeerRef(member.name, member.id) for member in self._membership.all()]
-        return Fanout(query, peers, now, asyncio.get_running_loop().time() + timeout)
-
-    async def _answers(self, fanout: Fanout) -> AsyncIterator[Sequence[Record]]:
-        loop = asyncio.get_running_loop()
-        asked = {loop.create_task(self._search_one(peer.id, fanout.text)): peer.id for peer in fanout.ask}
-        waiting: set[asyncio.Task[_Answer]] = set(asked)
-        try:
-            while waiting and not fanout.is_done:
-                left = max(fanout.deadline - loop.time(), 0)
-                done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield self._answered(fanout, asked[task], task, loop.time())
-                if not done:
-                    fanout.expired(loop.time())
-        finally:
-            for task in waiting:
-                task.cancel()
-
-    def _answered(self, fanout: Fanout, id: str, task: asyncio.Task[_Answer], now: float) -> Sequence[Record]:
-        error = task.exception()
-        if error is None:
-            records, more = task.result()
-            return fanout.answered(id, records, more.get("truncated"), now, more.get("damaged"))
-        if not isinstance(error, GridError):
-            raise error
-        if isinstance(error, LinkError):
-            self._membership.failed(id)
-        fanout.failed(id, error, now)
-        return ()
-
-    async def _search_one(self, id: str, query: str) -> _Answer:
-        member = self._membership.get(id)
-        assert member is not None
-        result, rows = await self._read(member, "search", {"query": query})
-        return unpack_rows(rows, limits.MAX_HITS), result

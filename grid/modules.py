@@ -1,42 +1,27 @@
-"""Modules at a peer: one that was sent, whose parameters are pointers; and stored models, found by tag.
-
-A stored model is a program and its weights (SPEC.md, Programs and models): whoever finds it can call it without
-its class. Its weights are read-only; train a module that was sent without tags.
-"""
+"""Modules that were sent to a peer: their class stays, and their parameters and buffers are pointers."""
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from compute.dtypes import DTYPE_OF
-from compute.model import ModelSpec, ProgramModule, capture_model
-from compute.spec import Layout, pack_spec, unpack_spec
-from compute.values import tensor_bytes, tensor_from
+from compute.model import ProgramModule, capture_model
 from grid.blocking import block, can_block
 from grid.handle import Handle
-from grid.ids import PART_BYTES, fresh_model_id
 from grid.moving import move_together, replace, together
 from grid.optimizers import kept_for, watch
 from grid.pointer import Pointer
-from grid.stored import Stored
-from grid.underway import Underway
-from peer.elsewhere import check_name, name_of
-from peer.resuming import Download, Progress
-from protocol.codec import Buffer
-from protocol.errors import BadRequest, NeedsAwait, NotCollocated
+from grid.stored_models import layout_of, parts_of, put_model
+from peer.resuming import Progress
+from protocol.errors import BadRequest, NotCollocated
 
 if TYPE_CHECKING:
     from grid.remote import RemotePeer
-    from grid.secret.team import Secrets
 
 
 class RemoteModule(nn.Module):
@@ -85,7 +70,7 @@ class RemoteModule(nn.Module):
 
     def _move_stored(self, peer: RemotePeer) -> None:
         """The parts of a stored model that was moved keep their ids."""
-        for tensor in {id(tensor): tensor for _, tensor in _named_tensors(self)}.values():
+        for tensor in {id(tensor): tensor for _, tensor in named_tensors(self)}.values():
             if isinstance(tensor, Pointer):  # else a buffer that the program does not need: it stayed here
                 old = tensor._handle
                 tensor.data = Pointer.of(
@@ -156,9 +141,9 @@ async def send_module(
         sent._home = home  # type: ignore[assignment]
         return sent  # type: ignore[return-value]
     spec = module.spec if isinstance(module, ProgramModule) else capture_model(module, example)
-    record = await _put_model(home, module, spec, {"kind": "model", **described}, progress)
-    parts = _parts(home, record, _layout(spec))
-    tensors = {**dict(_named_tensors(module)), **spec.constants}
+    record = await put_model(home, module, spec, {"kind": "model", **described}, progress)
+    parts = parts_of(home, record, layout_of(spec))
+    tensors = {**dict(named_tensors(module)), **spec.constants}
     sent = await replace_tensors(module, _looked_up({id(tensors[name]): part for name, part in parts.items()}))
     sent._home, sent._stored = home, record["id"]  # type: ignore[assignment]
     return sent  # type: ignore[return-value]
@@ -166,7 +151,7 @@ async def send_module(
 
 def _sent_already(module: RemoteModule) -> BadRequest:
     home = module.location.name
-    here = next((name for name, tensor in _named_tensors(module) if _is_data(tensor)), None)
+    here = next((name for name, tensor in named_tensors(module) if _is_data(tensor)), None)
     if here is None:
         return BadRequest(f"the module is at {home} already: use its move() or copy()")
     return BadRequest(
@@ -204,15 +189,7 @@ def _is_data(value: Any) -> bool:
 
 def _all_tensors(module: nn.Module) -> list[torch.Tensor]:
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return [*(tensor for _, tensor in _named_tensors(module)), *grads]
-
-
-async def _put_model(
-    home: RemotePeer, module: nn.Module, spec: ModelSpec, fields: dict[str, Any], progress: Progress | None
-) -> dict[str, Any]:
-    head, tensors = pack_spec(spec.to_wire()), spec.tensors(module)
-    pieces: list[Buffer] = [head, *(tensor_bytes(tensors[name]) for name, _ in _layout(spec))]
-    return await home.put(fresh_model_id(), {**fields, "spec_bytes": len(head)}, pieces, progress)
+    return [*(tensor for _, tensor in named_tensors(module)), *grads]
 
 
 def _looked_up(parts: Mapping[int, Pointer]) -> Callable[[torch.Tensor], Any]:
@@ -225,7 +202,7 @@ def _looked_up(parts: Mapping[int, Pointer]) -> Callable[[torch.Tensor], Any]:
 
 async def replace_tensors(module: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
     """A copy of the module in which `change` (awaited) was applied to each parameter and buffer, shared ones once."""
-    originals = {id(tensor): tensor for _, tensor in _named_tensors(module)}
+    originals = {id(tensor): tensor for _, tensor in named_tensors(module)}
 
     async def changed(tensor: torch.Tensor) -> torch.Tensor:
         made = await change(tensor)
@@ -239,11 +216,11 @@ async def replace_tensors(module: nn.Module, change: Callable[[Any], Any]) -> nn
     # deepcopy takes what the memo has for an object instead of copying it.
     result = copy.deepcopy(module, computed(module) | dict(zip(originals, new, strict=True)))
     pointers = [tensor for tensor in new if isinstance(tensor, Pointer)]
-    _set_class(result, pointers[0].location if pointers else None)
+    set_class(result, pointers[0].location if pointers else None)
     return result
 
 
-def _set_class(module: nn.Module, home: RemotePeer | None) -> None:
+def set_class(module: nn.Module, home: RemotePeer | None) -> None:
     """The class is the user's own, with RemoteModule mixed in while its tensors are at a peer."""
     kind = type(module)
     plain = getattr(kind, "_plain", kind)
@@ -275,129 +252,5 @@ def computed(module: nn.Module) -> dict[int, torch.Tensor]:
     return {id(tensor): tensor for tensor in torchs_own if tensor.grad_fn is not None}
 
 
-def _named_tensors(module: nn.Module) -> Sequence[tuple[str, torch.Tensor]]:
+def named_tensors(module: nn.Module) -> Sequence[tuple[str, torch.Tensor]]:
     return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-
-
-# --- stored models ----------------------------------------------------------------------------------------
-
-
-class RemoteModel(Stored, nn.Module):
-    """A stored model that a search found. Call it on pointers at its peer, or on secrets, or give it to a plan.
-
-    Its program is loaded with it by search; else `await model.load()`.
-    Awaited: load, fetch (a module here, with the weights), move, copy, tag, untag, describe, delete.
-    """
-
-    def __init__(self, home: RemotePeer, record: dict[str, Any]) -> None:
-        nn.Module.__init__(self)
-        self._handle = Handle(home, record["id"], owns=False, record=record)
-        self._inner: ProgramModule | None = None
-        self._spec: ModelSpec | None = None
-
-    def __repr__(self) -> str:
-        tensors = f", {len(_layout(self._spec))} tensors" if self._spec is not None else ""
-        return f"RemoteModel({self.location.name}:{self.id_at_location[:12]}{tensors}, {' '.join(self.tags)})"
-
-    async def load(self) -> RemoteModel:
-        """Get its program (not its weights), so that it can be called."""
-        if self._inner is None:
-            self._spec = ModelSpec.from_wire(unpack_spec(await self.location.read_spec(self._handle.id)))
-            self._inner = ProgramModule(self._spec, self.weights)
-        return self
-
-    @property
-    def spec(self) -> ModelSpec:
-        if self._spec is None:
-            raise NeedsAwait("the model's program is not here yet: await model.load()")
-        return self._spec
-
-    @property
-    def module(self) -> ProgramModule:
-        """The model as a module whose parameters and buffers are pointers."""
-        if self._inner is None:
-            raise NeedsAwait("the model's program is not here yet: await model.load()")
-        return self._inner
-
-    @property
-    def weights(self) -> dict[str, Pointer]:
-        """Its tensors by name, as pointers."""
-        return _parts(self.location, self.record, _layout(self.spec))
-
-    def forward(self, *inputs: Any) -> Any:
-        secrets = next((each._secrets for each in inputs if hasattr(each, "_secrets")), None)
-        if secrets is not None:
-            return self._among(secrets)(*inputs)
-        try:
-            return self.module(*inputs)
-        except NotCollocated as error:
-            error.message += (
-                ". Await the call, as in await model(x), or g.run(model, x): what is smaller is brought along"
-            )
-            error.args = (error.message,)
-            if torch.is_grad_enabled() and any(getattr(each, "requires_grad", False) for each in inputs):
-                raise  # what is run as a program has no history
-            return Underway(lambda: self.location.grid.run(self, *inputs), error)
-
-    def _among(self, secrets: Secrets) -> nn.Module:
-        """The model, its weights shared by their peer among those who have the shares of what it is called on. (The
-        session remembers what was shared of a stored object.)"""
-        from grid.secret.modules import share_module
-        from grid.secret.sharing import shared
-
-        return share_module(self.module, lambda tensor: shared(secrets, tensor, requires_grad=None))
-
-    async def fetch(self, progress: Progress | None = None) -> nn.Module:
-        """The model as a module here, with its weights. Denied where they are private to others."""
-        await self.load()
-        others = self.location.elsewhere.of_record(self.record)
-        download = await self.location.download(self._handle.id, progress, others)
-        return ProgramModule(self.spec, await _read_weights(download, _layout(self.spec)))
-
-    async def save(
-        self, path: str | os.PathLike[str], overwrite: bool = False, progress: Progress | None = None
-    ) -> Path:
-        """Write its state dict to a file (.safetensors, .npz, .pt), or all of it, to be run without this package (.pt2,
-        .onnx). As Pointer.save."""
-        self._handle.check()
-        return await self.location.save(self._handle, "model", path, overwrite, progress)
-
-    def _elsewhere(self, peer: RemotePeer, record: dict[str, Any]) -> RemoteModel:
-        return RemoteModel(peer, record)
-
-    def _copy_id(self) -> bytes:
-        return fresh_model_id()
-
-
-def _layout(spec: ModelSpec) -> Layout:
-    return tuple((slot.name, slot.header) for slot in spec.slots if slot.same_as is None)
-
-
-def _parts(home: RemotePeer, record: Mapping[str, Any], layout: Layout) -> dict[str, Pointer]:
-    """Pointers to a stored model's tensors: their ids count on from the model's (SPEC.md, Objects)."""
-    base = record["id"][:-PART_BYTES]
-    found = {}
-    for number, (name, header) in enumerate(layout, 1):
-        id = base + number.to_bytes(PART_BYTES, "big")
-        part = {**record, "id": id, "kind": "tensor", "name": name, "nbytes": header.nbytes}
-        handle = Handle(home, id, owns=False, record=part)
-        found[name] = Pointer.of(handle, DTYPE_OF[header.dtype], header.shape)
-    return found
-
-
-async def _read_weights(download: Download, layout: Layout) -> dict[str, torch.Tensor]:
-    """The tensors of a model from what `fetch` brings: its spec comes first, then they, in order."""
-    data = memoryview(bytearray(download.nbytes))
-    if download.stream is None:
-        data[:] = download.payload
-    else:
-        await download.into(data)
-    if download.is_mixed and download.content is not None:
-        whole = name_of(download.result)
-        await asyncio.to_thread(whole.update, data)
-        check_name(whole, download.content)
-    tensors, at = {}, int(download.result["spec_bytes"])
-    for name, header in layout:
-        tensors[name] = tensor_from(header, data[at : at + header.nbytes])
-        at += header.nbytes
-    return tensors

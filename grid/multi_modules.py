@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from grid.modules import RemoteModule, computed, mixed
-from grid.modules import _named_tensors as named_tensors
-from grid.modules import _set_class as set_class
+from grid.modules import RemoteModule, computed, mixed, named_tensors, set_class
 from grid.multi import MultiPointer, add_up, as_parameter
 from grid.pointer import Pointer
 from grid.several import ask_all, check_apart, raise_failures, settled

@@ -20,10 +20,11 @@ _seen: WeakSet[torch.optim.Optimizer] = WeakSet()
 @cache
 def watch() -> None:
     """From the first module that is sent on, know the optimisers that make steps."""
-    register_optimizer_step_pre_hook(_note)
+    register_optimizer_step_pre_hook(note)
 
 
-def _note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """An optimiser makes a step."""
     _seen.add(optimizer)
 
 

@@ -13,11 +13,11 @@ from torch import nn
 from compute.capture import LOADED
 from compute.program_module import ProgramFunction
 from grid.given import PerPeer, Text, as_query, joined, mapped, walk
-from grid.modules import RemoteModel
 from grid.multi import MultiPointer
 from grid.plans import RemotePlan
 from grid.pointer import Pointer
 from grid.stored_constants import holders
+from grid.stored_models import RemoteModel
 from grid.unsized import Unsized
 from grid.world import Seen, World
 from protocol.errors import BadRequest, NotCollocated, QueryError

@@ -16,7 +16,8 @@ from grid.files.entries import Entry, named
 from grid.files.reading import Asked, asked, entries, reader_for
 from grid.files.sources import Named
 from grid.ids import fresh_id, fresh_model_id
-from grid.mesh import Mesh, Record
+from grid.mesh import Mesh
+from grid.searching import Record
 from peer.membership import Member
 from peer.payloads import Payload
 from peer.permissions import checked_reveal

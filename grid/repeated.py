@@ -171,7 +171,7 @@ class Repeated:
         entry = plan.entry
         if entry.is_inplace:
             changed = tensors[0]
-            changed._handle.check_writable(entry.name)
+            changed._handle.write(entry.name)
             home.outbox.post([entry.name, args, kwargs, []], (changed._handle,), plan.nbytes, look)
             return changed
         made: list[Any] = []
@@ -182,12 +182,13 @@ class Repeated:
                 continue
             result, shape = planned
             offset, viewed = result.offset, None
-            if result.of is not None:  # a view begins so far from where that begins which it is a view of
+            if result.of is not None:
                 viewed = tensors[result.of]
-                offset += int(viewed.storage_offset()) * viewed.itemsize // result.dtype.itemsize
+                if not result.is_absolute:
+                    offset += int(viewed.storage_offset()) * viewed.itemsize // result.dtype.itemsize
             handle = Handle(home, fresh_id(), owns=True)
             if viewed is not None:
-                handle.looked_up = viewed._handle.looked_up
+                handle.memory, handle.looked_up = viewed._handle.shared_memory(), viewed._handle.looked_up
                 handle.fixed = viewed._handle.fixed or (PUBLISHED if viewed._handle.is_published else "")
             handles.append(handle)
             made.append(self._kind.of(handle, result.dtype, shape, result.stride, offset=offset, view_of=viewed))
@@ -195,7 +196,7 @@ class Repeated:
         if plan.changed:
             written = [tensors[at]._handle for at in plan.changed]
             for handle in written:
-                handle.check_writable(entry.name)
+                handle.write(entry.name)
             handles += written
         home.outbox.post([entry.name, args, kwargs, outs], handles, plan.nbytes, look)
         if entry.gives_list:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from grid.modules import _named_tensors as named_tensors
+from grid.modules import named_tensors
 from protocol.errors import BadRequest
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +107,3 @@ def _node(program: Program, body: int | None, node: int, runs: int, seconds: flo
 def _aligned(line: str, width: int) -> str:
     code, mark, note = line.partition("  # ")
     return f"{note:>{width}}  {code}" if mark else f"{'':{width}}  {line}"
-
-
-Reports = Mapping[str, RunReport]

@@ -59,7 +59,8 @@ class Ran:
 class Runner:
     """Runs plans for one grid, and remembers which peer knows which program.
 
-    A plan is captured each time: what its function closes over may have changed, and capturing takes milliseconds.
+    A plan is captured each time, but where it hangs on nothing but its arguments, and these look as they did
+    (compute/remembered.py).
     """
 
     def __init__(self, grid: Grid) -> None:

@@ -36,6 +36,8 @@ def load_plan(reference: str) -> Plan | Jail:
     if not wanted and len(plans) == 1:
         return next(iter(plans.values()))
     there = f"it has {', '.join(plans)}" if plans else "it has none: put @grid.plan before a function"
+    if callable(getattr(module, wanted, None)):
+        there = "that is a plain function: put @grid.plan before it"
     raise BadFile(f"{path} has no plan called {wanted!r}; {there}" if wanted else f"{path}: which plan? {there}")
 
 

@@ -27,7 +27,8 @@ from mpc.lowering import Lowered
 from mpc.moments import SQUARES
 from peer.agreement import HEARSAY, KEPT, Agreement, program_hash
 from protocol import limits
-from protocol.errors import BadRequest, Cancelled, GridError, LinkError, PartyFailed, TooLarge
+from protocol.errors import BadRequest, Cancelled, GridError, LinkError, PartyFailed
+from protocol.sizes import check_limit
 
 if TYPE_CHECKING:
     from grid.client import Grid
@@ -197,13 +198,8 @@ class Asking:
         Agreement.of(self._agreement)
         told = [self._own.told(rank, peer.id == self._provider_id)[0] for rank, peer in enumerate(self.everybody)]
         most = len(self._agreement) + len(self._program) + len(self._public) + max(map(len, told))
-        if most > limits.SECURE_REQUEST:
-            raise TooLarge(
-                f"a secure run that is asked for in {most} bytes: send what is large to a peer first",
-                limit="SECURE_REQUEST",
-                size=most,
-                allowed=limits.SECURE_REQUEST,
-            )
+        sentence = "a secure run that is asked for in {size} bytes: send what is large to a peer first"
+        check_limit("SECURE_REQUEST", most, sentence)
 
     @property
     def _may_be_refused(self) -> bool:

@@ -28,7 +28,7 @@ from mpc.standing import shape_of
 from mpc.staying import as_given, staying
 from mpc.trio import Pieces
 from protocol import limits
-from protocol.errors import TooLarge
+from protocol.sizes import check_limit
 
 T = TypeVar("T")
 
@@ -138,13 +138,8 @@ async def check_on_shares(lowered: Lowered, inputs: Sequence[torch.Tensor], coun
 
 def _check(lowered: Lowered, shapes: tuple[Shape, ...], count: int) -> None:
     taken = script(lowered, shapes, (False,) * len(shapes), count)
-    if taken.largest > limits.SECURE_MESSAGE:
-        raise TooLarge(
-            f"a round of {taken.largest} bytes: run the plan on smaller parts of the data",
-            limit="SECURE_MESSAGE",
-            size=taken.largest,
-            allowed=limits.SECURE_MESSAGE,
-        )
+    sentence = "a round of {size} bytes, at most {allowed}: run the plan on smaller parts of the data"
+    check_limit("SECURE_MESSAGE", taken.largest, sentence)
 
 
 def script_with_macs(lowered: Lowered, inputs: Sequence[torch.Tensor], count: int) -> Script:

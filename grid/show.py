@@ -19,7 +19,8 @@ from protocol.errors import BadRequest
 
 if TYPE_CHECKING:
     from grid.hits import Hits
-    from grid.mesh import PeerInfo, Records
+    from grid.mesh import PeerInfo
+    from grid.searching import Records
 
 _PIPE_WIDTH = 1_000  # columns where no terminal says how many: a script's table is not cut
 _MAX_LISTED = 20  # commands that are spelled out

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from grid.operators import refuse_all
 from protocol.errors import NotCollocated
 
 
@@ -42,8 +43,4 @@ class Underway:
         raise next(value for value in (*args, *(kwargs or {}).values()) if isinstance(value, cls))._error
 
 
-for _name in "bool float int index len iter contains getitem setitem neg abs invert lt le gt ge".split():
-    setattr(Underway, f"__{_name}__", Underway._refuse)
-for _name in "add sub mul truediv floordiv mod pow matmul and or xor".split():
-    for _form in ("", "r", "i"):
-        setattr(Underway, f"__{_form}{_name}__", Underway._refuse)
+refuse_all(Underway, lambda _: Underway._refuse)

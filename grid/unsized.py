@@ -19,6 +19,7 @@ from compute.dtypes import DTYPE_OF
 from compute.nested import flat
 from grid.blocking import IN_A_THREAD
 from grid.handle import Handle
+from grid.operators import refuse_all
 from protocol.errors import BadRequest, NeedsAwait
 
 if TYPE_CHECKING:
@@ -177,18 +178,11 @@ def _refusing(name: str, example: str = "") -> Any:
 for _name in ("shape", "ndim", "grad", "data", "T", "mT", "location", "tags", "record"):
     setattr(Unsized, _name, property(_refusing(f".{_name}")))
 for _name in (
-    "__bool__ __float__ __int__ __index__ __complex__ __len__ __iter__ __contains__ __array__ item tolist numpy size "
-    "stride dim numel nelement backward move copy send tag register_hook retain_grad requires_grad_"
+    "__array__ item tolist numpy size stride dim numel nelement backward move copy send tag register_hook retain_grad "
+    "requires_grad_"
 ).split():
     setattr(Unsized, _name, _refusing(f"{_name.strip('_')}()"))
-# torch's own operators take a TypeError, which a NeedsAwait is, for an operand that they do not know.
-for _name in "add sub mul truediv floordiv mod divmod pow matmul and or xor lshift rshift".split():
-    for _form in ("", "r"):
-        setattr(Unsized, f"__{_form}{_name}__", _refusing(f"an operator ({_name})"))
-    setattr(Unsized, f"__i{_name}__", _refusing(f"an operator ({_name}, in place)", "x[mask] = (await x[mask]) + 1"))
-for _name in "eq ne lt le gt ge neg pos abs invert round getitem setitem".split():
-    setattr(Unsized, f"__{_name}__", _refusing(f"an operator ({_name})"))
-Unsized.__hash__ = torch.Tensor.__hash__  # type: ignore[method-assign]
+refuse_all(Unsized, _refusing, lambda name: _refusing(name, "x[mask] = (await x[mask]) + 1"))
 
 
 async def described(handle: Handle, operation: str) -> Result:

@@ -3,7 +3,7 @@
 Files in import order. Nothing here knows of peers or sockets: protocols are generators that yield what is to be opened.
 
     ring           fixed point in the ring of integers modulo 2^64
-    pieces         work on long tensors, piece by piece
+    pieces         work on words, on long tensors piece by piece
     masks          AES-128 in counter mode
     rounds         Opening, Protocol: one round each; several protocols in the same rounds
     correlations   what the dealer deals, and how little of it travels
@@ -30,7 +30,11 @@ Files in import order. Nothing here knows of peers or sockets: protocols are gen
     varying        what all know in a loop, and differs from iteration to iteration
     unrolled       loops written out
     assembly       a program of what was written down
+    sheet          what is written down while a program is lowered
+    traces         what is known of tensors while a program is lowered
     loops          loops that stay loops
+    in_place       writes in place
+    calls          one operation after the other: computed beforehand, or said in secure forms
     lowering       a program in secure forms; what is public computed beforehand
     script         what a run takes, before it runs
     dealer         the dealer's side of a run, and the supply of each party
@@ -39,6 +43,7 @@ Files in import order. Nothing here knows of peers or sockets: protocols are gen
     replicated     three parties without a dealer: they make their correlations themselves
     field          arithmetic modulo 2^61 - 1
     authenticated  arithmetic with MACs, for parties that may be malicious
+    macs           operations with MACs
     checked        programs of sums and products with MACs
     together       all parties in one process, in step
 """

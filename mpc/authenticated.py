@@ -102,7 +102,7 @@ class _Tagged(Correlation):
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
         assert kept is not None
         made = self.made(free)
-        return [*made, *(field.times(each, kept) for each in (*free, *made))]
+        return [*made, *(field.times(each, kept[0]) for each in (*free, *made))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,26 +207,33 @@ class Tagged:
 
 
 class Authenticated:
-    """One party's part in a run with MACs: what it opened is remembered until it was checked."""
+    """One party's part in a run with MACs: what it opened is remembered until it was checked.
+
+    Attributes:
+        party: which one, and what it is dealt.
+        precision: fractional bits of reals.
+        device: where its shares are.
+    """
 
     def __init__(self, party: Party) -> None:
         if party.count > _MOST_PARTIES:
             raise BadRequest(f"runs with malicious security have at most {_MOST_PARTIES} parties, not {party.count}")
-        self._party = party
+        self.party = party
         self.precision = party.precision
         self._number = party.taken
-        self._key = party.take(Key()).free[0]
+        self._key = party.take(Key()).free[0][0]
+        self.device = self._key.device
         self._unchecked: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def _take(self, correlation: _Tagged) -> list[Tagged]:
-        dealt = self._party.take(correlation)
+        dealt = self.party.take(correlation)
         count = len(correlation.shapes)
         words = [*dealt.free, *(field.reduced(each & P) for each in dealt.derived)]
         return [Tagged(*pair) for pair in zip(words[:count], words[count:], strict=True)]
 
     def plus(self, secret: Tagged, public: torch.Tensor) -> Tagged:
         """secret + elements that all know, of the same shape."""
-        value = field.add(secret.value, public) if self._party.is_first else secret.value
+        value = field.add(secret.value, public) if self.party.is_first else secret.value
         return Tagged(value, field.add(secret.tag, field.times(self._key.expand(public.shape), public)))
 
     def mask(self, shape: Shape) -> Tagged:
@@ -277,6 +284,11 @@ class Authenticated:
         yield from self.check()
         return [field.to_words(field.sub(one, other)) for one, other in zip(masked, opened, strict=True)]
 
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether something was opened since the last check."""
+        return bool(self._unchecked)
+
     def check(self) -> Protocol[None]:
         """Whether all that was opened since the last check has right MACs; PartyFailed. Four rounds.
 
@@ -287,7 +299,7 @@ class Authenticated:
         unchecked, self._unchecked = self._unchecked, []
         if self._key.is_meta:
             for size in (_NONCE, _NONCE, _NONCE, _NONCE + 8):
-                yield Opening(xors=[torch.zeros(self._party.count, size, dtype=torch.uint8)])
+                yield Opening(xors=[torch.zeros(self.party.count, size, dtype=torch.uint8)])
             return
         coins = yield from self._committed(b"")
         draws = Masks(hashlib.sha256(b"coin" + b"".join(coins)).digest()[:SEED], 0)
@@ -303,18 +315,18 @@ class Authenticated:
     def _committed(self, said: bytes) -> Protocol[list[bytes]]:
         """A nonce and what each party says, where nobody knew the others' when it chose its own. Two rounds."""
         said = os.urandom(_NONCE) + said
-        commitments = yield from self._rows(_commitment(self._party.rank, said))
+        commitments = yield from self._rows(_commitment(self.party.rank, said))
         rows = yield from self._rows(said)
         if commitments != [_commitment(rank, row) for rank, row in enumerate(rows)]:
             raise _cheated("a party did not say what it had committed to")
         return rows
 
     def _rows(self, said: bytes) -> Protocol[list[bytes]]:
-        share = torch.zeros(self._party.count, len(said), dtype=torch.uint8)
-        share[self._party.rank] = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+        share = torch.zeros(self.party.count, len(said), dtype=torch.uint8)
+        share[self.party.rank] = torch.frombuffer(bytearray(said), dtype=torch.uint8)
         opened = yield Opening(xors=[share])
         rows = [bytes(row.tolist()) for row in opened.xors[0]]
-        if rows[self._party.rank] != said:
+        if rows[self.party.rank] != said:
             raise _cheated("somebody spoke for this party")
         return rows
 

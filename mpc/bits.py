@@ -12,11 +12,14 @@ products of the bits of each digit, and what is asked of the two digits is a sum
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import torch
 
+from mpc.pieces import Array, at_once, by_pieces
 from mpc.ring import signed
 
 LANES: Final = 4
@@ -24,16 +27,25 @@ GROUP: Final = 8
 """Elements come in multiples of this."""
 
 Factors = tuple[int, ...]
+Sums = tuple[tuple[Factors, ...], ...]
+"""Each the XOR of products of factors."""
+
 _DIGIT: Final = (3, 2, 1, 0)
 PRODUCTS: Final = 15
 """Of the bits of a digit: themselves, and the products of two to four of them."""
 
+_KINDS: Final = 256  # of sums that are remembered: there are a few
 
-def to_lanes(words: torch.Tensor) -> torch.Tensor:
+
+def to_lanes(words: Array) -> Array:
     """The bits of int64 words in the order above. It is its own inverse."""
     for distance, mask in _SWAPS:
-        moved = (words ^ (words >> distance)) & mask
-        words = words ^ moved ^ (moved << distance)
+        moved = words >> distance
+        moved ^= words
+        moved &= mask
+        words = words ^ moved
+        moved <<= distance
+        words ^= moved
     return words
 
 
@@ -46,63 +58,67 @@ def _swap(low: int, high: int) -> tuple[int, int]:
 _SWAPS: Final = (_swap(0, 4), _swap(1, 5))  # digits to base 4: the lowest and the highest change places
 
 
-def first_lanes(words: torch.Tensor) -> list[torch.Tensor]:
-    """[n] int64 in lane order as four [n] int16."""
-    lanes = words.view(torch.int16).view(-1, LANES)
-    return [lanes[:, lane].contiguous() for lane in range(LANES)]
+def first_lanes(words: Array) -> list[Array]:
+    """The bits of [n] int64 as four [n] int16."""
+    lanes = to_lanes(words).view(np.int16).reshape(-1, LANES)
+    return [np.ascontiguousarray(lanes[:, lane]) for lane in range(LANES)]
 
 
-def second_lanes(words: torch.Tensor) -> list[torch.Tensor]:
+def lanes_of(words: torch.Tensor) -> list[torch.Tensor]:
+    """The same of a tensor."""
+    return by_pieces(first_lanes, words)
+
+
+def second_lanes(words: Array) -> list[Array]:
     """[n] int16 as four [n / 2] uint8: the nibbles, those of the second half of the elements above the first's."""
     half = words.shape[0] // 2
-    if words.is_meta:  # bit by bit that takes long there
-        return [words.new_empty(half, dtype=torch.uint8)] * LANES
-    lanes = []
-    for lane in range(LANES):
-        nibbles = (words >> (4 * lane)) & 15
-        lanes.append((nibbles[:half] | (nibbles[half:] << 4)).to(torch.uint8))
-    return lanes
+    low, high = words[:half], words[half:]
+    shifts = range(0, 4 * LANES, 4)
+    return [(((low >> by) & 15) | (((high >> by) & 15) << 4)).astype(np.uint8) for by in shifts]
 
 
-def third_lanes(packed: torch.Tensor) -> list[torch.Tensor]:
+def third_lanes(packed: Array) -> list[Array]:
     """[n / 2] uint8 of two nibbles as four [n / 8] uint8 of eight bits."""
-    quarters = packed.view(4, -1)
-    if packed.is_meta:
-        return [quarters[0]] * LANES
+    quarters = packed.reshape(4, -1)
     return [_merge((quarters >> lane) & 0x11) for lane in range(LANES)]
 
 
 def pack(bits: torch.Tensor) -> torch.Tensor:
     """[n] of 0 and 1 as [n / 8] uint8, in the order in which the third level has them."""
-    bits = bits.to(torch.uint8)
-    if bits.is_meta:
-        return bits[: bits.shape[0] // GROUP]
+    return at_once(_packed, GROUP, bits)[0]
+
+
+def _packed(bits: Array) -> list[Array]:
+    bits = bits.astype(np.uint8)
     half = bits.shape[0] // 2
-    return _merge((bits[:half] | (bits[half:] << 4)).view(4, -1))
+    return [_merge((bits[:half] | (bits[half:] << 4)).reshape(4, -1))]
 
 
 def unpack(packed: torch.Tensor) -> torch.Tensor:
     """[n / 8] uint8 as [n] uint8 of 0 and 1: what `pack` packed."""
-    if packed.is_meta:
-        return packed.new_empty(packed.shape[0] * GROUP)
-    nibbles = torch.cat([(packed >> quarter) & 0x11 for quarter in range(4)])
-    return torch.cat([nibbles & 1, nibbles >> 4])
+    return at_once(_unpacked, 1, packed)[0]
 
 
-def _merge(quarters: torch.Tensor) -> torch.Tensor:
-    return quarters[0] | (quarters[1] << 1) | (quarters[2] << 2) | (quarters[3] << 3)
+def _unpacked(packed: Array) -> list[Array]:
+    nibbles = np.concatenate([(packed >> quarter) & 0x11 for quarter in range(4)])
+    return [np.concatenate([nibbles & 1, nibbles >> 4])]
+
+
+def _merge(quarters: Array) -> Array:
+    merged: Array = quarters[0] | (quarters[1] << 1) | (quarters[2] << 2) | (quarters[3] << 3)
+    return merged
 
 
 # --- digits of a public word and of a mask ------------------------------------------------------------------
 
 
-def digit_products(words: torch.Tensor) -> torch.Tensor:
+def digit_products(words: Array) -> Array:
     """[n] int64 as [PRODUCTS, n] int16: of each of the 16 hexadecimal digits the bits, and all products of them."""
-    lanes = first_lanes(to_lanes(words))
-    return torch.cat([torch.stack(lanes), products_of_masks((_DIGIT,), dict(enumerate(lanes)))])
+    lanes = first_lanes(words)
+    return np.concatenate([np.stack(lanes), products_of_masks((_DIGIT,), dict(enumerate(lanes)))])
 
 
-def compared(c: Sequence[torch.Tensor], products: torch.Tensor, adds: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def compared(c: Sequence[Array], products: Array, adds: bool) -> tuple[Array, Array]:
     """Shares, [n] int16, of whether a digit of r is the larger one, and of whether it is equal: digits of r by this
     party's shares of `digit_products`, those of c as `first_lanes` has them."""
     absent, of_r = [~lane for lane in c], dict(zip(DIGIT_PRODUCTS, products, strict=True))
@@ -111,13 +127,13 @@ def compared(c: Sequence[torch.Tensor], products: torch.Tensor, adds: bool) -> t
     for at in _DIGIT:
         found = _where_equal(absent, of_r, at)
         above = found & absent[at]
-        larger = above if larger is None else larger.bitwise_xor_(above)
+        larger = above if larger is None else np.bitwise_xor(larger, above, out=larger)
         equal = _and_equal(equal, absent[at], found, adds)
     assert equal is not None and larger is not None
     return larger, equal
 
 
-def equal_to(c: Sequence[torch.Tensor], products: torch.Tensor, adds: bool) -> torch.Tensor:
+def equal_to(c: Sequence[Array], products: Array, adds: bool) -> Array:
     """Shares, [n] int16, of whether digits of c and r are equal, as `compared` has them."""
     absent, of_r = [~lane for lane in c], dict(zip(DIGIT_PRODUCTS, products, strict=True))
     equal = None
@@ -127,21 +143,24 @@ def equal_to(c: Sequence[torch.Tensor], products: torch.Tensor, adds: bool) -> t
     return equal
 
 
-def _and_equal(equal: torch.Tensor | None, absent: torch.Tensor, found: torch.Tensor, adds: bool) -> torch.Tensor:
+def _and_equal(equal: Array | None, absent: Array, found: Array, adds: bool) -> Array:
     """Whether one bit more is equal: r's is 1 (`found`), or it is 0 where c's is."""
     if equal is None:
         return found ^ absent if adds else found
-    return (equal & absent).bitwise_xor_(found)
+    equal = equal & absent
+    equal ^= found
+    return equal
 
 
-def _where_equal(absent: Sequence[torch.Tensor], of_r: Mapping[frozenset[int], torch.Tensor], at: int) -> torch.Tensor:
+def _where_equal(absent: Sequence[Array], of_r: Mapping[frozenset[int], Array], at: int) -> Array:
     """Whether a bit of r is 1 and all above it are those of c: these are r's XOR what c has not."""
 
-    def part(above: int, taken: frozenset[int]) -> torch.Tensor:
+    def part(above: int, taken: frozenset[int]) -> Array:
         if above == at:
             return of_r[taken]
-        with_r = part(above - 1, taken | {above})
-        return (absent[above] & part(above - 1, taken)).bitwise_xor_(with_r)
+        made = absent[above] & part(above - 1, taken)
+        made ^= part(above - 1, taken | {above})
+        return made
 
     return part(LANES - 1, frozenset((at,)))
 
@@ -149,23 +168,32 @@ def _where_equal(absent: Sequence[torch.Tensor], of_r: Mapping[frozenset[int], t
 # --- products of several masked bits in one round -----------------------------------------------------------
 
 
-def products_of(chains: Sequence[Factors]) -> list[frozenset[int]]:
-    """The products of masks, of two factors or more, that `products` needs for these chains; in a fixed order."""
+@lru_cache(_KINDS)
+def products_of(chains: tuple[Factors, ...]) -> tuple[frozenset[int], ...]:
+    """The products of masks, of two factors or more, that `sums_of_products` needs for these chains; in a fixed
+    order."""
     found: dict[frozenset[int], None] = {}
     for chain in chains:
         for size in range(2, len(chain) + 1):
             found.update(dict.fromkeys(map(frozenset, combinations(chain, size))))
-    return list(found)
+    return tuple(found)
 
 
-def products(
-    chains: Sequence[Factors],
-    adds: bool,
-    masked: torch.Tensor,
-    free: torch.Tensor,
-    derived: torch.Tensor,
-) -> list[torch.Tensor]:
-    """For each chain a share of the AND of its bits. Factor k is its row of `masked` XOR its mask.
+@lru_cache(_KINDS)
+def factors_of(chains: tuple[Factors, ...]) -> tuple[int, ...]:
+    """The factors in these chains, in their order."""
+    return tuple(sorted({factor for chain in chains for factor in chain}))
+
+
+def chains_of(sums: Sums) -> tuple[Factors, ...]:
+    """The products in these sums."""
+    return tuple(chain for each in sums for chain in each)
+
+
+def sums_of_products(
+    sums: Sums, adds: bool, masked: Sequence[Array], free: Sequence[Array], derived: Sequence[Array]
+) -> list[Array]:
+    """For each sum a share of the XOR of its products. Factor k is its row of `masked` XOR its mask.
 
     The AND of sums is the sum, over all ways to take the open part or the mask of each factor, of the products; those
     of the masks are dealt. (Ohata and Nuida, FC 2020: fan-in N in one round.)
@@ -176,48 +204,63 @@ def products(
         free: this party's shares of the masks, likewise.
         derived: those of the products of masks, in the order of `products_of`.
     """
-    factors = factors_of(chains)
-    opened = dict(zip(factors, masked, strict=True))
-    masks = {frozenset((factor,)): row for factor, row in zip(factors, free, strict=True)}
-    masks |= dict(zip(products_of(chains), derived, strict=True))
-    return [_product(opened, masks, chain, frozenset(), adds) for chain in chains]
-
-
-def factors_of(chains: Sequence[Factors]) -> list[int]:
-    """The factors in these chains, in their order."""
-    return sorted({factor for chain in chains for factor in chain})
-
-
-def products_of_masks(chains: Sequence[Factors], masks: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    """What is dealt for these chains: a row for each of `products_of`."""
-    first = next(iter(masks.values()))
-    wanted = products_of(chains)
-    made = first.new_empty((len(wanted), *first.shape))
-    rows: dict[frozenset[int], torch.Tensor] = {frozenset((k,)): mask for k, mask in masks.items()}
-    for row, each in zip(made, wanted, strict=True):
-        *smaller, last = sorted(each)
-        rows[each] = torch.bitwise_and(rows[frozenset(smaller)], masks[last], out=row)
+    masks = [*free, *derived]
+    made = []
+    for trees in _trees(sums):
+        first, *others = (_product(tree, masked, masks, adds) for tree in trees)
+        for other in others:
+            first ^= other
+        made.append(first)
     return made
 
 
-def _product(
-    masked: Mapping[int, torch.Tensor],
-    masks: Mapping[frozenset[int], torch.Tensor],
-    factors: Factors,
-    taken: frozenset[int],
-    adds: bool,
-) -> torch.Tensor:
-    first, *others = factors
-    rest = tuple(others)
-    if not rest:
-        chosen = masks[taken | {first}]
-        if taken:
-            return (masked[first] & masks[taken]).bitwise_xor_(chosen)
-        return masked[first] ^ chosen if adds else chosen
-    made = _product(masked, masks, rest, taken, adds)
-    # What was computed just now is changed where it lies; a share that was dealt is not.
-    made = made.bitwise_and_(masked[first]) if taken else made & masked[first]
-    return made.bitwise_xor_(_product(masked, masks, rest, taken | {first}, adds))
+Tree = tuple[int, Any, Any]
+"""One factor of a product: its row; what the others give, and what they give with its mask taken. The last factor's:
+the row of the mask of those that were taken before (None: of none), and of that with its own."""
+
+
+@lru_cache(_KINDS)
+def _trees(sums: Sums) -> tuple[tuple[Tree, ...], ...]:
+    """For each sum the trees of its products, in rows of factors and of masks."""
+    chains = chains_of(sums)
+    factors = factors_of(chains)
+    masks = [*(frozenset((factor,)) for factor in factors), *products_of(chains)]
+    row = {mask: at for at, mask in enumerate(masks)}
+
+    def tree(chain: Factors, taken: frozenset[int]) -> Tree:
+        first, rest = chain[0], chain[1:]
+        if not rest:
+            return factors.index(first), row.get(taken), row[taken | {first}]
+        return factors.index(first), tree(rest, taken), tree(rest, taken | {first})
+
+    return tuple(tuple(tree(chain, frozenset()) for chain in each) for each in sums)
+
+
+def _product(tree: Tree, masked: Sequence[Array], masks: Sequence[Array], adds: bool) -> Array:
+    """What is given is never a share that was dealt: it may be changed."""
+    at, others, with_mask = tree
+    if isinstance(with_mask, int):
+        if others is None:
+            return masked[at] ^ masks[with_mask] if adds else masks[with_mask].copy()
+        made = masked[at] & masks[others]
+        made ^= masks[with_mask]
+        return made
+    made = _product(others, masked, masks, adds)
+    made &= masked[at]
+    made ^= _product(with_mask, masked, masks, adds)
+    return made
+
+
+def products_of_masks(chains: tuple[Factors, ...], masks: Mapping[int, Array]) -> Array:
+    """What is dealt for these chains: a row for each of `products_of`."""
+    first = next(iter(masks.values()))
+    wanted = products_of(chains)
+    made = np.empty((len(wanted), *first.shape), first.dtype)
+    rows: dict[frozenset[int], Array] = {frozenset((k,)): mask for k, mask in masks.items()}
+    for row, each in zip(made, wanted, strict=True):
+        *smaller, last = sorted(each)
+        rows[each] = np.bitwise_and(rows[frozenset(smaller)], masks[last], out=row)
+    return made
 
 
 DIGIT_PRODUCTS: Final = [*(frozenset((at,)) for at in range(LANES)), *products_of((_DIGIT,))]

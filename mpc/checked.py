@@ -1,46 +1,29 @@
 """Programs of sums and products with malicious security: what interpreter.py does, on shares with MACs.
 
-Linear layers, convolutions, polynomials: operations of this file's table. All that is opened is checked before the
-outputs are revealed (authenticated.py has the protocols, the adversary and the costs).
+Linear layers, convolutions, polynomials, and loops of these (macs.py has the operations). All that is opened is checked
+before the outputs are revealed (authenticated.py has the protocols, the adversary and the costs).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from compute.prepared import arguments, outputs, prepare
+from compute.flow import Flow
+from compute.prepared import Block, Prepared, arguments, outputs, prepare, resolve
 from compute.program import Program
 from mpc import field
 from mpc.authenticated import MAGNITUDE, Authenticated, Tagged, private_mask
-from mpc.bilinear import Bilinear, Convolve, MatrixProduct, Multiply
 from mpc.field import P
-from mpc.operations.linear import _call, result_type
+from mpc.macs import Checked, finer, operation, public, settled
 from mpc.party import Party
 from mpc.ring import decode, encode
 from mpc.rounds import Protocol
-from mpc.secret import Secret, bits_of
+from mpc.secret import Secret
 from protocol.errors import BadRequest, OperationNotAllowed
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A secret with its tag, its fractional bits, and the dtype that it stands for."""
-
-    tagged: Tagged
-    bits: int
-    dtype: torch.dtype
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.tagged.value.shape
-
-    def map(self, linear: Callable[[torch.Tensor], torch.Tensor]) -> Checked:
-        return Checked(Tagged(linear(self.tagged.value), linear(self.tagged.tag)), self.bits, self.dtype)
 
 
 def run(own: Authenticated, program: Program, inputs: Sequence[Any]) -> Protocol[Any]:
@@ -117,19 +100,78 @@ def whole(
 
 def _computed(own: Authenticated, program: Program, inputs: Sequence[Any]) -> Protocol[Any]:
     prepared = prepare(program)
-    block, constants = prepared.main, prepared.constants()
-    values: list[Any] = [*inputs, *[None] * len(block.steps), *(constants[at] for at in block.constants)]
-    for step in block.steps:
-        args, kwargs = arguments(step, values)
-        if step.flow is not None:
-            raise OperationNotAllowed(
-                f"{step.operation} of so many iterations has no form with malicious security: take fewer in one run",
-                operation=step.operation,
-            )
-        if step.entry is None or not any(isinstance(each, Checked) for each in (*args, *kwargs.values())):
-            raise OperationNotAllowed(f"{step.operation} on public values: lower the program first")
-        values[step.number] = yield from _operation(own, step.operation, step.entry.named(args, kwargs))
-    return outputs(block.outputs, values)
+    values = yield from _Run(own, prepared).block(prepared.main, inputs)
+    return outputs(prepared.main.outputs, values)
+
+
+class _Run:
+    """Step by step: their rounds are not shared."""
+
+    def __init__(self, own: Authenticated, prepared: Prepared) -> None:
+        self._own, self._prepared = own, prepared
+        self._constants = prepared.constants()
+
+    def block(self, block: Block, given: Sequence[Any]) -> Protocol[list[Any]]:
+        """All values of a block."""
+        values = [*given, *[None] * len(block.steps), *(self._constants[at] for at in block.constants)]
+        for step in block.steps:
+            if step.flow is not None:
+                values[step.number] = yield from self._loop(step.flow, values)
+                continue
+            args, kwargs = arguments(step, values)
+            if step.entry is None or not any(_secrets([*args, *kwargs.values()])):
+                raise OperationNotAllowed(f"{step.operation} on public values: lower the program first")
+            values[step.number] = yield from operation(self._own, step.operation, step.entry.named(args, kwargs))
+        return values
+
+    def _loop(self, flow: Flow, values: list[Any]) -> Protocol[list[Any]]:
+        """What an iteration has opened is checked at its end: nobody remembers more of it, and what is carried on is
+        right."""
+        if flow.name not in ("flow.repeat", "flow.scan"):
+            raise OperationNotAllowed(f"{flow.name} has no form with malicious security", operation=flow.name)
+        carried, sliced, operands = (
+            [resolve(each, values) for each in group] for group in (flow.carried, flow.sliced, flow.operands)
+        )
+        count = resolve(flow.value, values) if flow.name == "flow.repeat" else sliced[0].shape[0]
+        state, rows = (yield from self._alike(carried)), dict[int, list[Checked]]()
+        for done in self._own.party.iterations(count, lambda: [(each.bits, each.dtype) for each in state]):
+            at = count - 1 - done if flow.reverse else done
+            first = [torch.tensor(at)] if flow.name == "flow.repeat" else []
+            given = [*first, *state, *(_row(each, at) for each in sliced), *operands]
+            block = self._prepared.bodies[flow.bodies[0]]
+            inner = yield from self.block(block, given)
+            made = yield from self._alike([resolve(each, inner) for each in block.outputs])
+            state[:], rows[at] = made[: len(carried)], made[len(carried) :]
+            if self._own.is_unchecked:
+                yield from self._own.check()
+        return [*state, *self._stacked(rows, count)]
+
+    def _alike(self, values: Sequence[Any]) -> Protocol[list[Checked]]:
+        """What goes on, or comes out: secrets with the run's fractional bits, so that all iterations do the same."""
+        made = []
+        for value in values:
+            bits = self._own.precision if value.dtype.is_floating_point else 0
+            if isinstance(value, Checked):
+                made.append(finer((yield from settled(self._own, value)), bits))
+            else:
+                made.append(public(self._own, value, bits))
+        return made
+
+    @staticmethod
+    def _stacked(rows: Mapping[int, list[Checked]], count: int) -> list[Checked]:
+        """Of shapes alone, those of one iteration stand for all."""
+        found = next(iter(rows.values()), [])
+        whole = [rows.get(at, found) for at in range(count)]
+        return [_stack(column) for column in zip(*whole, strict=True)]
+
+
+def _row(value: Any, at: int) -> Any:
+    return value.map(lambda share: share.select(0, at)) if isinstance(value, Checked) else value.select(0, at)
+
+
+def _stack(column: Sequence[Checked]) -> Checked:
+    words, tags = ([getattr(each.tagged, name) for each in column] for name in ("value", "tag"))
+    return Checked(Tagged(torch.stack(words), torch.stack(tags)), column[0].bits, column[0].dtype)
 
 
 def _secrets(made: Any) -> Iterator[Checked]:
@@ -153,110 +195,3 @@ def _with(made: Any, change: Callable[[Checked], Any]) -> Any:
     if isinstance(made, list | tuple):
         return type(made)(_with(each, change) for each in made)
     return made
-
-
-def _operation(own: Authenticated, name: str, named: dict[str, Any]) -> Protocol[Checked]:
-    kind = name.split(".")[1]
-    if kind in _MOVES:
-        source: Checked = named["self"]
-        return source.map(lambda share: _call(name, {**named, "self": share}))
-    if kind in ("sum", "neg"):
-        summand: Checked = named["self"]
-        return summand.map(partial(_sum, name, named) if kind == "sum" else field.opposite)
-    if kind in ("add", "sub", "rsub") and named.get("alpha", 1) == 1:
-        one, other = named["self"], named["other"]
-        return _sum_of(own, *(other, one) if kind == "rsub" else (one, other), -1 if "sub" in kind else 1)
-    if kind in ("mul", "square"):
-        return (yield from _product(own, Multiply(), named["self"], named.get("other", named["self"])))
-    if kind in ("mm", "matmul", "bmm"):
-        return (yield from _product(own, MatrixProduct(), named["self"], named.get("mat2", named.get("other"))))
-    if kind in ("addmm", "linear"):
-        x, y = (named["mat1"], named["mat2"]) if kind == "addmm" else (named["input"], _turned(named["weight"]))
-        made = yield from _product(own, MatrixProduct(), x, y)
-        bias = named["self"] if kind == "addmm" else named.get("bias")
-        return made if bias is None else _sum_of(own, made, bias, 1)
-    if kind in ("conv2d", "convolution") and not named.get("transposed"):
-        return (yield from _convolve(own, named))
-    raise OperationNotAllowed(f"{name} has no form with malicious security: sums and products have", operation=name)
-
-
-_MOVES: Final = frozenset(
-    "view reshape permute transpose t expand squeeze unsqueeze select slice flatten clone detach _unsafe_view".split()
-)
-
-
-def _turned(value: Any) -> Any:
-    return value.map(lambda share: share.mT) if isinstance(value, Checked) else value.mT
-
-
-def _sum(name: str, named: dict[str, Any], share: torch.Tensor) -> torch.Tensor:
-    return field.summed(share, lambda part: _call(name, {**named, "self": part, "dtype": None}))
-
-
-def _sum_of(own: Authenticated, one: Any, other: Any, sign: int) -> Checked:
-    dtype = result_type(*map(_stand_in, (one, other)))
-    bits = max(each.bits if isinstance(each, Checked) else bits_of(each, own.precision) for each in (one, other))
-    if not isinstance(other, Checked):
-        return Checked(_plus(own, _finer(one, bits), _elements(other, bits), sign), bits, dtype)
-    right = _finer(other, bits) if sign > 0 else _finer(other, bits).map(field.opposite)
-    if not isinstance(one, Checked):
-        return Checked(_plus(own, right, _elements(one, bits), 1), bits, dtype)
-    return Checked(_finer(one, bits).tagged + right.tagged, bits, dtype)
-
-
-def _stand_in(value: Any) -> Any:
-    return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Checked) else value
-
-
-def _plus(own: Authenticated, secret: Checked, public: torch.Tensor, sign: int) -> Tagged:
-    public = public.to(secret.tagged.value.device)  # in a script, of shapes alone
-    shape = (secret.tagged.value + public).shape
-    wide = secret.map(lambda share: share.expand(shape))
-    return own.plus(wide.tagged, (public if sign > 0 else field.opposite(public)).expand(shape))
-
-
-def _finer(secret: Checked, bits: int) -> Checked:
-    moved = secret.map(lambda share: field.turned(share, bits - secret.bits))
-    return Checked(moved.tagged, bits, secret.dtype)
-
-
-def _elements(value: Any, bits: int) -> torch.Tensor:
-    return field.from_words(encode(torch.as_tensor(value), bits))
-
-
-def _product(own: Authenticated, operation: Bilinear, x: Any, y: Any) -> Protocol[Checked]:
-    x, y = (yield from _settled(own, x)), (yield from _settled(own, y))
-    if isinstance(x, Checked) and isinstance(y, Checked):
-        made = yield from own.multiply(operation, x.tagged, y.tagged)
-        return Checked(made, x.bits + y.bits, x.dtype)
-    secret, public = (x, y) if isinstance(x, Checked) else (y, x)
-    bits = bits_of(public, own.precision)
-    words = _elements(public, bits)
-    if isinstance(x, Checked):
-        made = secret.tagged.by(operation, words)
-    else:
-        made = Tagged(*(field.apply(operation, words, each) for each in (secret.tagged.value, secret.tagged.tag)))
-    return Checked(made, secret.bits + bits, secret.dtype)
-
-
-def _settled(own: Authenticated, value: Any) -> Protocol[Any]:
-    if not isinstance(value, Checked) or value.bits <= own.precision:
-        return value
-    made = yield from own.truncate(value.tagged, value.bits - own.precision)
-    return Checked(made, own.precision, value.dtype)
-
-
-def _convolve(own: Authenticated, named: dict[str, Any]) -> Protocol[Checked]:
-    x, weight, bias = named["input"], named["weight"], named.get("bias")
-    rank = len(weight.shape) - 2
-
-    def each(key: str, default: int) -> tuple[int, ...]:
-        value = named.get(key, default)
-        return (value,) * rank if isinstance(value, int) else tuple(value) * (rank if len(value) == 1 else 1)
-
-    operation = Convolve(each("stride", 1), each("padding", 0), each("dilation", 1), named.get("groups", 1))
-    made = yield from _product(own, operation, x, weight)
-    if bias is None:
-        return made
-    wide = (-1, *(1,) * rank)
-    return _sum_of(own, made, bias.map(lambda t: t.view(wide)) if isinstance(bias, Checked) else bias.view(wide), 1)

@@ -13,28 +13,31 @@ Adversary: semi-honest, all parties but one may collude, but not with the dealer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+import numpy as np
 import torch
 
 from mpc import bits
 from mpc.correlations import XOR, Correlation, Dealt, Words
 from mpc.party import Party
-from mpc.pieces import by_pieces
-from mpc.ring import MAGNITUDE, WIDTH, shift_logical
+from mpc.pieces import Array, at_once, by_pieces, upper
+from mpc.ring import MAGNITUDE, WIDTH
 from mpc.rounds import Opening, Protocol, together
 
 # Lanes of a level: what propagates a carry (3 down to 0), and what makes one (2 down to 0; that of lane 3 is linear).
 _P3, _P2, _P1, _P0, _G2, _G1, _G0 = range(7)
 CARRY: Final = ((_P3, _G2), (_P3, _P2, _G1), (_P3, _P2, _P1, _G0))
 ALL: Final = (_P3, _P2, _P1, _P0)
+EVERY: Final = ((ALL,),)
+"""For `ands`: whether all four are 1."""
 _TOP: Final = bits.LANES - 1  # the highest bit of the highest digit is that of the words of the highest lane
 _BELOW_TOP: Final = (1 << 15) - 1
-_WITHOUT_TOP: Final = torch.tensor(
-    [[_BELOW_TOP if _TOP in factors else -1] for factors in bits.DIGIT_PRODUCTS], dtype=torch.int16
+_WITHOUT_TOP: Final = np.array(
+    [[_BELOW_TOP if _TOP in factors else -1] for factors in bits.DIGIT_PRODUCTS], dtype=np.int16
 )
 _SHIFT_IN: Final = 1 << MAGNITUDE  # makes values non-negative while they are truncated
 
@@ -65,10 +68,10 @@ class Mask(Correlation):
         r = free[0]
         return by_pieces(self._parts, r)
 
-    def _parts(self, r: torch.Tensor) -> Sequence[torch.Tensor]:
+    def _parts(self, r: Array) -> Sequence[Array]:
         found = [bits.digit_products(r)] if self.has_bits else []
         if self.shift:
-            found += [shift_logical(r, self.shift), shift_logical(r, WIDTH - 1)]
+            found += [upper(r, self.shift), upper(r, WIDTH - 1)]
         return found
 
 
@@ -81,7 +84,7 @@ class Level(Correlation):
     chains: tuple[bits.Factors, ...]
 
     @property
-    def factors(self) -> list[int]:
+    def factors(self) -> tuple[int, ...]:
         return bits.factors_of(self.chains)
 
     @property
@@ -124,13 +127,13 @@ class Choice(Correlation):
         s = bits.unpack(free[0])
         return by_pieces(self._products, *((s,) if kept is None else (s, kept)))
 
-    def _products(self, bit: torch.Tensor, kept: torch.Tensor | None = None) -> Sequence[torch.Tensor]:
-        s = bit.to(torch.int64)
+    def _products(self, bit: Array, kept: Array | None = None) -> Sequence[Array]:
+        s = bit.astype(np.int64)
         if kept is None:
             return [s]
         if not self.shift:
             return [s, s * kept]
-        return [s, s * shift_logical(kept, WIDTH - 1), s * shift_logical(kept, self.shift)]
+        return [s, s * upper(kept, WIDTH - 1), s * upper(kept, self.shift)]
 
 
 # --- opening x + r ------------------------------------------------------------------------------------------
@@ -190,17 +193,28 @@ def mask(party: Party, x: torch.Tensor, shift: int = 0, *, has_bits: bool = True
     return Masked(c, scale, constant, dealt, number, shift)
 
 
-def _known(shift: int, c: torch.Tensor) -> Sequence[torch.Tensor]:
+def _known(shift: int, c: Array) -> Sequence[Array]:
     """What follows from x + 2^62 + r: x + r, and the scale and constant of x >> shift."""
-    scale = (1 - shift_logical(c, WIDTH - 1)) << (WIDTH - shift)
-    return c - _SHIFT_IN, scale, shift_logical(c, shift) - (_SHIFT_IN >> shift)
+    scale = upper(~c, WIDTH - 1)
+    scale <<= WIDTH - shift
+    constant = upper(c, shift)
+    constant -= _SHIFT_IN >> shift
+    return c - _SHIFT_IN, scale, constant
 
 
 def shifted(party: Party, masked: Masked) -> torch.Tensor:
     """A share of x >> shift, rounded down or up: off by less than 1. No round."""
     assert masked.scale is not None and masked.constant is not None
-    share = (masked.scale * masked.r_top).sub_(masked.r_shifted)
-    return share.add_(masked.constant) if party.is_first else share
+    given = (masked.scale, masked.constant, masked.r_top, masked.r_shifted)
+    return by_pieces(partial(_shifted, party.is_first), *given)[0]
+
+
+def _shifted(is_first: bool, scale: Array, constant: Array, r_top: Array, r_shifted: Array) -> list[Array]:
+    share = scale * r_top
+    share -= r_shifted
+    if is_first:
+        share += constant
+    return [share]
 
 
 def truncate(party: Party, x: torch.Tensor, shift: int) -> Protocol[torch.Tensor]:
@@ -221,57 +235,73 @@ def negative_bits(party: Party, masked: Masked) -> Protocol[torch.Tensor]:
     more than those of c. A bit of r that is 1 where c has 0 makes a borrow, equal bits pass it on.
     """
     borrow, through, top = by_pieces(partial(_borrows, party.is_first), masked.r_digits, masked.c)
-    borrow, passes = yield from _combine(party, bits.second_lanes(borrow), bits.second_lanes(through))
-    assert passes is not None
-    borrow, _ = yield from _combine(party, bits.third_lanes(borrow), bits.third_lanes(passes), is_last=True)
+    borrow, passes = yield from _combine(party, bits.second_lanes, borrow, through)
+    borrow, _ = yield from _combine(party, bits.third_lanes, borrow, passes, is_last=True)
     return borrow ^ bits.pack(top)
 
 
-def _borrows(is_first: bool, r: torch.Tensor, c: torch.Tensor) -> Sequence[torch.Tensor]:
+def _borrows(is_first: bool, r: Array, c: Array) -> Sequence[Array]:
     """Whether each digit makes a borrow, and passes one on, [n] int16; and a share of the highest bit of c - r where
     nothing is borrowed, uint8."""
-    lanes = bits.first_lanes(bits.to_lanes(c))
+    lanes = bits.first_lanes(c)
     top = (r[_TOP] ^ lanes[_TOP] if is_first else r[_TOP]) < 0
     # The highest bit itself passes on: as if it were 0 in c and in r.
-    lanes[_TOP] = lanes[_TOP] & _BELOW_TOP
-    return *bits.compared(lanes, r & _WITHOUT_TOP.to(r.device), is_first), top.view(torch.uint8)
+    lanes[_TOP] &= _BELOW_TOP
+    return *bits.compared(lanes, r & _WITHOUT_TOP, is_first), top.view(np.uint8)
 
 
 def _combine(
-    party: Party, makes: Sequence[torch.Tensor], passes: Sequence[torch.Tensor], *, is_last: bool = False
-) -> Protocol[tuple[torch.Tensor, torch.Tensor | None]]:
+    party: Party,
+    lanes_of: Callable[[Array], list[Array]],
+    makes: torch.Tensor,
+    passes: torch.Tensor,
+    *,
+    is_last: bool = False,
+) -> Protocol[tuple[torch.Tensor, torch.Tensor]]:
     """Four bits as one: whether they make a borrow together, and (but for the last level) pass one on. One round."""
-    chains = CARRY if is_last else (*CARRY, ALL)
-    lanes = {_P3: passes[3], _P2: passes[2], _P1: passes[1], _P0: passes[0]}
-    lanes |= {_G2: makes[2], _G1: makes[1], _G0: makes[0]}
-    first, second, third, *through = yield from ands(party, chains, lanes)
-    return makes[3] ^ first.bitwise_xor_(second).bitwise_xor_(third), None if is_last else through[0]
+
+    sums: bits.Sums = (CARRY,) if is_last else (CARRY, (ALL,))
+
+    def lanes(makes: Array, passes: Array) -> Sequence[Array]:
+        making = lanes_of(makes)
+        factors = [*reversed(lanes_of(passes)), *reversed(making[:-1])]
+        return [np.stack([factors[at] for at in bits.factors_of(bits.chains_of(sums))]), making[-1]]
+
+    rows, highest = at_once(lanes, bits.LANES, makes, passes)
+    found, *through = yield from _sums(party, sums, rows)
+    found ^= highest
+    return found, found if is_last else through[0]
 
 
-def ands(
-    party: Party, chains: Sequence[bits.Factors], lanes: Mapping[int, torch.Tensor]
-) -> Protocol[Sequence[torch.Tensor]]:
-    """For each chain shares of the AND of its factors' words, [n] of one dtype. One round."""
-    like = next(iter(lanes.values()))
-    level = Level(like.shape[0], like.dtype, tuple(chains))
-    dealt = party.take(level)
-    share = torch.stack([lanes[factor] for factor in level.factors])
-    share ^= dealt.free[0]
-    opened = yield Opening(xors=[share])
-    return by_pieces(partial(bits.products, chains, party.is_first), opened.xors[0], dealt.free[0], dealt.derived[0])
+def ands(party: Party, sums: bits.Sums, lanes: Mapping[int, torch.Tensor]) -> Protocol[Sequence[torch.Tensor]]:
+    """For each sum shares of the XOR of its products: each the AND of its factors' words, [n] of one dtype. One
+    round."""
+    return (yield from _sums(party, sums, torch.stack([lanes[at] for at in bits.factors_of(bits.chains_of(sums))])))
+
+
+def _sums(party: Party, sums: bits.Sums, rows: torch.Tensor) -> Protocol[Sequence[torch.Tensor]]:
+    """The same of the factors' words in their order, a row each; they are used up."""
+    dealt = party.take(Level(rows.shape[1], rows.dtype, bits.chains_of(sums)))
+    opened = yield Opening(xors=[rows.bitwise_xor_(dealt.free[0])])
+    work = partial(bits.sums_of_products, sums, party.is_first)
+    return by_pieces(work, opened.xors[0], dealt.free[0], dealt.derived[0])
 
 
 def zero_bits(party: Party, masked: Masked) -> Protocol[torch.Tensor]:
     """Packed XOR shares of x == 0: whether all digits of c and r are equal. Two rounds, 2.5 bytes an element."""
     (equal,) = by_pieces(partial(_equal, party.is_first), masked.r_digits, masked.c)
     for lanes_of in (bits.second_lanes, bits.third_lanes):
-        lanes = dict(zip(reversed(ALL), lanes_of(equal), strict=True))
-        (equal,) = yield from ands(party, (ALL,), lanes)
+        (rows,) = at_once(partial(_rows, lanes_of), bits.LANES, equal)
+        (equal,) = yield from _sums(party, EVERY, rows)
     return equal
 
 
-def _equal(is_first: bool, r: torch.Tensor, c: torch.Tensor) -> Sequence[torch.Tensor]:
-    return [bits.equal_to(bits.first_lanes(bits.to_lanes(c)), r, is_first)]
+def _rows(lanes_of: Callable[[Array], list[Array]], words: Array) -> list[Array]:
+    return [np.stack(list(reversed(lanes_of(words))))]
+
+
+def _equal(is_first: bool, r: Array, c: Array) -> Sequence[Array]:
+    return [bits.equal_to(bits.first_lanes(c), r, is_first)]
 
 
 # --- bits as numbers ----------------------------------------------------------------------------------------
@@ -324,40 +354,51 @@ def _numbers(
     return bit, chosen
 
 
-def _number(is_first: bool, t: torch.Tensor, s: torch.Tensor) -> list[torch.Tensor]:
-    t = t.to(torch.int64)
-    bit = (1 - 2 * t).mul_(s)
-    return [bit.add_(t) if is_first else bit]
+def _number(is_first: bool, t: Array, s: Array) -> list[Array]:
+    t = t.astype(np.int64)
+    return [_signed(is_first, t, 1 - 2 * t, s)]
 
 
-def _number_and_choice(
-    is_first: bool, t: torch.Tensor, c: torch.Tensor, r: torch.Tensor, s: torch.Tensor, s_r: torch.Tensor
-) -> list[torch.Tensor]:
+def _signed(is_first: bool, t: Array, sign: Array, s: Array) -> Array:
+    """A share of the bit, t + sign * s."""
+    bit: Array = sign * s
+    if is_first:
+        bit += t
+    return bit
+
+
+def _number_and_choice(is_first: bool, t: Array, c: Array, r: Array, s: Array, s_r: Array) -> list[Array]:
     """The bit, and the bit times c - r: that t times, and (c - r) s times 1 - 2 t."""
-    t = t.to(torch.int64)
+    t = t.astype(np.int64)
     sign = 1 - 2 * t
-    chosen = (c * s).sub_(s_r).mul_(sign).add_((c - r if is_first else -r).mul_(t))
-    bit = sign.mul_(s)
-    return [bit.add_(t) if is_first else bit, chosen]
+    chosen = c * s
+    chosen -= s_r
+    chosen *= sign
+    own = c - r if is_first else -r
+    own *= t
+    chosen += own
+    return [_signed(is_first, t, sign, s), chosen]
 
 
 def _number_and_choice_shifted(
     is_first: bool,
-    t: torch.Tensor,
-    scale: torch.Tensor,
-    constant: torch.Tensor,
-    r_top: torch.Tensor,
-    r_shifted: torch.Tensor,
-    s: torch.Tensor,
-    s_top: torch.Tensor,
-    s_shifted: torch.Tensor,
-) -> list[torch.Tensor]:
+    t: Array,
+    scale: Array,
+    constant: Array,
+    r_top: Array,
+    r_shifted: Array,
+    s: Array,
+    s_top: Array,
+    s_shifted: Array,
+) -> list[Array]:
     """The bit, and the bit times scale * r_top - r_shifted + constant."""
-    t = t.to(torch.int64)
+    t = t.astype(np.int64)
     sign = 1 - 2 * t
-    own = (scale * r_top).sub_(r_shifted)
-    if is_first:
-        own.add_(constant)
-    inner = (scale * s_top).sub_(s_shifted).add_(constant * s)
-    bit = sign * s
-    return [bit.add_(t) if is_first else bit, inner.mul_(sign).add_(own.mul_(t))]
+    (own,) = _shifted(is_first, scale, constant, r_top, r_shifted)
+    own *= t
+    chosen = scale * s_top
+    chosen -= s_shifted
+    chosen += constant * s
+    chosen *= sign
+    chosen += own
+    return [_signed(is_first, t, sign, s), chosen]

@@ -15,7 +15,7 @@ from compute.values import tensor_bytes
 from mpc.correlations import Correlation, Dealt, deal, take
 from mpc.masks import fresh_seed
 from mpc.ring import words_in
-from mpc.script import Script
+from mpc.script import Across, Script
 from protocol.errors import BadRequest
 
 
@@ -43,24 +43,24 @@ class Dealer:
         return self._pieces()
 
     def _pieces(self) -> Iterator[memoryview]:
-        crossing, kept = self._script.crossing(), dict(self._standing)
+        kept = Across(self._script, self._standing)
         for stretch in self._script.stretches():
             last_use = {each.kept: number for number, each in stretch if each.kept is not None}
             own: dict[int, torch.Tensor] = {}
             for number, correlation in stretch:
                 mask = None if correlation.kept is None else _either(own, kept, correlation.kept)
                 made = deal(correlation, number, self.seeds, mask)
-                if made.first is not None and number in crossing:
-                    kept[number] = made.first
-                elif made.first is not None and number in last_use:
-                    own[number] = made.first
+                if made.first is not None:
+                    kept.put(number, made.first)
+                    if number in last_use:
+                        own[number] = made.first
                 if correlation.kept is not None and last_use[correlation.kept] == number:
                     own.pop(correlation.kept, None)
                 for share in made.shares:
                     yield tensor_bytes(share)
 
 
-def _either(own: Mapping[int, torch.Tensor], kept: Mapping[int, torch.Tensor], number: int) -> torch.Tensor:
+def _either(own: Mapping[int, torch.Tensor], kept: Across[torch.Tensor], number: int) -> torch.Tensor:
     """A mask of this stretch, or of what was before."""
     return own[number] if number in own else kept[number]
 
@@ -89,9 +89,28 @@ class Supply:
         corrections = None if self._read is None else self._corrections(correlation, self._read)
         return take(correlation, number, self._seed, corrections)
 
+    def ahead(self, script: Script) -> Drawn:
+        """All that a run of this script takes, drawn now."""
+        return Drawn({at: (each, self(at, each)) for stretch in script.stretches() for at, each in stretch})
+
     @staticmethod
     def _corrections(correlation: Correlation, read: Read) -> Sequence[torch.Tensor]:
         shares = []
         for words in correlation.derived:
             shares.append(words_in(read(words.nbytes), words.dtype, words.shape))
         return shares
+
+
+class Drawn:
+    """What a Supply gives for one run, drawn before it, so that no mask is made while it goes on. Each number is taken
+    once."""
+
+    def __init__(self, dealt: dict[int, tuple[Correlation, Dealt]]) -> None:
+        self._dealt = dealt
+
+    def __call__(self, number: int, correlation: Correlation) -> Dealt:
+        """This party's shares. BadRequest: they were taken before, or are of something else."""
+        drawn, dealt = self._dealt.pop(number, (None, None))
+        if dealt is None or drawn != correlation:
+            raise BadRequest(f"correlation {number} was not drawn for this run, or was taken: each is used once")
+        return dealt

@@ -12,7 +12,10 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Final
 
+import numpy as np
 import torch
+
+from mpc.pieces import Array
 
 TURN_BITS: Final = 32
 """Angles are words modulo one turn, in units of 2^-32 turns: all of an int32."""
@@ -20,33 +23,44 @@ TURN_BITS: Final = 32
 CIRCLE_BITS: Final = 30
 """Fractional bits of the cosines and sines that are given."""
 
+Circle = tuple[Array, Array]
+"""Cosines and sines of angles."""
+
 _QUARTER: Final = TURN_BITS - 2
 # sin(pi x / 2) = x (k0 + k1 x^2 + ...) on [0, 1], to within 2e-11; in units of 2^-30.
 _SINE: Final = (1686629713, -693598663, 85569264, -5026852, 172032, -3670)
 
 
-def cosine_sine(turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def cosine_sine(turns: Array) -> tuple[Array, Array]:
     """Cosine and sine of angles, int32 words, as int64 with 30 fractional bits; errors below 2^-28."""
-    angle = turns.to(torch.int64) & ((1 << TURN_BITS) - 1)
+    angle = turns.view(np.uint32).astype(np.int64)
     quarter, within = angle >> _QUARTER, angle & ((1 << _QUARTER) - 1)
     sine, cosine = _sine(within), _sine((1 << _QUARTER) - within)
     # In the second and fourth quarter they change places; then the signs. Without a branch: -1 is all bits.
     changed = (sine ^ cosine) & -(quarter & 1)
-    sine, cosine = sine ^ changed, cosine ^ changed
+    sine ^= changed
+    cosine ^= changed
     below, left = -(quarter >> 1), -((quarter ^ (quarter >> 1)) & 1)
     return (cosine ^ left) - left, (sine ^ below) - below
 
 
-def _sine(x: torch.Tensor) -> torch.Tensor:
+def _sine(x: Array) -> Array:
     """sin(pi x / 2) for x in [0, 1], in units of 2^-30."""
     square = (x * x) >> CIRCLE_BITS
     total = square * _SINE[-1]
     for coefficient in reversed(_SINE[1:-1]):
-        total = (total >> CIRCLE_BITS).add_(coefficient).mul_(square)
-    return (total >> CIRCLE_BITS).add_(_SINE[0]).mul_(x).add_(1 << (CIRCLE_BITS - 1)) >> CIRCLE_BITS
+        total >>= CIRCLE_BITS
+        total += coefficient
+        total *= square
+    total >>= CIRCLE_BITS
+    total += _SINE[0]
+    total *= x
+    total += 1 << (CIRCLE_BITS - 1)
+    total >>= CIRCLE_BITS
+    return total
 
 
-def circles(turns: torch.Tensor, multiples: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def circles(turns: Array, multiples: Sequence[int]) -> Iterator[Circle]:
     """Cosine and sine of multiples of angles, one after the other, as doubles in units of 2^-30; errors below 2^-27.
 
     Each is turned on by the first from the one before. Sums, differences and products of doubles are exact to the last
@@ -55,7 +69,7 @@ def circles(turns: torch.Tensor, multiples: Sequence[int]) -> Iterator[tuple[tor
     Args:
         multiples: 1, 2, 3 and so on, or 1, 3, 5 and so on.
     """
-    cosine, sine = (each.to(torch.float64) for each in cosine_sine(turns))
+    cosine, sine = (each.astype(np.float64) for each in cosine_sine(turns))
     step = (cosine * _UNIT, sine * _UNIT)
     distance = multiples[1] - 1 if len(multiples) > 1 else 1
     assert distance in (1, 2) and list(multiples) == [1 + at * distance for at in range(len(multiples))]
@@ -68,13 +82,14 @@ def circles(turns: torch.Tensor, multiples: Sequence[int]) -> Iterator[tuple[tor
 
 
 _UNIT: Final = 2.0**-CIRCLE_BITS
-Circle = tuple[torch.Tensor, torch.Tensor]
 
 
 def _turned(one: Circle, other: Circle) -> Circle:
     """Cosine and sine of the sum of two angles."""
-    cosine = (one[0] * other[0]).sub_(one[1] * other[1])
-    sine = (one[1] * other[0]).add_(one[0] * other[1])
+    cosine = one[0] * other[0]
+    cosine -= one[1] * other[1]
+    sine = one[1] * other[0]
+    sine += one[0] * other[1]
     return cosine, sine
 
 
@@ -83,30 +98,42 @@ _ROUGH_SINE: Final = (1.0, -1 / 6, 1 / 120, -1 / 5040)
 _ROUGH_COSINE: Final = (1.0, -1 / 2, 1 / 24, -1 / 720, 1 / 40320)
 
 
-def rough_circles(turns: torch.Tensor, count: int, bits: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def rough_circles(turns: Array, count: int, bits: int) -> Iterator[Circle]:
     """Cosine and sine of 1 to `count` times angles, int32 words, one after the other, as floats in units of 2^-bits:
     errors below count^2 * 2^-22. Each operation on its own is exact to the last bit everywhere, as in `circles`."""
     quarter = (turns + (1 << (_QUARTER - 1))) >> _QUARTER  # the nearest one
-    angle = (turns - (quarter << _QUARTER)).to(torch.float32).mul_(_HALF_PI / (1 << _QUARTER))
+    angle = (turns - (quarter << _QUARTER)).astype(np.float32)
+    angle *= _HALF_PI / (1 << _QUARTER)
     square = angle * angle
-    sine, cosine = _even(square, _ROUGH_SINE).mul_(angle), _even(square, _ROUGH_COSINE)
-    is_odd = (quarter & 1).to(torch.bool)
-    sine, cosine = torch.where(is_odd, cosine, sine), torch.where(is_odd, sine, cosine)
-    sine.mul_(1 - (quarter & 2))
-    cosine.mul_(1 - ((quarter + 1) & 2))
+    sine, cosine = _even(square, _ROUGH_SINE), _even(square, _ROUGH_COSINE)
+    sine *= angle
+    # In odd quarters they change places; then the signs, which are the highest bits.
+    words, others = sine.view(np.int32), cosine.view(np.int32)
+    changed = (words ^ others) & -(quarter & 1)
+    words ^= changed
+    others ^= changed
+    words ^= (quarter & 2) << (TURN_BITS - 2)
+    others ^= ((quarter + 1) & 2) << (TURN_BITS - 2)
     twice, unit = 2 * cosine, float(1 << bits)
-    before, here = (torch.full_like(cosine, unit), torch.zeros_like(sine)), (cosine.mul_(unit), sine.mul_(unit))
+    cosine *= unit
+    sine *= unit
+    before, here = (np.full_like(cosine, unit), np.zeros_like(sine)), (cosine, sine)
     for at in range(count):
         yield here
         if at + 1 < count:  # cos (k + 1) a = 2 cos a cos k a - cos (k - 1) a
-            before, here = here, ((twice * here[0]).sub_(before[0]), (twice * here[1]).sub_(before[1]))
+            cosine, sine = twice * here[0], twice * here[1]
+            cosine -= before[0]
+            sine -= before[1]
+            before, here = here, (cosine, sine)
 
 
-def _even(square: torch.Tensor, coefficients: Sequence[float]) -> torch.Tensor:
+def _even(square: Array, coefficients: Sequence[float]) -> Array:
     total = square * coefficients[-1]
     for coefficient in reversed(coefficients[1:-1]):
-        total.add_(coefficient).mul_(square)
-    return total.add_(coefficients[0])
+        total += coefficient
+        total *= square
+    total += coefficients[0]
+    return total
 
 
 POWER_BITS: Final = 18

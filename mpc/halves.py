@@ -19,11 +19,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+import numpy as np
 import torch
 
 from mpc.correlations import SUM, Words
 from mpc.exact import CIRCLE_BITS, POWER_BITS, circles, power
 from mpc.inverse import COSINES, SINES, WAVE_BITS, Wave
+from mpc.pieces import Array, by_pieces
 from mpc.rounds import Opening, Protocol
 from mpc.trio import PARTIES, Pieces, Trio
 from mpc.waves import CELL_BITS, CELLS, DEALT_BITS, LOWEST, TABLE_BITS, Angles, Powers
@@ -52,9 +54,7 @@ def wave(trio: Trio, r: Pieces, correlation: Wave) -> Protocol[list[torch.Tensor
     multiples = tuple(range(1, len(COSINES) + 1))
     first = u.new_zeros((2, len(multiples), correlation.count), dtype=torch.int64)
     if not trio.rank:
-        for at, (cosine, sine) in enumerate(circles(u, multiples)):
-            a, b = (each * 2.0 ** (_FACTOR - CIRCLE_BITS) for each in (COSINES[at], SINES[at]))
-            first[0, at], first[1, at] = (cosine * a - sine * b).round_(), (sine * a + cosine * b).round_()
+        (first,) = by_pieces(_weighted, u)
     other = _TURNS + WAVE_BITS - _FACTOR
     made = yield from _turned(trio, first, partial(_circle, v, multiples, other), _RAISED, _TURNS)
     return [made.to(torch.int32)]  # modulo 2^32
@@ -84,11 +84,24 @@ def _turned(
 
 def _circle(angle: torch.Tensor, multiples: Sequence[int], bits: int) -> torch.Tensor:
     """Cosines and sines of multiples of angles, [2, multiples, n]: the same words for whoever computes them."""
-    made = angle.new_empty((2, len(multiples), *angle.shape), dtype=torch.int64)
     scale = 2.0 ** (bits - CIRCLE_BITS)
-    for at, (cosine, sine) in enumerate(circles(angle, multiples)):
-        made[0, at], made[1, at] = (cosine * scale).round_(), (sine * scale).round_()
-    return made
+
+    def work(angle: Array) -> list[Array]:
+        made = np.empty((2, len(multiples), *angle.shape), np.int64)
+        for at, (cosine, sine) in enumerate(circles(angle, multiples)):
+            made[0, at], made[1, at] = np.rint(cosine * scale), np.rint(sine * scale)
+        return [made]
+
+    return by_pieces(work, angle)[0]
+
+
+def _weighted(angle: Array) -> list[Array]:
+    """Those of a wave, with its coefficients."""
+    made = np.empty((2, len(COSINES), *angle.shape), np.int64)
+    for at, (cosine, sine) in enumerate(circles(angle, range(1, len(COSINES) + 1))):
+        a, b = (each * 2.0 ** (_FACTOR - CIRCLE_BITS) for each in (COSINES[at], SINES[at]))
+        made[0, at], made[1, at] = np.rint(cosine * a - sine * b), np.rint(sine * a + cosine * b)
+    return [made]
 
 
 def powers(trio: Trio, r: Pieces, correlation: Powers) -> Protocol[list[torch.Tensor]]:

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+import numpy as np
 import torch
 
 from mpc.comparison import truncate, truncate_and_choose
 from mpc.correlations import Correlation, Words
 from mpc.exact import TURN_BITS, rough_circles
 from mpc.party import Party
-from mpc.pieces import by_pieces
-from mpc.ring import WIDTH, shift_logical, signed
+from mpc.pieces import Array, by_pieces, upper
+from mpc.ring import WIDTH, signed
 from mpc.rounds import Opening, Protocol, together
 
 HALF: Final = 32  # bits of the wave's words
@@ -62,13 +63,13 @@ class Wave(Correlation):
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
         return by_pieces(self._factors, free[0])
 
-    def _factors(self, angle: torch.Tensor) -> Sequence[torch.Tensor]:
-        made = angle.new_empty((2 * len(COSINES), *angle.shape), dtype=torch.int32)
+    def _factors(self, angle: Array) -> Sequence[Array]:
+        made = np.empty((2 * len(COSINES), *angle.shape), np.int32)
         for at, (cosine, sine) in enumerate(rough_circles(angle, len(COSINES), WAVE_BITS)):
             a, b = COSINES[at], SINES[at]
             # a cos(c - r) + b sin(c - r) = cos c (a cos r - b sin r) + sin c (a sin r + b cos r)
-            made[2 * at] = (cosine * a).sub_(sine * b).round_()
-            made[2 * at + 1] = (sine * a).add_(cosine * b).round_()
+            made[2 * at] = np.rint(cosine * a - sine * b)
+            made[2 * at + 1] = np.rint(sine * a + cosine * b)
         return [made]
 
 
@@ -91,14 +92,14 @@ class Start(Correlation):
         return by_pieces(self._products, *free)
 
     @staticmethod
-    def _products(r: torch.Tensor, factors: torch.Tensor) -> Sequence[torch.Tensor]:
-        digits = torch.stack([_upper(r, CUT), _upper(r, HALF - 1)])
+    def _products(r: Array, factors: Array) -> Sequence[Array]:
+        digits = np.stack([_upper(r, CUT), _upper(r, HALF - 1)])
         return [digits, digits * factors[0], digits * factors[1]]
 
 
-def _upper(words: torch.Tensor, cut: int) -> torch.Tensor:
+def _upper(words: Array, cut: int) -> Array:
     """32-bit words shifted right as unsigned ones, in 64 bits."""
-    return shift_logical(words.to(torch.int64), cut) & ((1 << (HALF - cut)) - 1)
+    return upper(words, cut).astype(np.int64)
 
 
 def inverse(
@@ -131,38 +132,42 @@ def inverse(
     return size.sub_(of_negative, alpha=2)
 
 
-def _known(c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _known(c: Array) -> tuple[Array, Array]:
     """What follows of the open c = x + 2^30 + r, modulo 2^32: scale and constant of x >> CUT, which is scale * (r's
     highest bit) - (r >> CUT) + constant. (As in comparison.mask.)"""
-    scale = (c >= 0).to(torch.int64) << (HALF - CUT)
-    return scale, _upper(c, CUT) - (_RAISED >> CUT)
+    scale = _upper(~c, HALF - 1)
+    scale <<= HALF - CUT
+    constant = _upper(c, CUT)
+    constant -= _RAISED >> CUT
+    return scale, constant
 
 
-def _once(
-    is_first: bool, c: torch.Tensor, z: torch.Tensor, masked: torch.Tensor, own: torch.Tensor, of_a: torch.Tensor
-) -> Sequence[torch.Tensor]:
+def _once(is_first: bool, c: Array, z: Array, masked: Array, own: Array, of_a: Array) -> Sequence[Array]:
     """Shares of y, the start, and of z * y, for the open z - a."""
     scale, constant = _known(c)
-    y = (scale * own[1]).sub_(own[0])
-    w = (scale * of_a[1]).sub_(of_a[0]).add_(y * masked).add_(constant * z)
-    return [y.add_(constant) if is_first else y, w]
+    y = scale * own[1]
+    y -= own[0]
+    w = scale * of_a[1]
+    w -= of_a[0]
+    w += y * masked
+    w += constant * z
+    if is_first:
+        y += constant
+    return [y, w]
 
 
 def _twice(
-    is_first: bool,
-    shift: int,
-    c: torch.Tensor,
-    y: torch.Tensor,
-    w: torch.Tensor,
-    masked: torch.Tensor,
-    own: torch.Tensor,
-    of_a: torch.Tensor,
-) -> Sequence[torch.Tensor]:
+    is_first: bool, shift: int, c: Array, y: Array, w: Array, masked: Array, own: Array, of_a: Array
+) -> Sequence[Array]:
     """A share of 2 y - w y, for the open w - a; 2 y has `shift` fractional bits less."""
     scale, constant = _known(c)
-    product = (scale * of_a[1]).sub_(of_a[0]).add_(constant * w)
-    rest = y - constant if is_first else y
-    return [(y << shift).sub_(product).sub_(rest * masked)]
+    product = scale * of_a[1]
+    product -= of_a[0]
+    product += constant * w
+    made = y << shift
+    made -= product
+    made -= (y - constant if is_first else y) * masked
+    return [made]
 
 
 def _wave(party: Party, z: torch.Tensor, bits: int) -> Protocol[torch.Tensor]:
@@ -175,9 +180,11 @@ def _wave(party: Party, z: torch.Tensor, bits: int) -> Protocol[torch.Tensor]:
     return total
 
 
-def _sum(is_first: bool, angle: torch.Tensor, dealt: torch.Tensor) -> Sequence[torch.Tensor]:
-    total = torch.full_like(dealt[0], round(_CONSTANT * (1 << (_CIRCLE_BITS + WAVE_BITS))) if is_first else 0)
-    for at, (cosine, sine) in enumerate(rough_circles(angle, len(COSINES), _CIRCLE_BITS)):
-        total.add_(cosine.round().to(torch.int32).mul_(dealt[2 * at]))
-        total.add_(sine.round().to(torch.int32).mul_(dealt[2 * at + 1]))
+def _sum(is_first: bool, angle: Array, dealt: Array) -> Sequence[Array]:
+    total = np.full_like(dealt[0], round(_CONSTANT * (1 << (_CIRCLE_BITS + WAVE_BITS))) if is_first else 0)
+    for at, circle in enumerate(rough_circles(angle, len(COSINES), _CIRCLE_BITS)):
+        for each, factor in zip(circle, dealt[2 * at : 2 * at + 2], strict=True):
+            words = np.rint(each).astype(np.int32)
+            words *= factor
+            total += words
     return [total]

@@ -23,7 +23,7 @@ from compute.program import Input, Node
 from compute.sharing import shared_by
 from mpc.assembly import body_of
 from mpc.interpreter import _numbers
-from mpc.varying import Differs, Varying, version_of
+from mpc.varying import Differs, Varying
 
 if TYPE_CHECKING:
     from mpc.lowering import _Lowering
@@ -60,7 +60,7 @@ class Inside:
 
     def slice_of(self, tensor: torch.Tensor, values: Sequence[torch.Tensor]) -> dict[str, Any]:
         """The reference of what differs and all know: a slice of all of them."""
-        key = id(tensor), version_of(tensor)
+        key = id(tensor), tensor._version
         if key not in self._slices:
             with _disable_current_modes():
                 _, self._slices[key] = self.stand_in(SLICED, torch.stack(list(values)), tensor)

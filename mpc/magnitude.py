@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
+import numpy as np
 import torch
 
 from mpc import bits
-from mpc.comparison import ALL, CARRY, Masked, ands, as_numbers, mask
+from mpc.comparison import ALL, CARRY, EVERY, Masked, ands, as_numbers, mask
 from mpc.correlations import XOR, Correlation, Words
 from mpc.party import Party
-from mpc.pieces import by_pieces
+from mpc.pieces import Array, by_pieces
 from mpc.rounds import Opening, Protocol, together
 
 NARROW: Final = 20
@@ -34,7 +35,7 @@ _PLACES: Final = 16  # hexadecimal digits of a word
 _SIGN_DIGIT: Final = 12  # one that is 0 or 15, as all are above the highest that counts
 # Whether a digit is that of a sign: equal, but for what a borrow changes, and a sign, and both.
 _BORROWED, _DIFFERS, _NEGATIVE, _WITH_SIGN, _WITH_BOTH = range(5)
-_CHOICES: Final = ((_BORROWED, _DIFFERS), (_NEGATIVE, _WITH_SIGN), (_BORROWED, _NEGATIVE, _WITH_BOTH))
+_CHOICES: Final = (((_BORROWED, _DIFFERS), (_NEGATIVE, _WITH_SIGN), (_BORROWED, _NEGATIVE, _WITH_BOTH)),)
 
 
 def digits_of(precision: int, domain: int) -> int:
@@ -65,12 +66,17 @@ class Leading:
         (total,) = by_pieces(partial(self._total, numbers), self.opened, self.masks)
         return total
 
-    def _total(self, numbers: Sequence[int], opened: torch.Tensor, masks: torch.Tensor) -> list[torch.Tensor]:
-        opened, total = opened.to(torch.int64), torch.zeros_like(masks[0])
+    def _total(self, numbers: Sequence[int], opened: Array, masks: Array) -> list[Array]:
+        total = np.zeros_like(masks[0])
         for digit, number in enumerate(numbers):
             # t + (1 - 2 t) s, where t is -1 or 0: then s XOR it, less it, is -s or s.
-            t = (opened << (63 - digit)).bitwise_right_shift_(63)
-            total.add_((masks[digit] ^ t).sub_(t, alpha=2 if self.is_first else 1), alpha=number)
+            t = ((opened << (15 - digit)) >> 15).astype(np.int64)
+            bit = masks[digit] ^ t
+            bit -= t
+            if self.is_first:
+                bit -= t
+            bit *= number
+            total += bit
         return [total]
 
 
@@ -81,7 +87,7 @@ def leading_digit(party: Party, x: torch.Tensor, digits: int) -> Protocol[Leadin
     """
     masked = yield from mask(party, x)
     found = _digits(party, masked, False)
-    taken = _up((yield from _prefix(party, found.makes, found.equal)), 1)  # what is borrowed from a digit
+    taken = (yield from _prefix(party, found.makes, found.equal)) << 1  # what is borrowed from a digit
     zero = found.equal ^ (yield from _both(party, taken, found.equal ^ found.one_more))
     return (yield from _which(party, (yield from _first(party, zero)), digits))
 
@@ -98,24 +104,33 @@ def leading_digit_and_sign(
     masked = yield from mask(party, x)
     found = _digits(party, masked, True)
     assert found.one_fewer is not None
-    taken = _up((yield from _prefix(party, found.makes, found.equal)), 1)
-    open_bit = masked.c >> (4 * _SIGN_DIGIT) if party.is_first else 0
-    # The lowest bits of digits are row 0; digit 12 = 4 * 3 + 0 is at place 4 * 0 + 3.
-    negative = (open_bit ^ (masked.r_digits[0] >> 3) ^ (taken >> _SIGN_DIGIT)) & 1
-    lanes = {_BORROWED: taken, _DIFFERS: found.equal ^ found.one_more, _NEGATIVE: -negative.to(torch.int16)}
+    taken = (yield from _prefix(party, found.makes, found.equal)) << 1
+    negative = by_pieces(partial(_negative, party.is_first), masked.c, masked.r_digits[0], taken)[0]
+    lanes = {_BORROWED: taken, _DIFFERS: found.equal ^ found.one_more, _NEGATIVE: negative}
     lanes |= {_WITH_SIGN: found.equal ^ found.one_fewer, _WITH_BOTH: found.one_more ^ found.one_fewer}
-    of_sign = reduce(torch.bitwise_xor, (yield from ands(party, _CHOICES, lanes)), found.equal)
+    (of_sign,) = yield from ands(party, _CHOICES, lanes)
+    of_sign ^= found.equal
     first = yield from _first(party, of_sign)
-    sign = bits.pack(negative)
+    sign = bits.pack(negative & 1)
     leading, (_, below) = yield from together(_which(party, first, digits), as_numbers(party, sign, masked))
     assert below is not None
     return leading, sign, x - 2 * below
 
 
+def _negative(is_first: bool, c: Array, r: Array, taken: Array) -> list[Array]:
+    """A share of x < 0 in all bits of [n] int16, of the lowest bits of r's digits."""
+    bit = (r >> 3) ^ (taken >> _SIGN_DIGIT)  # digit 12 = 4 * 3 + 0 is at place 4 * 0 + 3
+    if is_first:
+        bit ^= (c >> (4 * _SIGN_DIGIT)).astype(np.int16)
+    bit &= 1
+    return [np.negative(bit, out=bit)]
+
+
 def _first(party: Party, empty: torch.Tensor) -> Protocol[torch.Tensor]:
     """Whether a digit is not empty, and all above it are. Two rounds."""
     empty_from = yield from _all_above(party, empty)
-    return _down(empty_from, 1, party.is_first) ^ empty_from
+    first: torch.Tensor = _down(empty_from, 1, party.is_first) ^ empty_from
+    return first
 
 
 def _which(party: Party, first: torch.Tensor, digits: int) -> Protocol[Leading]:
@@ -139,8 +154,8 @@ class _Digits:
 def _digits(party: Party, masked: Masked, has_sign: bool) -> _Digits:
     """What is to be known of the digits of c and r. No round."""
 
-    def work(r: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
-        of_c = bits.first_lanes(bits.to_lanes(c))
+    def work(r: Array, c: Array) -> list[Array]:
+        of_c = bits.first_lanes(c)
         makes, equal = bits.compared(of_c, r, party.is_first)
         others = [_one_less(of_c), *[_one_more(of_c)] * has_sign]
         return [_natural(each) for each in (makes, equal, *(bits.equal_to(c, r, party.is_first) for c in others))]
@@ -148,50 +163,69 @@ def _digits(party: Party, masked: Masked, has_sign: bool) -> _Digits:
     return _Digits(*by_pieces(work, masked.r_digits, masked.c))
 
 
-def _one_more(lanes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _one_more(lanes: Sequence[Array]) -> list[Array]:
     """The bits of each digit and one, modulo 16."""
     zero, one, two, three = lanes
     return [~zero, one ^ zero, two ^ (zero & one), three ^ (zero & one & two)]
 
 
-def _one_less(lanes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _one_less(lanes: Sequence[Array]) -> list[Array]:
     """The bits of each digit less one, modulo 16."""
     zero, one, two, three = lanes
     return [~zero, one ^ ~zero, two ^ (~zero & ~one), three ^ (~zero & ~one & ~two)]
 
 
-def _natural(words: torch.Tensor) -> torch.Tensor:
+def _natural(words: Array) -> Array:
     """Of 16 digits 4 a + b those at 4 b + a, so that a digit's place is its number."""
     for distance, places in ((3, 0x0A0A), (6, 0x00CC)):
-        moved = (words ^ (words >> distance)) & places
-        words = words ^ moved ^ (moved << distance)
+        moved = words >> distance
+        moved ^= words
+        moved &= places
+        words = words ^ moved
+        moved <<= distance
+        words ^= moved
     return words
 
 
 # --- prefix networks ----------------------------------------------------------------------------------------
 
 
-def _up(words: torch.Tensor, by: int) -> torch.Tensor:
-    return words << by
-
-
-def _down(words: torch.Tensor, by: int, fills: bool = False) -> torch.Tensor:
+def _down(words: Any, by: int, fills: bool = False) -> Any:
     """Shifted down; what comes in at the top is 1 where `fills`."""
     kept = (words >> by) & ((1 << (_PLACES - by)) - 1)
     return kept | (-1 << (_PLACES - by)) if fills else kept
 
 
+_FIRST_MADE: Final = 3  # less one: the factors of Prefix from here on are of what makes
+
+Product = frozenset[int]
+"""Of factors."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prefix(Correlation):
-    """Masks for two words (one, where nothing is made), [count], and products of them and of their shifts."""
+    """Masks for two words (one, where nothing is made), [count], and products of them and of their shifts.
+
+    The factors are the word that passes on as it is, and shifted one to three times (0 to 3), and that which makes,
+    shifted one to three times (4 to 6). What all of a product's words are shifted by, the product is.
+    """
 
     count: int
     stride: int
     is_up: bool
+    is_last: bool = False
+    """Nobody asks any more what passes on, where something is made."""
 
     @property
-    def chains(self) -> tuple[bits.Factors, ...]:
-        return (*CARRY, ALL) if self.is_up else (ALL,)
+    def sums(self) -> bits.Sums:
+        if not self.is_up:
+            return EVERY
+        return (CARRY,) if self.is_last else (CARRY, (ALL,))
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """Those that are dealt: of which a word is not shifted."""
+        return tuple(each for each in bits.products_of(bits.chains_of(self.sums)) if 0 in each)
 
     @property
     def free(self) -> Sequence[Words]:
@@ -199,49 +233,65 @@ class Prefix(Correlation):
 
     @property
     def derived(self) -> Sequence[Words]:
-        return (Words((len(bits.products_of(self.chains)), self.count), torch.int16, XOR),)
+        return (Words((len(self.products), self.count), torch.int16, XOR),)
 
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
-        return [bits.products_of_masks(self.chains, self.shifts(list(free[0])))]
+        return by_pieces(self._of_masks, free[0])
 
-    def products(
-        self, adds: bool, masked: torch.Tensor, free: torch.Tensor, derived: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """Shares of the chains' products, of the opened words and what was dealt."""
-        rows = [self.shifts(list(masked), fills=True), self.shifts(list(free))]
-        factors = bits.factors_of(self.chains)
-        opened, masks = (torch.stack([each[factor] for factor in factors]) for each in rows)
-        return bits.products(self.chains, adds, opened, masks, derived)
+    def _of_masks(self, free: Array) -> list[Array]:
+        masks = self.factors(free)
+        found: dict[Product, Array] = {frozenset((0,)): masks[0]}
+        for each in self.products:
+            found[each] = found[each - {max(each)}] & masks[max(each)]
+        return [np.stack([found[each] for each in self.products])]
 
-    def shifts(self, words: Sequence[torch.Tensor], fills: bool = False) -> dict[int, torch.Tensor]:
-        """The factors of the chains: words that pass on, and that make, each as seen from further on."""
-        if not self.is_up:
-            return {ALL[at]: _down(words[0], at * self.stride, fills) if at else words[0] for at in range(4)}
-        passes, makes = words
-        found = {ALL[at]: _up(passes, at * self.stride) if at else passes for at in range(4)}
-        return found | {3 + at: _up(makes, at * self.stride) for at in range(1, 4)}
+    def of_opened(self, adds: bool, masked: Array, free: Array, derived: Array) -> list[Array]:
+        """Shares of the sums, of the opened words and what was dealt."""
+        dealt = dict(zip(self.products, derived, strict=True))
+        chains = bits.chains_of(self.sums)
+        products = []
+        for each in bits.products_of(chains):
+            times = min(each)  # no product is of words that make alone
+            products.append(self._shifted(dealt[frozenset(factor - times for factor in each)], times, False))
+        opened, masks = self.factors(masked, fills=True), self.factors(free)
+        one, other = ([each[factor] for factor in bits.factors_of(chains)] for each in (opened, masks))
+        return bits.sums_of_products(self.sums, adds, one, other, products)
+
+    def factors(self, words: Any, fills: bool = False) -> dict[int, Any]:
+        """Of [words, n]; what comes in where they are shifted down is 1 if it `fills`."""
+        found = {times: self._shifted(words[0], times, fills) for times in range(3 if self.is_last else 4)}
+        if self.is_up:
+            found |= {_FIRST_MADE + times: self._shifted(words[1], times, fills) for times in range(1, 4)}
+        return found
+
+    def _shifted(self, words: Any, times: int, fills: bool) -> Any:
+        by = times * self.stride
+        if not by:
+            return words
+        return words << by if self.is_up else _down(words, by, fills)
 
 
 def _prefix(party: Party, makes: torch.Tensor, passes: torch.Tensor) -> Protocol[torch.Tensor]:
     """Whether each place or one below it makes something that is passed on up to there. Two rounds."""
-    for stride in (1, 4):
-        *made, passes = yield from _shifted(party, Prefix(makes.shape[0], stride, True), [passes, makes])
-        makes = reduce(torch.bitwise_xor, made, makes)
-    return makes
+    count = makes.shape[0]
+    made, through = yield from _network(party, Prefix(count, 1, True), [passes, makes])
+    makes = made.bitwise_xor_(makes)
+    (made,) = yield from _network(party, Prefix(count, 4, True, True), [through, makes])
+    return made.bitwise_xor_(makes)
 
 
 def _all_above(party: Party, words: torch.Tensor) -> Protocol[torch.Tensor]:
     """Whether each place and all above it are 1. Two rounds."""
     for stride in (1, 4):
-        (words,) = yield from _shifted(party, Prefix(words.shape[0], stride, False), [words])
+        (words,) = yield from _network(party, Prefix(words.shape[0], stride, False), [words])
     return words
 
 
-def _shifted(party: Party, prefix: Prefix, words: list[torch.Tensor]) -> Protocol[Sequence[torch.Tensor]]:
-    """The products of the prefix's chains. One round."""
+def _network(party: Party, prefix: Prefix, words: list[torch.Tensor]) -> Protocol[Sequence[torch.Tensor]]:
+    """The prefix's sums. One round."""
     dealt = party.take(prefix)
-    opened = yield Opening(xors=[torch.stack(words) ^ dealt.free[0]])
-    return by_pieces(partial(prefix.products, party.is_first), opened.xors[0], dealt.free[0], dealt.derived[0])
+    opened = yield Opening(xors=[torch.stack(words).bitwise_xor_(dealt.free[0])])
+    return by_pieces(partial(prefix.of_opened, party.is_first), opened.xors[0], dealt.free[0], dealt.derived[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,10 +73,11 @@ def over_root(lowering: Lowering, x: Any, y: torch.Tensor) -> Any:
         factor = [f / n if "div" in made[0] else f * n for f, n in _pairs(factor, numbers)]
         made = lowering.made_by(made[1]["self"])
     # Where what is added counts, nothing is too small.
-    is_root = made is not None and made[0] == "aten.sqrt.default"
-    if not is_root or not all(0 < abs(a) < 2.0**-8 * max(abs(f), 1.0) for a, f in _pairs(added, factor)):
+    if made is None or made[0] != "aten.sqrt.default":
         return None
-    assert made is not None
+    is_tiny = all(0 < abs(a) < 2.0**-8 * max(abs(f), 1.0) for a, f in _pairs(added, factor))
+    if not is_tiny and (any(added) or not _are_tiny_roots(lowering, x, made)):
+        return None
     if lowering.remembered(made[1]["self"], _LARGER, lambda: False):  # it is what this has made
         return None
     if not _has_parts(lowering, made[1]["self"]):  # of a variance, say: only its room would be less
@@ -93,6 +94,23 @@ def over_root(lowering: Lowering, x: Any, y: torch.Tensor) -> Any:
     quotient = lowering.apply(_aten.div.Tensor, larger, root)
     made_so = lowering.apply(_aten.mul.Tensor, quotient, _told(lowering, [1 / each for each in factor], root.dtype))
     return _as_quotient(lowering, made_so, x, whole)
+
+
+def _are_tiny_roots(lowering: Lowering, x: Any, root: tuple[str, Arguments]) -> bool:
+    """Whether this is sqrt(u + e) / sqrt(v + e), as Adadelta has it, for an e that a secret has no digits for. In the
+    first step the dividend is public."""
+    inside = lowering.made_by(root[1]["self"])
+    if inside is None or inside[0] not in _SUMS:
+        return False
+    terms = _numbers(lowering, inside[1]["other"])
+    if terms is None or not all(0 < each < _NOTHING for each in terms):
+        return False
+    return not lowering.is_secret(x) or _is_root(lowering, x)
+
+
+def _is_root(lowering: Lowering, x: Any) -> bool:
+    made = lowering.made_by(x) if lowering.is_secret(x) else None
+    return made is not None and made[0] == "aten.sqrt.default"
 
 
 def _as_quotient(lowering: Lowering, made: torch.Tensor, x: Any, y: torch.Tensor) -> torch.Tensor:
@@ -162,6 +180,10 @@ def _larger(lowering: Lowering, x: torch.Tensor, shift: int) -> Any:
         return lowering.apply(overload, *parts(shift, "self"), given["other"])
     if name == "aten.mul.Tensor" and not shift % 2:
         return _product(lowering, given, shift)
+    if name == "aten.sqrt.default" and _has_parts(lowering, given["self"]):
+        return lowering.apply(_aten.sqrt.default, *parts(2 * shift, "self"))
+    if name == "aten.div.Tensor" and _is_root(lowering, given["self"]):
+        return lowering.apply(_aten.div.Tensor, *parts(shift, "self"), given["other"])
     if name == "aten.expand.default" and given["self"].shape == x.shape:
         return _scaled(lowering, given["self"], shift)
     if name == "aten.neg.default":

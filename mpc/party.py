@@ -52,7 +52,7 @@ class Party:
     def between(self) -> Protocol[None]:
         """Before an iteration and after a loop: who makes the correlations itself (replicated.py) makes the next
         ones."""
-        ahead = getattr(self.supply, "ahead", None)
+        ahead = getattr(self.supply, "make_ahead", None)
         if ahead is not None:
             yield from ahead(self._next)
 

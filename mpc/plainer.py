@@ -286,3 +286,19 @@ def _complex(lowering: Lowering, arguments: Arguments) -> Any:
     raise OperationNotAllowed(
         "complex numbers cannot be secrets: compute with their real and imaginary parts", operation="aten.complex"
     )
+
+
+@rule(
+    *("floor_divide.default", "floor_divide.Scalar", "div.Tensor_mode", "div.Scalar_mode"),
+    *("remainder.Scalar", "remainder.Tensor", "fmod.Scalar", "fmod.Tensor"),
+)
+def _rounded_quotient(lowering: Lowering, arguments: Arguments) -> Any:
+    """A quotient on shares is off by a little, and so by one where it is whole: what to do about that is the user's."""
+    if arguments.get("rounding_mode", "floor") is None:
+        return None
+    raise OperationNotAllowed(
+        "//, % and quotients that are rounded have no secure form, as they jump where a quotient is whole: of whole "
+        "numbers below 32,768 by n write ((x.float() + 0.5) / n).floor(), and x - n * that for what is left; of reals "
+        "(x / y).floor()",
+        operation="aten.floor_divide",
+    )

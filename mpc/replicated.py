@@ -38,7 +38,7 @@ from mpc.masks import SEED
 from mpc.party import Party
 from mpc.ring import WIDTH, shift_logical
 from mpc.rounds import Protocol, together
-from mpc.script import Script, Stretch, script_of
+from mpc.script import Across, Script, Stretch, script_of
 from mpc.standing import number_of
 from mpc.trio import Pieces, Trio
 from mpc.waves import Angles, Powers
@@ -65,7 +65,7 @@ def prepare(
         standing: masks that were fixed before the run, by their numbers (`pieces_of`).
     """
     made = Making(rank, seeds, script, standing or {})
-    yield from made.ahead(0)
+    yield from made.make_ahead(0)
     return made
 
 
@@ -79,18 +79,18 @@ class Making:
 
     def __init__(self, rank: int, seeds: tuple[bytes, bytes], script: Script, standing: Mapping[int, Pieces]) -> None:
         self._rank, self._seeds = rank, seeds
-        self._crossing = script.crossing()
         self._groups = groups(script)
-        self._kept = {number: _Made(Dealt([], []), [pieces]) for number, pieces in standing.items()}
+        self._kept = _across(script, standing)
         self._left: dict[int, tuple[Correlation, Dealt]] = {}
         self._end = 0  # the number behind those that were made
 
-    def ahead(self, number: int) -> Protocol[None]:
+    def make_ahead(self, number: int) -> Protocol[None]:
         """Makes what begins with this number, where that is not made."""
         while number >= self._end and (group := next(self._groups, None)) is not None:
             made = yield from make(self._rank, self._seeds, group, self._kept)
             self._left |= {at: (correlation, made[at].dealt) for at, correlation in group}
-            self._kept |= {at: made[at] for at, _ in group if at in self._crossing}
+            for at, _ in group:
+                self._kept.put(at, made[at])
             self._end = group[-1][0] + 1 if group else self._end
 
     def __call__(self, number: int, correlation: Correlation) -> Dealt:
@@ -117,15 +117,15 @@ def groups(script: Script) -> Iterator[Stretch]:
 
 def foreseen(script: Script, standing: Mapping[int, Pieces]) -> Script:
     """What making all of it takes: rounds and bytes; those of groups that are alike are found once."""
-    seeds, crossing = (bytes(SEED), bytes(SEED)), script.crossing()
-    kept = {number: _Made(Dealt([], []), [pieces]) for number, pieces in standing.items()}
+    seeds, kept = (bytes(SEED), bytes(SEED)), _across(script, standing)
     costs: dict[object, Script] = {}
     rounds = nbytes = largest = 0
     for group in groups(script):
 
         def making(party: Party, group: Stretch = group) -> Protocol[None]:
             made = yield from make(0, seeds, group, kept)
-            kept.update({at: made[at] for at, _ in group if at in crossing})
+            for at, _ in group:
+                kept.put(at, made[at])
 
         key = tuple((type(each), *each.free, *each.derived) for _, each in group)
         if key not in costs:
@@ -135,14 +135,16 @@ def foreseen(script: Script, standing: Mapping[int, Pieces]) -> Script:
     return Script((), rounds, nbytes, largest)
 
 
-def make(
-    rank: int, seeds: tuple[bytes, bytes], group: Stretch, before: Mapping[int, _Made]
-) -> Protocol[dict[int, _Made]]:
+def _across(script: Script, standing: Mapping[int, Pieces]) -> Across[_Made]:
+    return Across(script, {number: _Made(Dealt([], []), [pieces]) for number, pieces in standing.items()})
+
+
+def make(rank: int, seeds: tuple[bytes, bytes], group: Stretch, before: Across[_Made]) -> Protocol[dict[int, _Made]]:
     """Correlations by their numbers: those that keep a mask after those that make it."""
-    made = dict(before)
+    made: dict[int, _Made] = {}
     for keeps in (False, True):
         chosen = [(at, each) for at, each in group if (each.kept is not None) == keeps]
-        protocols = [_make(Trio(rank, seeds, at), each, made) for at, each in chosen]
+        protocols = [_make(Trio(rank, seeds, at), each, _kept_for(each, made, before)) for at, each in chosen]
         made.update(zip((at for at, _ in chosen), (yield from together(*protocols)), strict=True))
     return made
 
@@ -159,9 +161,14 @@ def pieces_of(rank: int, seeds: tuple[bytes, bytes], script: Script, before: int
     }
 
 
-def _make(trio: Trio, correlation: Correlation, made: Mapping[int, _Made]) -> Protocol[_Made]:
+def _kept_for(correlation: Correlation, made: Mapping[int, _Made], before: Across[_Made]) -> Sequence[Pieces]:
+    """The mask that it keeps: of this group, or from before."""
+    number = correlation.kept
+    return () if number is None else (made[number] if number in made else before[number]).kept
+
+
+def _make(trio: Trio, correlation: Correlation, kept: Sequence[Pieces]) -> Protocol[_Made]:
     free = [trio.draw(words) for words in correlation.free]
-    kept: Sequence[Pieces] = () if correlation.kept is None else made[correlation.kept].kept
     match correlation:
         case Triple():
             derived = [trio.times(free[0], free[1], correlation.operation)]
@@ -170,11 +177,11 @@ def _make(trio: Trio, correlation: Correlation, made: Mapping[int, _Made]) -> Pr
             derived = [trio.times(free[0], factor, correlation.operation)]
         case Level():
             masks = dict(zip(correlation.factors, (free[0][at] for at in range(len(correlation.factors))), strict=True))
-            derived = yield from _products(trio, masks, correlation.chains)
+            derived = yield from _products(trio, masks, bits.products_of(correlation.chains))
         case Prefix():
-            own, following = (correlation.shifts(list(words)) for words in (free[0].own, free[0].next))
+            own, following = (correlation.factors(words) for words in (free[0].own, free[0].next))
             masks = {factor: Pieces(own[factor], following[factor]) for factor in own}
-            derived = yield from _products(trio, masks, correlation.chains)
+            derived = yield from _products(trio, masks, correlation.products)
         case Pair():
             derived = [trio.both(free[0][0], free[0][1])]
         case Choice():
@@ -201,9 +208,11 @@ def _shares(trio: Trio, free: Sequence[Pieces], correlation: Correlation) -> lis
     return [trio.share(each, words.sharing) for each, words in zip(free, correlation.free, strict=True)]
 
 
-def _products(trio: Trio, masks: Mapping[int, Pieces], chains: Sequence[bits.Factors]) -> Protocol[list[torch.Tensor]]:
-    """Those that bits.products needs: of pairs at once, of three and four by pairs. One round, or none."""
-    wanted = [sorted(each) for each in bits.products_of(chains)]
+def _products(
+    trio: Trio, masks: Mapping[int, Pieces], products: Sequence[frozenset[int]]
+) -> Protocol[list[torch.Tensor]]:
+    """Those of pairs at once, of three and four by pairs. One round, or none."""
+    wanted = [sorted(each) for each in products]
     pairs = sorted({tuple(part) for each in wanted if len(each) > 2 for part in (each[:2], each[2:]) if len(part) == 2})
     paired: dict[tuple[int, ...], Pieces] = {(factor,): mask for factor, mask in masks.items()}
     if pairs:
@@ -277,9 +286,9 @@ def _mask(trio: Trio, r: Pieces, correlation: Mask) -> Protocol[_Made]:
 
 def _digit_products(trio: Trio, words: Pieces) -> Protocol[list[torch.Tensor]]:
     """What bits.digit_products gives. One round."""
-    lanes = [bits.first_lanes(bits.to_lanes(each)) for each in (words.own, words.next)]
+    lanes = [bits.lanes_of(each) for each in (words.own, words.next)]
     masks = {at: Pieces(lanes[0][at], lanes[1][at]) for at in range(bits.LANES)}
-    (products,) = yield from _products(trio, masks, (tuple(reversed(range(bits.LANES))),))
+    (products,) = yield from _products(trio, masks, bits.DIGIT_PRODUCTS[bits.LANES :])
     singles = torch.stack([trio.share(mask, XOR) for mask in masks.values()])
     return [torch.cat([singles, products])]
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 import torch
 
 from mpc.moments import over_root
+from protocol.errors import BadRequest
 
 Arguments = Mapping[str, Any]
 
@@ -152,10 +153,29 @@ def _public_divisor(lowering: Lowering, arguments: Arguments) -> Any:
         return over_root(lowering, x, y)
     if not isinstance(y, torch.Tensor):
         return None
-    return _times(lowering, x, 1 / y.double())
+    if any(not bool(each.all()) for each in lowering.values_of(y)):
+        raise BadRequest("a secret is divided by a public zero: what comes of it is no number, and has no share")
+    dtype, inverse = _dtype(torch.div, x, y), 1 / y.double()
+    made = _product(lowering, x, inverse)
+    return _as(lowering, lowering.apply(_aten.mul.Tensor, x, inverse.to(dtype)) if made is None else made, dtype)
 
 
 def _times(lowering: Lowering, x: torch.Tensor, y: Any) -> Any:
+    made = _product(lowering, x, y)
+    return None if made is None else _as(lowering, made, _dtype(torch.mul, x, y))
+
+
+def _dtype(operation: Callable[..., torch.Tensor], *given: torch.Tensor) -> torch.dtype:
+    """That torch gives what the operation gives."""
+    return operation(*(torch.empty(each.shape, dtype=each.dtype, device="meta") for each in given)).dtype
+
+
+def _as(lowering: Lowering, made: torch.Tensor, dtype: torch.dtype) -> Any:
+    return made if made.dtype == dtype else lowering.apply(_aten.to.dtype, made, dtype)
+
+
+def _product(lowering: Lowering, x: torch.Tensor, y: Any) -> Any:
+    """By a number, or by a small tensor with its power of two apart; None where neither is any better."""
     if not isinstance(y, torch.Tensor) or lowering.is_secret(y) or not y.is_floating_point():
         return None
     values = [each.double() for each in lowering.values_of(y)]

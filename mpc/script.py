@@ -2,21 +2,36 @@
 
 Protocols do the same whatever the values are. So one party's part, run on shapes alone, tells all: the dealer what to
 deal, and everyone what it will cost. Of a loop one iteration is run, which stands for all that are like it.
+
+Who deals and who runs have to have the same script: out of step they would mask with one thing what is unmasked with
+another, and nothing but the result would show it. So each compares its digest with the other's before anything is
+shared (`Script.digest`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+from bisect import bisect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
+from typing import Any, Final, Generic, TypeVar
 
+import msgpack
 import torch
 
+from compute.dtypes import NAME_OF
 from mpc.correlations import Correlation, Dealt, Words
 from mpc.party import Party
 from mpc.ring import PRECISION
 from mpc.rounds import Opened, Opening, Protocol
 
+FORM: Final = 1
+"""Counts on when the same correlation is dealt otherwise, or the same opening means something else: who computes
+together has the same one (tests/mpc/test_script.py holds what is dealt)."""
+DIGEST_BYTES: Final = 32
+
+T = TypeVar("T")
 Stretch = list[tuple[int, Correlation]]
 """Correlations with their numbers, between two ends of iterations."""
 
@@ -40,7 +55,7 @@ class Loop:
 Part = Correlation | Loop
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Script:
     """What one run takes.
 
@@ -64,19 +79,87 @@ class Script:
     @property
     def dealt(self) -> int:
         """Bytes from the dealer to the last party; the others are sent a seed."""
-        return _dealt(self.parts)
+        return self.total(lambda each: sum(words.nbytes for words in each.derived))
+
+    def total(self, of: Callable[[Correlation], int]) -> int:
+        """The sum of that over all correlations of a run."""
+        return _total(self.parts, of)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of all this in msgpack: [FORM, parts, rounds, nbytes, largest]. A correlation is its class's name,
+        its fields, and its words, free and derived, each [shape, dtype, sharing, width]; a loop [parts, first, size,
+        times]. What is dealt for the eyes of one alone (a seed) is no part of it."""
+        told = [FORM, list(map(_told, self.parts)), self.rounds, self.nbytes, self.largest]
+        return hashlib.sha256(msgpack.packb(told)).digest()
 
     def stretches(self) -> Iterator[Stretch]:
         """All correlations of the run, those of each iteration for themselves. Made while they are asked for."""
         return _stretches(self.parts, 0, [])
 
     def crossing(self) -> set[int]:
-        """The masks that another stretch than their own needs."""
+        """The masks that another stretch than their own needs, of loops those of the first iteration."""
         found: set[int] = set()
         for stretch in _stretches(_once(self.parts), 0, []):
             own = {number for number, _ in stretch}
             found |= {each.kept for _, each in stretch if each.kept is not None and each.kept not in own}
         return found
+
+
+class Across(Generic[T]):
+    """What is kept of the masks that another stretch than their own needs: of those of a loop the latest iteration's,
+    since nothing of an iteration is used in another one.
+
+    Args:
+        standing: masks that were fixed before the run, by their numbers.
+    """
+
+    def __init__(self, script: Script, standing: Mapping[int, T]) -> None:
+        self._loops, self._crossing = _nested(script.parts), script.crossing()
+        self._standing = standing
+        self._latest: dict[int, T] = {}
+
+    def put(self, number: int, mask: T) -> None:
+        """Kept, if it is one that has to be."""
+        first = self._in_first(number)
+        if first in self._crossing:
+            self._latest[first] = mask
+
+    def __getitem__(self, number: int) -> T:
+        return self._standing[number] if number < 0 else self._latest[self._in_first(number)]
+
+    def _in_first(self, number: int) -> int:
+        """Its number, had it been of the first iteration of all loops around."""
+        loops = self._loops
+        while (at := bisect(loops, number, key=lambda each: each[0].first) - 1) >= 0:
+            loop, inner = loops[at]
+            if number >= loop.first + loop.size * loop.times:
+                break
+            number, loops = loop.first + (number - loop.first) % loop.size, inner
+        return number
+
+
+def _nested(parts: Sequence[Part]) -> list[tuple[Loop, Any]]:
+    """The loops, each with those in it."""
+    return [(part, _nested(part.parts)) for part in parts if isinstance(part, Loop) and part.size]
+
+
+def _told(value: Any) -> Any:
+    """As `Script.digest` has it."""
+    if isinstance(value, Correlation):
+        words = [[_told(each) for each in group] for group in (value.free, value.derived)]
+        return [type(value).__name__, *_fields(value), *words]
+    if isinstance(value, Words | Loop):
+        return _fields(value)
+    if is_dataclass(value):
+        return [type(value).__name__, *_fields(value)]
+    if isinstance(value, list | tuple):
+        return list(map(_told, value))
+    return NAME_OF[value] if isinstance(value, torch.dtype) else value
+
+
+def _fields(value: Any) -> list[Any]:
+    return [_told(getattr(value, each.name)) for each in fields(value) if each.compare]
 
 
 def _flat(parts: Sequence[Part]) -> Iterator[Correlation]:
@@ -87,11 +170,8 @@ def _flat(parts: Sequence[Part]) -> Iterator[Correlation]:
             yield part
 
 
-def _dealt(parts: Sequence[Part]) -> int:
-    return sum(
-        part.times * _dealt(part.parts) if isinstance(part, Loop) else sum(words.nbytes for words in part.derived)
-        for part in parts
-    )
+def _total(parts: Sequence[Part], of: Callable[[Correlation], int]) -> int:
+    return sum(part.times * _total(part.parts, of) if isinstance(part, Loop) else of(part) for part in parts)
 
 
 def _once(parts: Sequence[Part]) -> tuple[Part, ...]:

@@ -27,13 +27,11 @@ class TooLong(Exception):
 
 
 class Lowering(Protocol):
-    """What is asked of the lowering.
+    """What is asked of the lowering."""
 
-    Attributes:
-        nodes: what was written down.
-    """
-
-    nodes: list[Node]
+    @property
+    def nodes(self) -> list[Node]:
+        """What was written down."""
 
     def is_secret(self, value: Any) -> bool:
         """Whether there is a secret in it."""

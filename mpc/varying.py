@@ -105,8 +105,3 @@ class Varying:
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one is other or (one.shape == other.shape and torch.equal(one, other))
-
-
-def version_of(tensor: torch.Tensor) -> int:
-    """How often a tensor was written to; 0 where torch does not count."""
-    return 0 if tensor.is_inference() else tensor._version

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+import numpy as np
 import torch
 
 from mpc.correlations import Correlation, Words
 from mpc.exact import CIRCLE_BITS, POWER_BITS, TURN_BITS, circles, power
 from mpc.party import Party
-from mpc.pieces import by_pieces
+from mpc.pieces import Array, by_pieces
 from mpc.ring import WIDTH, signed
 from mpc.rounds import Opening, Protocol
 from mpc.secret import Secret
@@ -53,11 +54,11 @@ class Angles(Correlation):
     def derive(self, free: Sequence[torch.Tensor], kept: torch.Tensor | None) -> Sequence[torch.Tensor]:
         return by_pieces(self._circles, free[0])
 
-    def _circles(self, angle: torch.Tensor) -> Sequence[torch.Tensor]:
-        made = angle.new_empty((2 * len(self.multiples), *angle.shape), dtype=torch.int64)
+    def _circles(self, angle: Array) -> Sequence[Array]:
+        made = np.empty((2 * len(self.multiples), *angle.shape), np.int64)
         for at, (cosine, sine) in enumerate(circles(angle, self.multiples)):
-            made[2 * at] = (cosine * 2.0 ** (DEALT_BITS - CIRCLE_BITS)).round_()
-            made[2 * at + 1] = (sine * 2.0 ** (DEALT_BITS - CIRCLE_BITS)).round_()
+            made[2 * at] = np.rint(cosine * 2.0 ** (DEALT_BITS - CIRCLE_BITS))
+            made[2 * at + 1] = np.rint(sine * 2.0 ** (DEALT_BITS - CIRCLE_BITS))
         return [made]
 
 
@@ -98,12 +99,12 @@ def series(party: Party, x: Secret, *wanted: Series, precision: int = _COEFFICIE
     return made
 
 
-def _sums(wanted: Sequence[Series], precision: int, angle: torch.Tensor, dealt: torch.Tensor) -> Sequence[torch.Tensor]:
+def _sums(wanted: Sequence[Series], precision: int, angle: Array, dealt: Array) -> Sequence[Array]:
     """A share of each series but for its constant.
 
     Sums and products of doubles are rounded the same way everywhere (IEEE 754), where each is an operation of its own.
     """
-    totals = [torch.zeros_like(dealt[0]) for _ in wanted]
+    totals = [np.zeros_like(dealt[0]) for _ in wanted]
     unit = 2.0 ** (precision - CIRCLE_BITS)
     for at, (cosine, sine) in enumerate(circles(angle, wanted[0].multiples)):
         for total, each in zip(totals, wanted, strict=True):
@@ -111,10 +112,12 @@ def _sums(wanted: Sequence[Series], precision: int, angle: torch.Tensor, dealt: 
             # a cos(c - r) + b sin(c - r)
             of_cosine, of_sine = sine * b, cosine * -b
             if a:
-                of_cosine.add_(cosine * a)
-                of_sine.add_(sine * a)
-            total.add_(of_cosine.to(torch.int64).mul_(dealt[2 * at]))
-            total.add_(of_sine.to(torch.int64).mul_(dealt[2 * at + 1]))
+                of_cosine += cosine * a
+                of_sine += sine * a
+            for part, factor in zip((of_cosine, of_sine), dealt[2 * at : 2 * at + 2], strict=True):
+                words = part.astype(np.int64)
+                words *= factor
+                total += words
     return totals
 
 

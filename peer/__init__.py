@@ -33,6 +33,7 @@ Files in import order:
     lasted.py       one request over a link that outlives its connections
     lasting.py      that link
     links.py        connections to peers, dialled when first needed
+    joining.py      how a peer comes into a grid, and where those are whom it knows
     permissions.py  who may do what with an object: decides
     buffers.py      shared memory for values (over worker/memory.py)
     store/          published objects: SQLite and safetensors files

@@ -16,8 +16,9 @@ import msgpack
 
 from peer.objects import check_id
 from protocol import limits
-from protocol.errors import BadRequest, TooLarge
+from protocol.errors import BadRequest
 from protocol.identity import is_peer_id
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
 DIGEST_BYTES: Final = 32
@@ -139,10 +140,7 @@ class Agreement:
     @classmethod
     def of(cls, data: bytes) -> Agreement:
         """BadRequest, TooLarge for what is none."""
-        if len(data) > limits.SECURE_AGREEMENT:
-            raise TooLarge(
-                f"an agreement of {len(data)} bytes", limit="SECURE_AGREEMENT", allowed=limits.SECURE_AGREEMENT
-            )
+        check_limit("SECURE_AGREEMENT", len(data), "an agreement of {size} bytes; at most {allowed}")
         try:
             told = msgpack.unpackb(data, raw=False)
             return cls._checked(told, hashlib.sha256(data).digest())

@@ -1,7 +1,9 @@
-"""A peer's loop on another core than its asker's, on a machine that has no core for each who takes part.
+"""Which core a peer's loop is on, on a machine that has no core for each who takes part.
 
-Who asks waits awake (peer/awake.py) and keeps its core busy. Left to the scheduler, asker, peer and worker may sleep
-and wake each other on one core for as long as they go on, and what takes 250 us takes 750 (docs/decisions/0005).
+Who waits for one thing waits awake (peer/awake.py), and its core is busy. Left to the scheduler, asker, peer and worker
+may sleep and wake each other on one core for as long as they go on, and what takes 250 us takes 750. Who queues one
+operation after the other is ahead of the worker, on which all hangs: there it is the worker that needs a core for
+itself (docs/decisions/0005).
 """
 
 from __future__ import annotations
@@ -36,30 +38,38 @@ def is_crowded() -> bool:
 
 
 class Apart:
-    """Stays off the asker's core. `asker_core` tells which one that is, `call_later` is the loop's."""
+    """Binds the peer's loop to cores. `asker_core` tells which one the asker is on, `call_later` is the loop's."""
 
-    __slots__ = ("_asker_core", "_call_later", "_is_bound", "_is_possible", "_requests")
+    __slots__ = ("_asker_core", "_bound", "_call_later", "_is_possible", "_requests")
 
     def __init__(self, asker_core: Callable[[], int], call_later: Callable[[float, Callable[[], None]], Any]) -> None:
         self._asker_core = asker_core
         self._call_later = call_later
-        self._is_bound = False
+        self._bound: Set[int] | None = None
         self._is_possible = len(_ALL) > 1
         self._requests = 0
 
-    def look(self) -> None:
-        """Once in each request; most of the time nothing is done."""
+    def look(self, *, is_waiting: bool) -> None:
+        """Once in each request of which the worker gets something to do; most of the time nothing is done.
+
+        Args:
+            is_waiting: whether the asker waits for it, awake: then its core is not for us. Else it queues more
+                meanwhile, and the worker is to have a core for itself: then we are to be on the asker's.
+        """
         self._requests += 1
-        if self._requests % _LOOKS or self._is_bound or not self._is_possible or _core is None:
+        if self._requests % _LOOKS or not self._is_possible or _core is None:
             return
-        here = _core()
-        if self._asker_core() == here:
-            self._may_be_on(_ALL - {here})
-            self._is_bound = True
+        theirs = self._asker_core()
+        wanted = _ALL - {theirs} if is_waiting else _ALL & {theirs}
+        if not wanted or wanted == self._bound or (self._bound is None and _core() in wanted):
+            return
+        self._may_be_on(wanted)
+        if self._bound is None:
             self._call_later(_BOUND, self._free)
+        self._bound = wanted
 
     def _free(self) -> None:
-        self._is_bound = False
+        self._bound = None
         self._may_be_on(_ALL)
 
     def _may_be_on(self, cores: Set[int]) -> None:

@@ -12,8 +12,9 @@ from peer import permissions
 from peer.objects import Target, check_id
 from peer.store.contents import Contents
 from protocol import limits
-from protocol.errors import BadRequest, TooLarge
+from protocol.errors import BadRequest
 from protocol.identity import is_peer_id
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 from search.records import check_description
 from search.tags import parse_tags
@@ -115,8 +116,7 @@ class Arrival:
 def _spec_size(value: object) -> int:
     if type(value) is not int or value < 0:
         raise BadRequest("spec_bytes is a count of bytes")
-    if value > limits.MAX_PROGRAM:
-        raise TooLarge(f"a program of {value} bytes", limit="MAX_PROGRAM", size=value, allowed=limits.MAX_PROGRAM)
+    check_limit("MAX_PROGRAM", value, "a program of {size} bytes; at most {allowed}")
     return value
 
 

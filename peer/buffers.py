@@ -25,8 +25,8 @@ from typing import Final
 from peer import machine
 from peer.worker import memory
 from protocol import limits
-from protocol.errors import BadTensor, GridError, InternalError, TooLarge
-from protocol.sizes import shown
+from protocol.errors import BadTensor, GridError, InternalError
+from protocol.sizes import check_limit
 
 _SMALLEST: Final = 64 * limits.KIB
 
@@ -223,13 +223,8 @@ class BufferPool:
             TooLarge: more than a value in memory may have.
             InternalError: the system has no descriptor left.
         """
-        if nbytes > limits.MAX_MEMORY_TENSOR:
-            raise TooLarge(
-                f"{shown(nbytes)} do not fit into memory; publish the value (give it tags), then it is kept on disk",
-                limit="MAX_MEMORY_TENSOR",
-                size=min(nbytes, limits.MAX_ID),
-                allowed=limits.MAX_MEMORY_TENSOR,
-            )
+        sentence = "{size:bytes} do not fit into memory; publish the value (give it tags), then it is kept on disk"
+        check_limit("MAX_MEMORY_TENSOR", nbytes, sentence)
         capacity = capacity_for(nbytes)
         store = self._reuse(capacity) or self._fresh(capacity)
         return self._made(Buffer(self, store, nbytes, is_sealed=False))

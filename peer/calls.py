@@ -10,7 +10,8 @@ from peer.incoming import IncomingStream
 from peer.payloads import Payload
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import GridError, TooLarge
+from protocol.errors import GridError
+from protocol.sizes import beyond
 
 if TYPE_CHECKING:  # it imports this file
     from peer.connection import Connection
@@ -95,12 +96,8 @@ class Response:
             return self.payload
         if self.stream.nbytes > at_most:
             self.stream.abort("too large")
-            raise TooLarge(
-                f"an answer of {self.stream.nbytes} bytes, where at most {at_most} are wanted",
-                limit="RECEIVE_BUFFER",
-                size=self.stream.nbytes,
-                allowed=at_most,
-            )
+            sentence = "an answer of {size} bytes, where at most {allowed} are wanted"
+            raise beyond("RECEIVE_BUFFER", self.stream.nbytes, sentence, allowed=at_most)
         data = bytearray(self.stream.nbytes)
         await self.stream.into(memoryview(data))
         return data

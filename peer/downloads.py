@@ -13,7 +13,8 @@ from peer.connection import Connection
 from peer.patience import Patience, Waiting
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import Corrupt, GridError, LinkError, TooLarge
+from protocol.errors import Corrupt, GridError, LinkError
+from protocol.sizes import beyond
 
 Connect = Callable[[], Awaitable[Connection]]
 
@@ -193,9 +194,8 @@ class Download:
             return self.payload
         if self.nbytes > at_most:
             self.abort("too large")
-            raise TooLarge(
-                f"{self._name} sends {self.nbytes} bytes, where at most {at_most} are wanted", size=self.nbytes
-            )
+            sentence = "{name} sends {size} bytes, where at most {allowed} are wanted"
+            raise beyond("RECEIVE_BUFFER", self.nbytes, sentence, allowed=at_most, name=self._name)
         data = bytearray(self.nbytes)
         await self.into(memoryview(data))
         return data

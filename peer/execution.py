@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from compute.dependent import may_tell_values
 from peer import permissions, secrecy
 from peer.asking import forget
-from peer.at_once import NO_LABELS, Hearing, Then, at_hand, use_at_hand
+from peer.at_once import NO_LABELS, AtHand, Hearing, Then, at_hand, use_at_hand
 from peer.batches import Batch, Fault, Results, Snapshot
 from peer.leases import LeaseKey
 from peer.objects import ID_BYTES, Held, Objects, Published, Temporary, show_id
@@ -99,11 +99,17 @@ class Execution:
             except GridError as error:
                 value = error
             self.release_own(asker, release)
+        return await self._settled(batch, value)
+
+    async def _settled(
+        self, batch: Batch, value: Taking | GridError | None
+    ) -> tuple[list[Fault | None], Snapshot | GridError | None]:
+        """What came of a batch that was submitted, and of the value that was wanted with it."""
         try:
             for worker, indices, results in batch.submitted:
                 for index, result in zip(indices, await results, strict=True):
                     batch.faults[index] = self.results.settle(batch.made[index], result, worker)
-            if value is None or isinstance(value, GridError):
+            if not isinstance(value, Taking):
                 return batch.faults, value
             try:
                 return batch.faults, await value
@@ -129,14 +135,7 @@ class Execution:
         Raises:
             BadRequest: what came are not operations; then none of them ran.
         """
-        if self.is_at_work(asker):
-            return False
-        if isinstance(operations, Use):
-            found = use_at_hand(self._objects, self._workers, asker, operations, fetch)
-        elif len(operations) <= limits.MAX_BATCH:
-            found = at_hand(self._objects, self._workers, asker, operations, fetch)
-        else:
-            return False
+        found = None if self.is_at_work(asker) else self._at_hand(asker, operations, fetch)
         if found is None or self._workers.is_overdrawn(asker):
             return False
         worker, made = found.worker, found.made
@@ -162,6 +161,14 @@ class Execution:
         registered = self.results.register(asker, lease_of(), made, NO_LABELS, worker)
         hearing.made = {temporary.id: temporary for temporary in registered}
         return True
+
+    def _at_hand(self, asker: str, operations: Sequence[Any] | Use, fetch: bytes | None) -> AtHand | None:
+        """Which worker has all that these need; None where it takes more than one, or waiting."""
+        if isinstance(operations, Use):
+            return use_at_hand(self._objects, self._workers, asker, operations, fetch)
+        if len(operations) > limits.MAX_BATCH:
+            return None
+        return at_hand(self._objects, self._workers, asker, operations, fetch)
 
     def _droppable(self, release: Any, made: Mapping[bytes, None], worker: Worker) -> list[bytes] | None:
         """Those of the ids that are temporaries in this worker; None where they are no ids, or are made only now."""

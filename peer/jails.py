@@ -28,7 +28,8 @@ from peer.taking import Taking
 from peer.worker.job import Job, Made, Outcome, check_inputs
 from peer.workers import WorkerPool
 from protocol import limits
-from protocol.errors import BadRequest, Cancelled, Denied, GridError, JailFailed, TooLarge
+from protocol.errors import BadRequest, Cancelled, Denied, GridError, JailFailed
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
 
@@ -131,13 +132,8 @@ class Jails:
 
     async def _in_turn(self, asker: str, lease: LeaseKey, asked: Asked, work: bytes, running: list[Job]) -> Results:
         turn = self._turns.setdefault(asker, _Turn(asyncio.Semaphore(limits.JAILS_AT_ONCE)))
-        if turn.waiting >= limits.JAILS_WAITING:
-            raise TooLarge(
-                f"{turn.waiting} jails of yours wait already: await some of them first",
-                limit="JAILS_WAITING",
-                size=turn.waiting + 1,
-                allowed=limits.JAILS_WAITING,
-            )
+        sentence = "{allowed} jails of yours wait already: await some of them first"
+        check_limit("JAILS_WAITING", turn.waiting + 1, sentence)
         turn.waiting += 1
         try:
             async with turn.running, self._all:

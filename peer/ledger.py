@@ -211,10 +211,6 @@ class Ledgers:
     def __len__(self) -> int:
         return len(self._ledgers)
 
-    def running_of(self, principal: str) -> int:
-        """How many requests of all its leases are under way, those of leases that are over included."""
-        return self._running.get(principal, 0)
-
     def began(self, principal: str) -> bool:
         """One more of its requests is under way; False where there are too many already."""
         running = self._running.get(principal, 0)

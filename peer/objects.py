@@ -22,7 +22,8 @@ from peer.store.rows import StoredObject
 from peer.store.store import Store
 from peer.worker.remote import Worker
 from protocol import limits
-from protocol.errors import AlreadyExists, Ambiguous, BadRequest, Corrupt, GridError, NotFound, TooLarge
+from protocol.errors import AlreadyExists, Ambiguous, BadRequest, Corrupt, GridError, NotFound
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
 ID_BYTES: Final = 16
@@ -307,11 +308,8 @@ class Objects:
             if id in self._temporaries or id in self._published:
                 raise AlreadyExists(f"an object {show_id(id)} is here already: ids are random and used once")
             fresh += 1
-        if self._counts.get(asker, 0) + fresh > limits.MAX_TEMPORARIES:
-            raise TooLarge(
-                f"more than {limits.MAX_TEMPORARIES} temporaries: let go of pointers, or publish what is to stay",
-                limit="MAX_TEMPORARIES",
-            )
+        sentence = "more than {allowed} temporaries: let go of pointers, or publish what is to stay"
+        check_limit("MAX_TEMPORARIES", self._counts.get(asker, 0) + fresh, sentence)
 
     def add(self, temporary: Temporary) -> None:
         self._temporaries[temporary.id] = temporary

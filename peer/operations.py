@@ -7,16 +7,15 @@ from typing import Any
 
 from compute.writes import written_positions
 from peer.objects import ID_BYTES, Held, Temporary, check_id, show_id
-from protocol import limits
-from protocol.errors import BadRequest, TooLarge
+from protocol.errors import BadRequest
+from protocol.sizes import check_limit
 
 Operation = list[Any]
 """[name, args, kwargs, outs], checked (SPEC.md, Values in operations)."""
 
 
 def check_count(operations: Sequence[Any]) -> None:
-    if len(operations) > limits.MAX_BATCH:
-        raise TooLarge(f"{len(operations)} operations in one request", limit="MAX_BATCH", allowed=limits.MAX_BATCH)
+    check_limit("MAX_BATCH", len(operations), "{size} operations in one request, at most {allowed}: send several")
 
 
 def check_operation(value: object) -> Operation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
@@ -25,16 +24,17 @@ from peer.execution import Execution
 from peer.exports import Exports
 from peer.folders import Folders
 from peer.jails import Jails
+from peer.joining import Joining
 from peer.keys import Identity, is_operator
 from peer.leases import LeaseKey, Leases
 from peer.ledger import Ledger, Ledgers
 from peer.links import Links
-from peer.membership import Member, Membership, check_name, is_loopback, read_members
+from peer.membership import Member, Membership, check_name, is_loopback
 from peer.moves import Moves
 from peer.neighbours import Neighbour, Neighbours
 from peer.notes import Notes
 from peer.objects import Objects
-from peer.opening import open_as_dialer, open_or_line
+from peer.opening import open_or_line
 from peer.pool_settings import PoolSettings
 from peer.programs import Programs
 from peer.pulls import Pulls
@@ -47,12 +47,12 @@ from peer.upkeep import Upkeep
 from peer.uploads import Uploads
 from peer.workers import WorkerPool
 from protocol import limits
-from protocol.errors import GridError, LinkError, PortInUse, SetupError
+from protocol.errors import DataFolderMismatch, LinkError, PortInUse, SetupError
 from protocol.handshake import Introduction, Remote
-from protocol.rows import unpack_rows
 
 DEFAULT_PORT = 7700
 VERSION = "0.1.0"
+_LAST_PORT = 65_535
 
 _log = logging.getLogger("peergrid.peer")
 
@@ -77,6 +77,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.port is not None and not 0 <= self.port <= _LAST_PORT:
+            raise SetupError(f"{self.port} is no port: they run from 1 to {_LAST_PORT}, and 0 is any that is free")
         if not is_loopback(f"ws://{_bracketed(self.host)}"):
             raise SetupError(
                 f"{self.host} is not this machine: a peer listens on loopback only, until grids have admission rules. "
@@ -119,40 +121,41 @@ class Peer:
         introduction = Introduction("peer", settings.name)
         self._introduction = introduction
         self._links = Links(identity, introduction, self._membership)
+        self._joining = Joining(identity, introduction, self._membership, self._links, neighbours)
         self._exports, self._uploads = Exports(), Uploads()
         transfers = Transfers(self._objects, store, self._buffers, self._execution, self._exports, self._uploads)
-        self._notes = Notes(self._objects, self._execution, transfers, store, self._links, self._member)
+        self._notes = Notes(self._objects, self._execution, transfers, store, self._links, self._joining.member)
         self._moves = Moves(
             self.id, self._objects, self._execution, transfers, self._exports, store, self._notes.settled
         )
-        elsewhere = Elsewhere(self._links, self.id, self._members)
-        self._pulls = Pulls(self._objects, transfers, store, self._notes, self._links, self._member, elsewhere)
+        elsewhere = Elsewhere(self._links, self.id, self._joining.members)
+        self._pulls = Pulls(self._objects, transfers, store, self._notes, self._links, self._joining.member, elsewhere)
         runs = Runs(lambda asker: is_operator(asker, settings.folders.key_file("client")))
         self._secure = SecureRuns(
-            identity, settings.name, self._objects, self._execution, self._workers, runs, self._member
+            identity, settings.name, self._objects, self._execution, self._workers, runs, self._joining.member
         )
         self._requests = Requests(
             Parts(
-                self.id,
-                self.name,
-                VERSION,
-                time.time(),
-                self._objects,
-                store,
-                self._execution,
-                Programs(self._objects, self._workers, self._execution, runs),
-                Jails(self._objects, self._workers, self._execution, runs, settings.workers.jails, settings.name),
-                runs,
-                self._secure,
-                transfers,
-                self._moves,
-                self._pulls,
-                self._workers,
-                self._membership,
-                neighbours,
-                self._links,
-                lambda: len(self._sessions),
-                Upkeep(store, settings.folders),
+                id=self.id,
+                name=self.name,
+                version=VERSION,
+                started=time.time(),
+                objects=self._objects,
+                store=store,
+                execution=self._execution,
+                programs=Programs(self._objects, self._workers, self._execution, runs),
+                jails=Jails(self._objects, self._workers, self._execution, runs, settings.workers.jails, settings.name),
+                runs=runs,
+                secure=self._secure,
+                transfers=transfers,
+                moves=self._moves,
+                pulls=self._pulls,
+                workers=self._workers,
+                membership=self._membership,
+                neighbours=neighbours,
+                links=self._links,
+                sessions=lambda: len(self._sessions),
+                upkeep=Upkeep(store, settings.folders),
             ),
             self._lease_of,
         )
@@ -176,7 +179,7 @@ class Peer:
             address = _bound(settings)  # first: where that fails, nothing has been made
             identity = Identity.load(settings.folders.key_file(settings.name))
             data = settings.data_dir or settings.folders.peer_data(settings.name)
-            store = await Store.open(data, identity.id, name=settings.name)
+            store = await _opened(data, identity, settings)
             peer = cls(settings, identity, store, neighbours, address)
         except BaseException:
             if address is not None:
@@ -202,7 +205,7 @@ class Peer:
         own = Member(self.id, self.name, self.settings.advertise or (self.url,))
         self._membership.set_ours(own)
         for url in self.settings.join:
-            await self._join(url, own)
+            await self._joining.join(url, own)
         self._neighbours.announce(Neighbour(self.name, self.id, own.urls[0], os.getpid()))
         self._housekeeper = asyncio.create_task(self._keep_house())
 
@@ -293,33 +296,6 @@ class Peer:
     def _ledger_of(self, remote: Remote) -> Ledger | None:
         return None if remote.lease is None else self._ledgers.of((remote.id, remote.lease))
 
-    async def _join(self, url: str, own: Member) -> None:
-        """Introduce ourselves to the peer at `url`, and to all that it knows."""
-        session = await open_as_dialer(url, self._introduction, self.identity)
-        self._membership.keep_url(session.remote.id, url)
-        try:
-            await self._introduce(session, own)
-        finally:
-            await session.close()
-
-    async def _introduce(self, session: Connection, own: Member) -> None:
-        answer = await session.request("introduce", {"peer": own.to_wire()}, timeout=limits.DIAL_TIMEOUT)
-        heard = read_members(unpack_rows(await answer.read(), limits.MAX_PEERS))
-        for member in self._membership.learn(heard):
-            with contextlib.suppress(GridError):  # one that is gone does not keep us from the others
-                await self._introduce(await self._links.to(member), own)
-
-    def _member(self, id: str) -> Member | None:
-        """That peer, at the address that it has now, if it runs on this machine."""
-        here = (Member(n.id, n.name, (n.url,)) for n in self._neighbours.list() if n.id == id)
-        self._membership.learn(here)
-        return self._membership.get(id)
-
-    def _members(self) -> list[Member]:
-        """Everyone known, those of this machine among them."""
-        self._membership.learn(Member(n.id, n.name, (n.url,)) for n in self._neighbours.list())
-        return self._membership.all()
-
     # --- housekeeping -------------------------------------------------------------------------------------
 
     async def _keep_house(self) -> None:
@@ -331,6 +307,15 @@ class Peer:
             await self._moves.sweep()
             await self._uploads.sweep()
             self._buffers.sweep()
+
+
+async def _opened(folder: Path, identity: Identity, settings: Settings) -> Store:
+    try:
+        return await Store.open(folder, identity.id, name=settings.name)
+    except DataFolderMismatch as error:
+        if error.fields.get("known") == identity.id:  # perhaps of a key that was made just now, where one was missing
+            error.message += f". Its key is kept in {settings.folders.key_file(settings.name)}"
+        raise
 
 
 def _bound(settings: Settings) -> socket.socket:

@@ -81,7 +81,8 @@ def check_edit(asker: str, subject: Subject, what: str) -> None:
     """Denied unless the asker owns the object."""
     if subject.owner != asker:
         raise Denied(
-            f"{what} belongs to {subject.owner[:12]}; only its owner may change or remove it", owners=[subject.owner]
+            f"{what} belongs to {subject.owner[:12]}, and you are {asker[:12]}: only its owner may change or remove it",
+            owners=[subject.owner],
         )
 
 

@@ -42,7 +42,7 @@ from search.records import check_description
 from search.tags import parse_tags
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """The parts of a running peer that requests reach."""
 

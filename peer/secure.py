@@ -30,10 +30,11 @@ from peer.opening import ROUNDS
 from peer.payloads import MemoryPayload
 from peer.runs import Run, Runs
 from peer.secure_asked import Asked
+from peer.secure_faults import told
 from peer.secure_inputs import given_here
 from peer.secure_joins import Joins
 from peer.secure_lines import Frame, Lines
-from peer.secure_session import END, Session, check_room, told
+from peer.secure_session import END, Session, check_room
 from peer.transport import Socket
 from peer.worker.seat import Done, Failed, Seat
 from peer.workers import WorkerPool

@@ -9,8 +9,8 @@ from typing import Any, Final
 from peer.agreement import KEPT, Agreement
 from peer.calls import Call
 from peer.secure_session import Session
-from protocol import limits
-from protocol.errors import BadRequest, TooLarge
+from protocol.errors import BadRequest
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
 _ASKER: Final = -1  # in place of a holder's index: as in worker/secure/part.py
@@ -86,13 +86,8 @@ class Asked:
 
 
 async def _payload(call: Call) -> bytes:
-    if call.nbytes > limits.SECURE_REQUEST:
-        raise TooLarge(
-            f"a secure run that is asked for in {call.nbytes} bytes: send what is large to a peer first",
-            limit="SECURE_REQUEST",
-            size=call.nbytes,
-            allowed=limits.SECURE_REQUEST,
-        )
+    sentence = "a secure run that is asked for in {size} bytes: send what is large to a peer first"
+    check_limit("SECURE_REQUEST", call.nbytes, sentence)
     return bytes(call.payload) if call.stream is None else b"".join([bytes(c) async for c in call.stream])
 
 

@@ -11,7 +11,7 @@ from peer.agreement import Agreement
 from peer.buffers import Buffer
 from peer.execution import Execution
 from peer.objects import Held, Published, Temporary, show_id
-from peer.secure_session import Rule, Rules
+from peer.secure_rules import Rule, Rules
 from peer.spans import StoredSpan, release
 from peer.worker.seat import Seat
 from protocol.errors import BadRequest

@@ -12,37 +12,25 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import msgpack
+from typing import Final
 
 from peer import permissions, secrecy
 from peer.agreement import HEARSAY, KEPT, Agreement
 from peer.leases import LeaseKey
 from peer.membership import Member
+from peer.secure_faults import fault_of, packed_fault
 from peer.secure_joins import Joins, given_away
 from peer.secure_lines import Frame, Line, Lines
+from peer.secure_rules import Rules, leave_of, packed_leave
 from peer.worker.seat import Failed, Seat
 from protocol import limits
-from protocol.errors import AlreadyExists, Cancelled, GridError, InternalError, NotFound, PartyFailed, TooLarge
+from protocol.errors import AlreadyExists, GridError, NotFound, PartyFailed
+from protocol.sizes import beyond, check_limit
 
 HELLO: Final = 128  # kinds of frames on the lines between peers: we read no more on the line that you have dialled
 END: Final = 129  # the fault for which the session is over
 LEAVE: Final = 130  # to whom may be revealed what derives from private inputs that are kept
-_MAX_FAULT: Final = limits.WORKER_FAULT
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What an owner has said of a private object: as much as permissions look at."""
-
-    owner: str
-    labels: frozenset[str]
-    reveal: tuple[str, ...]
-    is_published: bool = False
-
-
-Rules = frozenset[Rule]
+_AHEAD: Final = 4  # rules of so many runs may come before they are asked for
 
 
 @dataclass(slots=True)
@@ -189,12 +177,12 @@ class Session:
             other.has_greeted = True
             self._wake()
         elif frame.kind == END:
-            self._end_of(_fault_of(frame.piece, self._full_name(id)))
+            self._end_of(fault_of(frame.piece, self._full_name(id)))
         elif frame.kind == LEAVE and len(other.leaves) < _AHEAD:
             try:
-                digest, told = msgpack.unpackb(bytes(frame.piece), raw=False)
-                other.leaves[digest] = {at: _rules_of(rules) for at, rules in told}
-            except (ValueError, TypeError, msgpack.exceptions.UnpackException):
+                digest, rules = leave_of(frame.piece)
+                other.leaves[digest] = rules
+            except ValueError:
                 self.fail(PartyFailed(f"{other.name} said what makes no sense", peer=other.name))
             self._wake()
         else:
@@ -241,10 +229,7 @@ class Session:
         """Tells the parties to whom our private inputs may be revealed, where something of them stays."""
         if not agreement.keeps or not any(each.peer == self.own_id for each in agreement.inputs):
             return
-        told = [
-            [at, [[rule.owner, sorted(rule.labels), list(rule.reveal)] for rule in each]] for at, each in rules.items()
-        ]
-        packed = msgpack.packb([agreement.digest, told])
+        packed = packed_leave(agreement.digest, rules)
         for id in agreement.parties:
             line = self._others[id].line if id != self.own_id else None
             if line is not None:
@@ -274,13 +259,8 @@ class Session:
             of_all |= rules
             if each.keep:
                 self.kept[each.keep] = rules
-        if len(of_all) > limits.SECURE_RULES:
-            raise TooLarge(
-                f"a result that derives from {len(of_all)} private objects cannot be kept: reveal some on the way",
-                limit="SECURE_RULES",
-                size=len(of_all),
-                allowed=limits.SECURE_RULES,
-            )
+        sentence = "a result that derives from {size} private objects cannot be kept: reveal some on the way"
+        check_limit("SECURE_RULES", len(of_all), sentence)
         self.kept.update((id, of_all) for id, is_kept in agreement.outputs if is_kept)
 
     def drop(self, ids: list[bytes]) -> None:
@@ -299,7 +279,7 @@ class Session:
             return
         self.failure = error
         self._wake()
-        packed = _packed(error)
+        packed = packed_fault(error)
         for other in self._others.values():
             if other.line is not None:
                 self._say(other.line, END, packed)
@@ -335,52 +315,8 @@ class Session:
         return error
 
 
-_AHEAD: Final = 4  # rules of so many runs may come before they are asked for
-
-
 def _holder(agreement: Agreement, at: int) -> str:
     return agreement.inputs[at].peer if 0 <= at < len(agreement.inputs) else ""
-
-
-def _rules_of(told: Any) -> Rules:
-    rules = frozenset(Rule(str(owner), frozenset(map(str, labels)), tuple(map(str, to))) for owner, labels, to in told)
-    if len(rules) > limits.SECURE_RULES:
-        raise ValueError("too many rules")
-    return rules
-
-
-def _packed(error: GridError) -> bytes:
-    packed: bytes = msgpack.packb(error.to_fault(), default=str)
-    if len(packed) > _MAX_FAULT:
-        packed = msgpack.packb({"code": error.code, "message": error.message[: limits.MAX_FAULT_TEXT]})
-    return packed
-
-
-def _fault_of(piece: Any, name: str) -> GridError:
-    """What the peer of this name ends the session for. The error is that peer's, whomever it names: whoever is asked
-    first-hand says it again."""
-    try:
-        if len(piece) > _MAX_FAULT:
-            raise ValueError("too much")
-        error = GridError.from_fault(msgpack.unpackb(bytes(piece), raw=False))
-    except Exception:  # whatever it says
-        return PartyFailed(f"{name} ended the run, and gave no reason that makes sense", peer=name)
-    for said_here in ("session", HEARSAY):
-        error.fields.pop(said_here, None)
-    if error.peer not in (None, name):
-        error.message = f"{name} says: {error.message}"
-        error.fields[HEARSAY] = error.peer[: limits.MAX_OBJECT_NAME]
-    error.peer = name
-    return error
-
-
-def told(error: BaseException, name: str) -> GridError:
-    """The error as all others hear of it."""
-    if isinstance(error, GridError):
-        return error
-    if isinstance(error, asyncio.CancelledError):
-        return Cancelled(f"{name} was given up by who had asked for it")
-    return InternalError(f"{name} met a defect")
 
 
 def check_room(sessions: Iterable[Session], asker: str) -> list[Session]:
@@ -395,11 +331,7 @@ def check_room(sessions: Iterable[Session], asker: str) -> list[Session]:
             continue
         idle = sorted((each for each in found if each.is_idle), key=lambda each: (each.asker != asker, each.used))
         if not idle:
-            raise TooLarge(
-                f"{len(found)} secure sessions are under way here: await some runs first, or let go of shares",
-                limit=limit,
-                size=len(found) + 1,
-                allowed=allowed,
-            )
+            sentence = "{count} secure sessions are under way here: await some runs first, or let go of shares"
+            raise beyond(limit, len(found) + 1, sentence, count=len(found))
         over.append(idle[0])
     return over

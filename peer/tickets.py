@@ -15,7 +15,8 @@ from typing import Any
 
 from peer.store.journal import Offered
 from protocol import limits
-from protocol.errors import Denied, NotFound, TooLarge
+from protocol.errors import Denied, NotFound
+from protocol.sizes import beyond
 
 
 @dataclass(slots=True, eq=False)
@@ -69,12 +70,8 @@ class Tickets:
         """A new ticket. TooLarge while too many are out, and nobody who has more than this asker can spare one."""
         self.sweep(now)
         if len(self._tickets) >= limits.MAX_TICKETS and not self._make_room(asker):
-            raise TooLarge(
-                f"too many transfers were offered and not collected: try again in {self._lifetime:g} s",
-                limit="MAX_TICKETS",
-                size=len(self._tickets) + 1,
-                allowed=limits.MAX_TICKETS,
-            )
+            sentence = "too many transfers were offered and not collected: try again in {seconds:g} s"
+            raise beyond("MAX_TICKETS", len(self._tickets) + 1, sentence, seconds=self._lifetime)
         ticket = Ticket(self._secret(), object, asker, target, is_move, is_durable, now + self._lifetime)
         self._tickets[ticket.token] = ticket
         return ticket

@@ -24,8 +24,8 @@ from peer.incoming import IncomingStream
 from peer.intake import Intake
 from peer.objects import show_id
 from protocol import limits
-from protocol.errors import BadRequest, Corrupt, GridError, PeerLost, TimedOut, TooLarge
-from protocol.sizes import shown
+from protocol.errors import BadRequest, Corrupt, GridError, PeerLost, TimedOut
+from protocol.sizes import check_limit
 
 _log = logging.getLogger("peergrid.uploads")
 
@@ -230,21 +230,10 @@ class Uploads:
     def _check_room(self, asker: str) -> None:
         """TooLarge where what lines bring of this principal's, which cannot give way, is as much as may be kept."""
         coming = [upload.memory for upload in self._own(asker).values() if upload.is_coming]
-        if len(coming) >= limits.MAX_PARTIALS:
-            raise TooLarge(
-                f"{len(coming)} transfers of yours are coming in already: wait until some are done",
-                limit="MAX_PARTIALS",
-                size=len(coming) + 1,
-                allowed=limits.MAX_PARTIALS,
-            )
-        if sum(coming) > limits.PARTIAL_BYTES:
-            raise TooLarge(
-                f"transfers of yours that come in already take {shown(sum(coming))} of memory: wait until some are "
-                "done",
-                limit="PARTIAL_BYTES",
-                size=sum(coming),
-                allowed=limits.PARTIAL_BYTES,
-            )
+        sentence = "{allowed} transfers of yours are coming in already: wait until some are done"
+        check_limit("MAX_PARTIALS", len(coming) + 1, sentence)
+        sentence = "transfers of yours that come in already take {size:bytes} of memory: wait until some are done"
+        check_limit("PARTIAL_BYTES", sum(coming), sentence)
 
     async def _make_room(self, asker: str) -> None:
         """Those of the principal that no line brings give way, the oldest first."""

@@ -24,7 +24,8 @@ from peer.worker.remote import Worker, WorkerKey, WorkerStatistics
 from peer.worker.sandbox import Settings
 from peer.worker.seat import Seat
 from protocol import limits
-from protocol.errors import GridError, InternalError, TooLarge, WorkerLost
+from protocol.errors import GridError, InternalError, WorkerLost
+from protocol.sizes import beyond
 
 __all__ = [
     "Exported",
@@ -234,12 +235,9 @@ class WorkerPool:
             return
         idle = [worker for worker in self._workers.values() if worker.is_idle]
         if not idle:
-            raise TooLarge(
-                f"this peer runs {self.settings.max_workers} workers at once, and all are in use; try again later",
-                limit="MAX_WORKERS",
-                size=self.settings.max_workers + 1,
-                allowed=self.settings.max_workers,
-            )
+            most = self.settings.max_workers
+            sentence = "this peer runs {allowed} workers at once, and all are in use; try again later"
+            raise beyond("MAX_WORKERS", most + 1, sentence, allowed=most)
         min(idle, key=lambda worker: worker.idle_since).kill()
 
     def _worker_holds(self, worker: Worker, nbytes: int) -> None:

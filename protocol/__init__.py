@@ -5,7 +5,7 @@ Files in import order:
     SPEC.md        the wire, enough for a second implementation; the code cites its sections
     errors.py      every error, as a tree by blame, and its form on the wire
     limits.py      every limit, with its reason
-    sizes.py       numbers of bytes in sentences
+    sizes.py       sizes: as people read them, and held to their limits
     tensors.py     tensor headers: dtype and shape, checked before anything is allocated
     identity.py    peer ids, and the bytes that each end signs to prove its key
     codec.py       frames: prelude, checked msgpack header, raw payload

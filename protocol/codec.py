@@ -17,6 +17,7 @@ import msgpack
 
 from protocol import limits
 from protocol.errors import BadRequest, ProtocolError, TooLarge
+from protocol.sizes import beyond
 
 MAGIC: Final = b"PGRD"
 VERSION: Final = 1
@@ -111,13 +112,12 @@ def _check_counts(packed: bytes) -> None:
 
 
 def _too_large(limit: str, size: int, what: str) -> TooLarge:
-    allowed = getattr(limits, limit)
-    return TooLarge(f"{what}; at most {allowed}: ask for less at once", limit=limit, size=size, allowed=allowed)
+    return beyond(limit, size, "{what}; at most {allowed}: ask for less at once", what=what)
 
 
 def prelude(data: Buffer) -> tuple[int, int, int] | None:
-    """The type, header bytes and payload bytes of the frame that begins with these PRELUDE_BYTES; None if unsound."""
-    magic, version, kind, flags, header_bytes, payload_bytes = _PRELUDE.unpack(data)
+    """The type, header bytes and payload bytes of the frame that `data` begins with; None if its prelude is unsound."""
+    magic, version, kind, flags, header_bytes, payload_bytes = _PRELUDE.unpack_from(data)
     if magic != MAGIC or version != VERSION or flags or header_bytes > limits.MAX_HEADER:
         return None
     return None if payload_bytes > limits.CHUNK else (kind, header_bytes, payload_bytes)
@@ -125,13 +125,12 @@ def prelude(data: Buffer) -> tuple[int, int, int] | None:
 
 def single(message: Buffer) -> Frame | None:
     """The frame of a message that is one sound frame, as most are; None of any other, which is for `decode`."""
-    if len(message) < PRELUDE_BYTES:
+    sound = None if len(message) < PRELUDE_BYTES else prelude(message)
+    if sound is None:
         return None
-    magic, version, kind, flags, header_bytes, payload_bytes = _PRELUDE.unpack_from(message)
+    kind, header_bytes, payload_bytes = sound
     end = PRELUDE_BYTES + header_bytes
-    if magic != MAGIC or version != VERSION or flags or header_bytes > limits.MAX_HEADER:
-        return None
-    if payload_bytes > limits.CHUNK or end + payload_bytes != len(message):
+    if end + payload_bytes != len(message):
         return None
     view = memoryview(message)
     return _frame((kind, unpack_header(view[PRELUDE_BYTES:end]), view[end:] if payload_bytes else _EMPTY))

@@ -42,8 +42,8 @@ EXPECTED: Final[dict[State, type[Message]]] = {
 @dataclass(frozen=True, slots=True)
 class Remote:
     """Who is at the other end: proved id, claimed name, role, lease, stream window; and the name of what the acceptor
-    remembers of the lease (see Welcome). The role is "client", "peer", or "party": a peer that begins a line of secure
-    runs (SPEC.md, 12)."""
+    remembers of the lease (see Welcome). The role is "client", "peer", or, of a line of secure runs, "party" (between
+    peers) or "rounds" (between processes of a session; SPEC.md, 12)."""
 
     id: str
     name: str

@@ -81,7 +81,9 @@ MAX_ESTIMATES: Final = 16_384  # result shapes remembered by a process, one for 
 MAX_STRETCHES: Final = 128  # stretches of operations that a peer keeps for one connection: 8,000 operations or so
 MAX_STRETCH: Final = 16 * KIB  # bytes of one; twice what 64 operations of a training step take
 MAX_FOLLOWED: Final = 50_000  # operations looked at to say what a program will cost: a second or two
-MAX_CAPTURES: Final = 128  # captures that a process remembers: more plans, and shapes of their arguments, than are in use
+MAX_CAPTURES: Final = (
+    128  # captures that a process remembers: more plans, and shapes of their arguments, than are in use
+)
 MAX_LOOKS: Final = 64  # sets of input shapes for which a process remembers how one body of a program runs
 LOOK: Final = 0.1  # seconds between two looks of a running program at the clock, and at who watches it
 MAX_PLANS: Final = 4_096  # calls that a process remembers how to make; all are forgotten when there are more

@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from protocol import limits
-from protocol.errors import BadTensor, TooLarge
+from protocol.errors import BadTensor
+from protocol.sizes import check_limit
 
 # Bytes per element of every dense dtype that torch has on CPU. The name is torch's, without "torch.".
 ITEMSIZE: Final[Mapping[str, int]] = MappingProxyType(
@@ -71,13 +72,7 @@ class TensorHeader:
             # Zero dimensions do not excuse absurd others: strides are computed from all of them.
             extent *= dim or 1
             nbytes *= dim
-        if extent > limits.MAX_TENSOR:
-            raise TooLarge(
-                f"a tensor of {extent} bytes; at most {limits.MAX_TENSOR}",
-                limit="MAX_TENSOR",
-                size=min(extent, limits.MAX_ID),
-                allowed=limits.MAX_TENSOR,
-            )
+        check_limit("MAX_TENSOR", extent, "a tensor of {size} bytes; at most {allowed}")
         object.__setattr__(self, "nbytes", nbytes)  # frozen
 
     @property

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from protocol import limits
-from protocol.errors import BadTag, TooLarge
+from protocol.errors import BadTag
+from protocol.sizes import check_limit
 
 _PART = r"[a-z0-9._:-]+"
 _TAG: Final = re.compile(rf"{_PART}(?:/{_PART})*")
@@ -57,13 +58,7 @@ def parse_tags(tags: str | Iterable[str]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for tag in tags:
         found[parse_tag(tag)] = None
-        if len(found) > limits.MAX_TAGS:
-            raise TooLarge(
-                f"more than {limits.MAX_TAGS} tags; an object carries at most {limits.MAX_TAGS}",
-                limit="MAX_TAGS",
-                size=len(found),
-                allowed=limits.MAX_TAGS,
-            )
+        check_limit("MAX_TAGS", len(found), "an object carries at most {allowed} tags")
     return tuple(found)
 
 

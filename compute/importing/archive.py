@@ -12,7 +12,8 @@ import zipfile
 from typing import Any, Final
 
 from protocol import limits
-from protocol.errors import BadFile, TooLarge
+from protocol.errors import BadFile
+from protocol.sizes import check_limit
 
 _MOST_MEMBERS: Final = 100_000
 _LOCAL_HEADER: Final = 30  # bytes before a member's name and extra field; their lengths are its last four
@@ -63,8 +64,7 @@ class Archive:
         except Exception as error:  # zipfile meets strangers' files with whatever comes up
             raise BadFile(f"it is not a zip archive: {str(error)[:200] or type(error).__name__}") from None
         found = self._archive.infolist()
-        if len(found) > _MOST_MEMBERS:
-            raise TooLarge(f"an archive of {len(found)} members; at most {_MOST_MEMBERS}", limit="members")
+        check_limit("members", len(found), "an archive of {size} members; at most {allowed}", allowed=_MOST_MEMBERS)
         roots = {member.filename.partition("/")[0] for member in found}
         self.root = f"{roots.pop()}/" if len(roots) == 1 and all("/" in member.filename for member in found) else ""
         self._members = {member.filename[len(self.root) :]: member for member in found}
@@ -92,10 +92,8 @@ class Archive:
         member = self._members.get(name)
         if member is None:
             raise BadFile(f"there is no {name[:100]!r} in it")
-        if member.file_size > most:
-            raise TooLarge(
-                f"{name[:100]!r} in it has {member.file_size} bytes; at most {most} are read", limit="MAX_EXPANSION"
-            )
+        sentence = "{name!r} in it has {size} bytes; at most {allowed} are read"
+        check_limit("MAX_EXPANSION", member.file_size, sentence, allowed=most, name=name[:100])
         if member.flag_bits & 1:
             raise BadFile(f"{name[:100]!r} in it is encrypted")
         if member.compress_type == zipfile.ZIP_STORED:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from compute.model_spec import ModelSpec
-from protocol import limits
-from protocol.errors import BadFile, TooLarge
+from protocol.errors import BadFile
+from protocol.sizes import check_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,8 @@ class ImportedTensors:
 
 def check_total(nbytes: int, where: str) -> None:
     """TooLarge for more than a peer's memory file may hold, before any of it is allocated."""
-    if nbytes > limits.MAX_MEMORY_TENSOR:
-        raise TooLarge(
-            f"{where} would take {nbytes} bytes of memory; at most {limits.MAX_MEMORY_TENSOR} are read",
-            limit="MAX_MEMORY_TENSOR",
-            size=min(nbytes, limits.MAX_ID),
-            allowed=limits.MAX_MEMORY_TENSOR,
-        )
+    sentence = "{where} would take {size} bytes of memory; at most {allowed} are read"
+    check_limit("MAX_MEMORY_TENSOR", nbytes, sentence, where=where)
 
 
 def slot_name(text: object, taken: Mapping[str, object]) -> str:

@@ -10,7 +10,8 @@ import torch
 from compute.dtypes import DTYPE_OF
 from compute.importing.protobuf import Field, Message, Parser, Table
 from protocol import limits
-from protocol.errors import BadFile, TooLarge
+from protocol.errors import BadFile
+from protocol.sizes import check_limit
 
 _DIMENSION: Final[Table] = {1: Field("value", "int"), 2: Field("parameter", "text")}
 _SHAPE: Final[Table] = {1: Field("dims", _DIMENSION, True)}
@@ -123,8 +124,8 @@ def tensor_of(message: Message) -> torch.Tensor:
     if len(shape) > limits.MAX_NDIM or any(not 0 <= dim < limits.MAX_DIM for dim in shape):
         raise BadFile(f"its tensor {name!r} has a shape that no tensor can have")
     count = math.prod(shape)
-    if count * dtype.itemsize > limits.MAX_MEMORY_TENSOR:
-        raise TooLarge(f"its tensor {name!r} would have {count} elements", limit="MAX_MEMORY_TENSOR")
+    sentence = "its tensor {name!r} would have {size} bytes; at most {allowed} are read"
+    check_limit("MAX_MEMORY_TENSOR", count * dtype.itemsize, sentence, name=name)
     raw = message.get("raw")
     if raw is not None:
         if len(raw) != count * dtype.itemsize:

@@ -19,7 +19,8 @@ from compute.dtypes import NAME_OF
 from compute.importing.archive import Archive
 from compute.importing.imported import ImportedTensors
 from protocol import limits
-from protocol.errors import BadFile, GridError, TooLarge
+from protocol.errors import BadFile, GridError
+from protocol.sizes import check_limit
 
 _ZIP: Final = b"PK\x03\x04"
 _PICKLED: Final = (
@@ -68,13 +69,8 @@ def read(data: memoryview) -> ImportedTensors:
 def check_expansion(nbytes: int, size: int) -> None:
     """TooLarge for a file of `size` bytes that would become absurdly larger."""
     allowed = max(limits.SMALL_EXPANSION, limits.MAX_EXPANSION * size)
-    if nbytes > allowed:
-        raise TooLarge(
-            f"it would grow to {nbytes} bytes; at most {allowed} are read from a file of its size",
-            limit="MAX_EXPANSION",
-            size=min(nbytes, limits.MAX_ID),
-            allowed=allowed,
-        )
+    sentence = "it would grow to {size} bytes; at most {allowed} are read from a file of its size"
+    check_limit("MAX_EXPANSION", nbytes, sentence, allowed=allowed)
 
 
 def _unpacked(data: memoryview) -> Any:

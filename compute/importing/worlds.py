@@ -17,7 +17,8 @@ from compute.importing.writing import Ref, Writer
 from compute.program import Input, Program
 from compute.table import lookup
 from protocol import limits
-from protocol.errors import BadFile, GridError, TooLarge
+from protocol.errors import BadFile, GridError
+from protocol.sizes import check_limit
 
 WORLDS: Final = 3
 _HINTS: Final = 24
@@ -124,8 +125,8 @@ class World:
     def _folded(self, name: str, overload: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         tried = self._tried(name, overload, args, kwargs, 0)
         nbytes = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(tried) if isinstance(t, torch.Tensor))
-        if nbytes > _FOLDED:
-            raise TooLarge(f"a constant of {nbytes} bytes in it; at most {_FOLDED} are computed", limit="constant")
+        sentence = "a constant of {size} bytes in it; at most {allowed} are computed"
+        check_limit("constant", nbytes, sentence, allowed=_FOLDED)
         made = overload(*args, **kwargs)
         self._kept += [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
         return made
@@ -155,8 +156,7 @@ class World:
             if not all(isinstance(meta, torch.Tensor) for meta in metas):
                 raise BadFile(f"{name} in it gives something that is no tensor")
             found.append(Value(Place(), metas))
-        if len(self._calls) >= limits.MAX_NODES:
-            raise TooLarge(f"a graph of more than {limits.MAX_NODES} operations", limit="MAX_NODES")
+        check_limit("MAX_NODES", len(self._calls) + 1, "a graph of more than {allowed} operations")
         self._calls.append(_Call(name, args, kwargs, [value.place for value in found], many))
         return found if many else found[0]
 

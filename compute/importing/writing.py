@@ -11,8 +11,8 @@ import torch
 from compute.operations import substitute
 from compute.program import Input, Node, Program
 from compute.values import inline_tensor
-from protocol import limits
-from protocol.errors import BadFile, TooLarge
+from protocol.errors import BadFile
+from protocol.sizes import check_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,7 @@ class Writer:
         return Ref(len(self._constants) - 1, is_constant=True)
 
     def call(self, name: str, args: list[Any], kwargs: Mapping[str, Any] | None = None) -> Ref:
-        if len(self._nodes) >= limits.MAX_NODES:
-            raise TooLarge(f"a graph of more than {limits.MAX_NODES} operations", limit="MAX_NODES")
+        check_limit("MAX_NODES", len(self._nodes) + 1, "a graph of more than {allowed} operations")
         name, positional, named = substitute(name, args, kwargs or {})
         self._nodes.append(Node(name, [_wire(arg) for arg in positional], {k: _wire(v) for k, v in named.items()}))
         return Ref(len(self.inputs) + len(self._nodes) - 1)

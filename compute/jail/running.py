@@ -24,6 +24,7 @@ from compute.program_types import check_types
 from compute.spec import unpack_spec
 from protocol import limits
 from protocol.errors import BadJail, BadRequest, GridError, JailFailed, OperationFailed, TooLarge
+from protocol.sizes import check_limit
 
 FILE: Final = "<jail>"
 _NO_MEMORY: Final = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
@@ -76,13 +77,7 @@ class Printer:
 
     def __call__(self, *values: object, sep: str | None = " ", end: str | None = "\n", **_: object) -> None:
         self._calls += 1
-        if self._calls > limits.JAIL_PRINTS:
-            raise TooLarge(
-                f"a jail prints at most {limits.JAIL_PRINTS} times",
-                limit="JAIL_PRINTS",
-                size=self._calls,
-                allowed=limits.JAIL_PRINTS,
-            )
+        check_limit("JAIL_PRINTS", self._calls, "a jail prints at most {allowed} times")
         text = (" " if sep is None else sep).join(_text(value) for value in values) + ("\n" if end is None else end)
         data = text[: self._left].encode(errors="replace")[: self._left]
         self._left -= len(data)
@@ -195,12 +190,7 @@ def _described(result: object, numbers: bool) -> tuple[Any, list[torch.Tensor]]:
             value = torch.tensor(value)
         if not isinstance(value, torch.Tensor):
             return None
-        if len(found) == limits.JAIL_RESULTS:
-            raise TooLarge(
-                f"a jail gives at most {limits.JAIL_RESULTS} tensors: stack some of them",
-                limit="JAIL_RESULTS",
-                allowed=limits.JAIL_RESULTS,
-            )
+        check_limit("JAIL_RESULTS", len(found) + 1, "a jail gives at most {allowed} tensors: stack some of them")
         found.append(value.detach())
         return len(found) - 1
 

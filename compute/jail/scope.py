@@ -82,6 +82,11 @@ class Namespace:
         return f"<{self._name}, as jails have it>"
 
 
+def members(space: Namespace) -> Mapping[str, Any]:
+    """What is in it, by name."""
+    return space._members  # type: ignore[no-any-return]
+
+
 def _public(module: types.ModuleType) -> dict[str, Any]:
     """Functions and classes of a module of torch's, without what it has imported for itself."""
     named = getattr(module, "__all__", None) or vars(module)

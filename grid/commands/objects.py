@@ -85,7 +85,7 @@ async def rm(g: Mesh, refs: Sequence[str], as_json: bool) -> None:
     for one in removed.values():
         await one.delete()
         if not as_json:
-            print(f"{one.peer} has it no more: {show.named(one.record)}")
+            print(f"{one.peer} no longer has it: {show.named(one.record)}")
     if as_json:
         show.json_out([{"id": id.hex(), "peer": one.peer} for id, one in removed.items()])
 

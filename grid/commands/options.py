@@ -27,14 +27,22 @@ def peer_names(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="The beginning of an id, or a query that finds one object.")]
 Target = Annotated[str, typer.Argument(metavar="PEER", help="A peer's name or id.", autocompletion=peer_names)]
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help=".npy .npz .csv .safetensors .pt")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Write it to a file: .npy .npz .csv .safetensors .pt; a model also to .pt2 .onnx.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")]
 OwnPeer = Annotated[
     str | None,
-    typer.Argument(metavar="PEER", help="One of this machine; without it all.", autocompletion=peer_names),
+    typer.Argument(metavar="PEER", help="A peer of this machine; without it, all.", autocompletion=peer_names),
 ]
 DataDir = Annotated[
     Path | None,
@@ -70,13 +78,14 @@ _WORKER_OPTIONS: Final[dict[str, tuple[Any, Any, Any]]] = {
         str | None,
         None,
         typer.Option(
-            metavar="SIZE", help="Memory for the operations of one principal, as 4GB. Default: half of the machine's."
+            metavar="SIZE",
+            help="Memory for the operations of one principal, such as 4GB. Default: half of the machine's.",
         ),
     ),
     "worker_seconds": (
         float | None,
         None,
-        typer.Option(metavar="S", help="How long one operation or program may run. Default: 600."),
+        typer.Option(metavar="SECONDS", help="How long one operation or program may run. Default: 600."),
     ),
     "worker_cpu": (
         float | None,
@@ -86,7 +95,9 @@ _WORKER_OPTIONS: Final[dict[str, tuple[Any, Any, Any]]] = {
     "worker_burst": (
         float | None,
         None,
-        typer.Option(metavar="S", help="Seconds of a core that it may take before --worker-cpu counts. Default: 60."),
+        typer.Option(
+            metavar="SECONDS", help="Seconds of a core that it may take before --worker-cpu counts. Default: 60."
+        ),
     ),
     "jails": (
         bool,
@@ -101,12 +112,12 @@ _WORKER_OPTIONS: Final[dict[str, tuple[Any, Any, Any]]] = {
     "jail_seconds": (
         float | None,
         None,
-        typer.Option(metavar="S", help="How long one jail may run. Default: 60."),
+        typer.Option(metavar="SECONDS", help="How long one jail may run. Default: 60."),
     ),
     "jail_memory": (
         str | None,
         None,
-        typer.Option(metavar="SIZE", help="Memory of one jail, as 4GB. Default: as for --worker-memory."),
+        typer.Option(metavar="SIZE", help="Memory of one jail, such as 4GB. Default: as --worker-memory."),
     ),
     "device": (
         str,
@@ -116,7 +127,9 @@ _WORKER_OPTIONS: Final[dict[str, tuple[Any, Any, Any]]] = {
     "unsafe_no_sandbox": (
         bool,
         False,
-        typer.Option("--unsafe-no-sandbox", help="Run operations unprotected: who computes here can do what you can."),
+        typer.Option(
+            "--unsafe-no-sandbox", help="Run operations without a sandbox: whoever computes here can do what you can."
+        ),
     ),
 }
 _OF_WORKERS: Final = [

@@ -104,5 +104,6 @@ async def status(g: Mesh, name: str | None, as_json: bool) -> None:
     show.out().print(show.status_table(statuses))
     show.print_unprotected(statuses)
     if name:
-        show.out().print(show.principals_table(statuses[0].get("principals", ())))
+        principals = statuses[0].get("principals", ())
+        show.out().print(show.principals_table(principals) if principals else "nobody computes here")
         show.out().print(show.traffic_table(statuses[0]["traffic"]))

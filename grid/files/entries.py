@@ -10,7 +10,8 @@ from pathlib import Path
 
 from peer.payloads import Payload
 from protocol import limits
-from protocol.errors import BadFile, GridError, TooLarge
+from protocol.errors import BadFile, GridError
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
 
@@ -70,13 +71,8 @@ class Reader:
 def check_expansion(path: Path, nbytes: int) -> None:
     """TooLarge for a compressed file that would become absurdly larger."""
     allowed = max(limits.SMALL_EXPANSION, limits.MAX_EXPANSION * path.stat().st_size)
-    if nbytes > allowed:
-        raise TooLarge(
-            f"{path} would grow to {nbytes} bytes; at most {allowed} are read from a compressed file of its size",
-            limit="MAX_EXPANSION",
-            size=min(nbytes, limits.MAX_ID),
-            allowed=allowed,
-        )
+    sentence = "{path} would grow to {size} bytes; at most {allowed} are read from a compressed file of its size"
+    check_limit("MAX_EXPANSION", nbytes, sentence, allowed=allowed, path=path)
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ class _Rows:
                 self.line = rows.line_num
                 if row and not self._is_header(row):
                     if len(row) != self.width:
-                        raise self.bad(f"has {len(row)} columns, the lines before have {self.width}")
+                        raise self.bad(f"has {_columns(len(row))}, the lines before have {self.width}")
                     if self._has_underscore:
                         self.check_cells(row)
                     self._has_underscore = False
@@ -129,6 +129,10 @@ class _Scan:
             raise BadFile(f"{self._path} has no rows of numbers")
         dtype = "int64" if self.code == "q" else "float64"
         return TensorHeader(dtype, (self._count,) if self.rows.width == 1 else (self._count, self.rows.width))
+
+
+def _columns(count: int) -> str:
+    return f"{count} column{'s' * (count != 1)}"
 
 
 def _is_number(cell: str) -> bool:

@@ -129,7 +129,7 @@ def given(value: Value) -> Any:
     """
     source = value.source
     if isinstance(source, Held):
-        if source.pointer._version != source.version:
+        if source.pointer._handle.shared_memory().writes != source.writes:
             raise BadRequest(
                 f"{source.pointer!r} was changed in place after share() and before its first use: await share(), "
                 "which shares it at once"

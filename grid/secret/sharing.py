@@ -8,7 +8,6 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from grid.modules import RemoteModel
 from grid.multi import MultiPointer
 from grid.pointer import Pointer
 from grid.remote import RemotePeer
@@ -18,6 +17,7 @@ from grid.secret.team import Secrets
 from grid.secret.tensor import SecretTensor
 from grid.secret.values import Held, Local
 from grid.secure import team
+from grid.stored_models import RemoteModel
 from mpc.ring import PRECISION, check_precision, encode
 from protocol.errors import BadRequest
 
@@ -86,7 +86,7 @@ def shared(of: Secrets, tensor: torch.Tensor, requires_grad: bool | None) -> Sec
         raise BadRequest("complex numbers cannot be secrets: share their real and imaginary parts")
     if isinstance(tensor, Pointer):
         end = _end(tensor)
-        source: Local | Held = Held(end, end._version)
+        source: Local | Held = Held(end, end._handle.shared_memory().writes)
     else:
         here = tensor.detach().clone(memory_format=torch.contiguous_format)
         encode(here, of.precision if here.is_floating_point() else 0)  # may it be one?

@@ -33,10 +33,10 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a pointer names, shared by its peer when it is first used; `version` is the pointer's."""
+    """What a pointer names, shared by its peer when it is first used; `writes` is how often it was written to then."""
 
     pointer: Pointer
-    version: int
+    writes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def equal(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     return opposite(party, same) if ".ne." in name else same
 
 
-@secure("relu", "relu_")
+@secure("relu")
 def relu(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """x where it is above zero, else 0. Four rounds, exact; a product is truncated on the way."""
     x: Secret = arguments["self"]

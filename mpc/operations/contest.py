@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from mpc import bits
-from mpc.comparison import ALL, Masked, ands, as_numbers, mask, negative_bits
+from mpc.comparison import ALL, EVERY, Masked, ands, as_numbers, mask, negative_bits
 from mpc.correlations import Dealt
 from mpc.operations.comparisons import flat
 from mpc.party import Party
@@ -148,7 +148,7 @@ def _and(party: Party, groups: list[list[torch.Tensor]]) -> Protocol[list[torch.
     one = torch.full(shape, 1 if party.is_first else 0, dtype=torch.uint8, device=groups[0][0].device)
     whole = [[*group, *[one] * (4 - len(group))] for group in groups]
     lanes = [_packed(torch.stack([group[at] for group in whole])) for at in range(4)]
-    (packed,) = yield from ands(party, (ALL,), dict(zip(reversed(ALL), lanes, strict=True)))
+    (packed,) = yield from ands(party, EVERY, dict(zip(reversed(ALL), lanes, strict=True)))
     made = bits.unpack(packed)
     return list(made[: len(groups) * one.numel()].view(len(groups), *shape).unbind(0))
 

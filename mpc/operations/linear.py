@@ -14,7 +14,7 @@ from mpc.table import Arguments, local
 from protocol.errors import BadRequest
 
 # Operations of one tensor whose result's elements are elements of it, or sums of some.
-_MOVES: Final = """
+MOVES: Final = """
     view reshape permute transpose.int expand squeeze squeeze.dim squeeze.dims unsqueeze select.int slice.Tensor
     take flip roll repeat tile clone detach alias contiguous diagonal tril triu unfold
     split.Tensor split_with_sizes chunk unbind.int movedim.int movedim.intlist flatten.using_ints unflatten.int narrow
@@ -26,7 +26,7 @@ _MOVES: Final = """
 """.split()
 
 
-@local(*_MOVES)
+@local(*MOVES)
 def move(party: Party, name: str, arguments: Arguments) -> Any:  # a Secret, or a list of them
     """The operation itself, on the share. No round, no error."""
     source: Secret | None = None

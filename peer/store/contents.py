@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from protocol import limits
 from protocol.errors import BadTensor, TooLarge
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 from search.text import is_text
 
@@ -92,9 +93,9 @@ class Contents:
     def __post_init__(self) -> None:
         object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
         object.__setattr__(self, "nbytes", sum(header.nbytes for _, header in self.tensors))
-        _within("MAX_STORED_TENSORS", len(self.tensors), limits.MAX_STORED_TENSORS)
-        _within("MAX_PROGRAM", len(self.extra), limits.MAX_PROGRAM)
-        _within("MAX_TENSOR", self.nbytes, limits.MAX_TENSOR)
+        check_limit("MAX_STORED_TENSORS", len(self.tensors), "an object of {size} tensors; at most {allowed}")
+        check_limit("MAX_PROGRAM", len(self.extra), "a program of {size} bytes; at most {allowed}")
+        check_limit("MAX_TENSOR", self.nbytes, "an object of {size:bytes}; at most {allowed:bytes}")
         _check_names([name for name, _ in self.tensors])
         _check_metadata(self.metadata)
 
@@ -155,11 +156,6 @@ class Contents:
         return entries
 
 
-def _within(limit: str, size: int, allowed: int) -> None:
-    if size > allowed:
-        raise TooLarge(f"{size} is beyond {limit}, {allowed}", limit=limit, size=size, allowed=allowed)
-
-
 def _check_names(names: list[str]) -> None:
     for name in names:
         if not is_text(name) or not 0 < len(name) <= limits.MAX_TENSOR_NAME or name == _METADATA:
@@ -175,4 +171,5 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
     for key in (TRUE_HEADERS, PROGRAM):
         if key in metadata:
             raise BadTensor(f"the metadata key {key!r} is the store's own")
-    _within("MAX_METADATA", sum(len(k) + len(v) for k, v in metadata.items()), limits.MAX_METADATA)
+    size = sum(len(k) + len(v) for k, v in metadata.items())
+    check_limit("MAX_METADATA", size, "metadata of {size:bytes}; at most {allowed:bytes}")

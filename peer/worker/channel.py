@@ -23,7 +23,8 @@ import msgpack
 
 from protocol import limits
 from protocol.codec import Pack, packer
-from protocol.errors import BadRequest, ProtocolError, TooLarge
+from protocol.errors import BadRequest, ProtocolError
+from protocol.sizes import beyond
 
 if TYPE_CHECKING:
     import asyncio
@@ -53,12 +54,8 @@ def encode(message: Any, descriptors: int = 0, limit: int = limits.WORKER_MESSAG
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadRequest(f"an argument that cannot travel: {error}") from None
     if len(body) > limit:
-        raise TooLarge(
-            f"a message of {len(body)} bytes between peer and worker; send large values as objects",
-            limit="WORKER_MESSAGE",
-            size=len(body),
-            allowed=limit,
-        )
+        sentence = "a message of {size} bytes between peer and worker; send large values as objects"
+        raise beyond("WORKER_MESSAGE", len(body), sentence, allowed=limit)
     return _PRELUDE.pack(len(body), descriptors) + body
 
 

@@ -13,8 +13,7 @@ from compute.cost import ALLOWED
 from peer.worker import memory
 from peer.worker.mapped import Guarded
 from protocol import limits
-from protocol.errors import TooLarge
-from protocol.sizes import shown
+from protocol.sizes import check_limit
 
 _PIECE: Final = 8 * limits.MIB  # of memory that one piece may reach over
 
@@ -22,14 +21,8 @@ _PIECE: Final = 8 * limits.MIB  # of memory that one piece may reach over
 def check_size(nbytes: int) -> None:
     """TooLarge for more than a value in memory may have."""
     # Its elements may be far fewer than its shape says (expand), but all of them would be written out.
-    if nbytes > limits.MAX_MEMORY_TENSOR:
-        raise TooLarge(
-            f"a value of {shown(nbytes)} does not leave a worker, at most {shown(limits.MAX_MEMORY_TENSOR)} do: take "
-            "it in pieces (x[:1000].get())",
-            limit="MAX_MEMORY_TENSOR",
-            size=min(nbytes, limits.MAX_ID),
-            allowed=limits.MAX_MEMORY_TENSOR,
-        )
+    sentence = "a value of {size:bytes} does not leave a worker, at most {allowed:bytes} do: take it in pieces"
+    check_limit("MAX_MEMORY_TENSOR", nbytes, sentence + " (x[:1000].get())")
 
 
 def filed(tensor: torch.Tensor, guarded: Sequence[Guarded] = ()) -> int:

@@ -40,7 +40,8 @@ from peer.worker.faults import as_error
 from peer.worker.objects import Objects
 from peer.worker.sandbox import Ground, Settings
 from protocol import limits
-from protocol.errors import BadRequest, GridError, InternalError, TooLarge
+from protocol.errors import BadRequest, GridError, InternalError
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
 _ALIGNED: Final = 64
@@ -147,25 +148,16 @@ def _described(structure: Any, tensors: Sequence[torch.Tensor]) -> tuple[bytes, 
     """The header, and where in the file each tensor is to be."""
     headers = [header_of(tensor) for tensor in tensors]
     total = sum(header.nbytes + _ALIGNED for header in headers)
-    if total > limits.JAIL_OUTPUT:
-        raise TooLarge(
-            f"a jail gives at most {limits.JAIL_OUTPUT} bytes: give less, or in smaller parts",
-            limit="JAIL_OUTPUT",
-            size=min(total, limits.MAX_ID),
-            allowed=limits.JAIL_OUTPUT,
-        )
+    check_limit("JAIL_OUTPUT", total, "a jail gives at most {allowed} bytes: give less, or in smaller parts")
     places, at = [], limits.JAIL_HEADER
     for header in headers:
         places.append(at)
         at += -(-header.nbytes // _ALIGNED) * _ALIGNED
-    if len(packed := msgpack.packb(structure)) > limits.JAIL_STRUCTURE:
-        raise TooLarge(
-            f"beside tensors a jail gives at most {limits.JAIL_STRUCTURE} bytes, not {len(packed)}: numbers, text, and "
-            "what is around them; make tensors of long lists",
-            limit="JAIL_STRUCTURE",
-            size=len(packed),
-            allowed=limits.JAIL_STRUCTURE,
-        )
+    packed = msgpack.packb(structure)
+    sentence = (
+        "beside tensors a jail gives at most {allowed} bytes, not {size}: numbers, text, and what is around them; "
+    )
+    check_limit("JAIL_STRUCTURE", len(packed), sentence + "make tensors of long lists")
     listed = [[NAME_OF[tensor.dtype], list(tensor.shape), at] for tensor, at in zip(tensors, places, strict=True)]
     return msgpack.packb({"structure": packed, "tensors": listed}), places
 

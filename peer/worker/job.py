@@ -26,6 +26,7 @@ from peer.worker.sandbox import Settings
 from peer.worker.zygote_process import ending, signal_name
 from protocol import limits
 from protocol.errors import BadRequest, GridError, InternalError, JailFailed, TooLarge
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
 _LENGTH: Final = struct.Struct("<I")
@@ -247,16 +248,8 @@ def _copied(fd: int, headers: Sequence[TensorHeader], places: Sequence[int], buf
 
 def check_inputs(ids: Sequence[bytes], work: bytes) -> None:
     """TooLarge for more than a jail takes."""
-    if len(ids) > limits.JAIL_INPUTS:
-        raise TooLarge(
-            f"{len(ids)} tensors go into a jail; at most {limits.JAIL_INPUTS}", limit="JAIL_INPUTS", size=len(ids)
-        )
-    if len(work) > limits.JAIL_REQUEST:
-        raise TooLarge(
-            f"a jail's source and plain arguments have {len(work)} bytes: send what is large as tensors",
-            limit="JAIL_REQUEST",
-            size=len(work),
-            allowed=limits.JAIL_REQUEST,
-        )
+    check_limit("JAIL_INPUTS", len(ids), "{size} tensors go into a jail; at most {allowed}")
+    sentence = "a jail's source and plain arguments have {size} bytes, at most {allowed}: send what is large as tensors"
+    check_limit("JAIL_REQUEST", len(work), sentence)
     if not work:
         raise BadRequest("a jail came without its source")

@@ -168,24 +168,24 @@ class Line:
             fail(pending.asker, self.lost.result().again())
             return 0
         self._seq = seq = self._seq + 1
+        self._expect(pending)
         # One that has nothing to do gets it now; what is asked while it works goes together.
-        if not self._pending:
-            self._expect(is_short=pending.is_short)
         self._channel.send([kind, seq, *fields], now=not self._pending)
         self._pending[seq] = pending
         return seq
 
-    def _expect(self, *, is_short: bool) -> None:
-        """An answer, awake; one thing where cores are few asleep, and not on its asker's core.
+    def _expect(self, pending: Pending) -> None:
+        """An answer, awake; one thing that somebody waits for, where cores are few, asleep.
 
         To give way again and again is no help to a worker on the same core: the scheduler still gives each what is due
         to it, a worker's part is small, and turning counts as work.
         """
-        apart = self._awake.apart
-        if apart is None or not is_short:
+        is_first, apart = not self._pending, self._awake.apart
+        is_waiting = is_first and pending.is_short
+        if apart is not None:
+            apart.look(is_waiting=is_waiting)
+        if is_first and (apart is None or not is_waiting):
             self._answered.expect()
-        else:
-            apart.look()
 
     def _heard(self, message: Any, descriptors: list[int]) -> None:
         match message:

@@ -14,7 +14,8 @@ from peer.worker import memory
 from peer.worker.guards import BlockHashes, Guard, Known, Residence
 from peer.worker.reach import reach
 from protocol import limits
-from protocol.errors import BadTensor, TooLarge
+from protocol.errors import BadTensor
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
 _PIECE: Final = 8 * limits.MIB  # copied at once
@@ -99,14 +100,8 @@ class Files:
 
 
 def _copied(view: memoryview, lead: int, nbytes: int, guard: Guard | None) -> mmap.mmap:
-    if nbytes > limits.MAX_MEMORY_TENSOR:
-        raise TooLarge(
-            f"a tensor of {nbytes} bytes that begins at an odd place in its model cannot be worked on there; "
-            "copy it out of the model first",
-            limit="MAX_MEMORY_TENSOR",
-            size=nbytes,
-            allowed=limits.MAX_MEMORY_TENSOR,
-        )
+    sentence = "a tensor of {size} bytes that begins at an odd place in its model cannot be worked on there; "
+    check_limit("MAX_MEMORY_TENSOR", nbytes, sentence + "copy it out of the model first")
     copy = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # ours, and counted as ours
     for start in range(0, nbytes, _PIECE):
         stop = min(start + _PIECE, nbytes)

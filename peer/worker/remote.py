@@ -25,7 +25,8 @@ from peer.worker.pending import Asker, Pending, fail
 from peer.worker.stopping import Stopping, StopSign
 from peer.worker.taught import Taught
 from protocol import limits
-from protocol.errors import Cancelled, Corrupt, GridError, NotFound, TooLarge
+from protocol.errors import Cancelled, Corrupt, GridError, NotFound
+from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
 if TYPE_CHECKING:  # it knows objects, and they this file
@@ -338,10 +339,4 @@ class Worker(Line):
 
 
 def _check_count(count: int) -> None:
-    if count > limits.MAX_BATCH:
-        raise TooLarge(
-            f"{count} operations in one request; send them in several",
-            limit="MAX_BATCH",
-            size=count,
-            allowed=limits.MAX_BATCH,
-        )
+    check_limit("MAX_BATCH", count, "{size} operations in one request, at most {allowed}: send them in several")

@@ -14,6 +14,7 @@ import pytest
 import cli
 from grid.commands.computing import parsed
 from grid.commands.computing import value as read
+from grid.commands.declared import objects
 from grid.commands.errors import EXIT_CODES, exit_code
 from grid.commands.options import peer_names
 from grid.given import as_query
@@ -205,14 +206,14 @@ class OneObject:
 
 async def test_tag_adds_and_takes_away_and_describes_in_one_request(capsys: pytest.CaptureFixture[str]) -> None:
     g = OneObject()
-    await cli.tag(g, "#a", ["+#b", "-#c", "+d"], "words", True)
+    await objects.tag(g, "#a", ["+#b", "-#c", "+d"], "words", True)
     assert g.asked == [("edit", {"id": bytes(16), "add": ["b", "d"], "remove": ["c"], "description": "words"})]
 
 
 @pytest.mark.parametrize("changes", [["b"], ["+"], [], None, ["+#a", "c"]])
 async def test_a_tag_change_needs_a_sign(changes: list[str] | None) -> None:
     with pytest.raises(BadRequest, match="is no change"):
-        await cli.tag(OneObject(), "#a", changes)
+        await objects.tag(OneObject(), "#a", changes)
 
 
 def test_arguments_of_a_plan_are_by_name_or_by_position() -> None:

@@ -58,6 +58,11 @@ def test_an_unknown_name_is_answered_with_those_that_are_there(tmp_path: Path) -
         load_plan(write(tmp_path, TWO) + ":half")
 
 
+def test_a_function_that_is_no_plan_yet_is_answered_with_what_makes_it_one(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match=r"no plan called .half.; that is a plain function: put @grid\.plan before it"):
+        load_plan(write(tmp_path, f"{TWO}\n\ndef half(x):\n    return x / 2\n") + ":half")
+
+
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     for reference in (f"{tmp_path}/gone.py:x", f"{tmp_path}/gone.py", f"{tmp_path}", "accuracy"):
         with pytest.raises(BadFile, match="there is no Python file"):

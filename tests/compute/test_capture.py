@@ -174,6 +174,18 @@ def test_in_place_on_what_the_function_made_works() -> None:
     assert torch.allclose(run_captured(captured, {"x": X}), function(X))
 
 
+@pytest.mark.parametrize("name", ["dropout", "alpha_dropout", "feature_alpha_dropout"])
+def test_dropout_that_drops_nothing_gives_what_it_was_given(name: str) -> None:
+    dropped = getattr(nn.functional, name)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        made = x * 1
+        dropped(made, 0.5, training=False).neg_()
+        return made
+
+    assert torch.equal(run_captured(capture(function, {"x": X}), {"x": X}), function(X))
+
+
 def test_tied_parameters_are_one_input() -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
@@ -405,3 +417,41 @@ def test_torch_says_nothing_meanwhile_and_its_settings_stay(caplog: pytest.LogCa
     after = logging.getLogger("torch._subclasses.fake_tensor").level, torch.backends.mha.get_fastpath_enabled()
     assert before == after
     assert torch.is_grad_enabled()
+
+
+def _by_default(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    whole = x.long()
+    made = (torch.ones(3), torch.arange(0, 1, 0.25), torch.linspace(0, 1, 3), torch.eye(2), torch.full((2,), 1.5))
+    computed = (whole / 3, whole.sqrt(), whole * 1.5, whole * 2j, whole.mean(dtype=torch.get_default_dtype()))
+    return (
+        *made,
+        *computed,
+        x + torch.ones(3),
+        torch.fft.fft(whole),
+        torch.tensor(0.1),
+        torch.zeros(2, dtype=torch.half),
+    )
+
+
+def test_numbers_are_of_the_default_dtype_of_whoever_captures() -> None:
+    """Peers have torch's own."""
+
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.double() + torch.arange(x.shape[0])[:, None] / 3 * torch.linspace(0, 1, 3)
+
+    x, scaled = torch.tensor([1.5, 2.5, 3.5]), torch.zeros(4, 3)
+    capture_before = capture(lambda x: x.long() / 3 + torch.ones(3), [x]).program  # of somebody who has torch's own
+    torch.set_default_dtype(torch.float64)
+    try:
+        program, model = capture(_by_default, [x]).program, capture_model(Scaled(), scaled)
+        want, wanted = _by_default(x), Scaled()(scaled)
+        there = run(program, [x])
+        made = run(capture_before, [x])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert made.dtype is torch.float32
+    for found in (there, run(program, [x])):
+        for one, other in zip(found, want, strict=True):
+            assert one.dtype == other.dtype and torch.equal(one, other)
+    assert torch.equal(run(model.program, [scaled]), wanted)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -190,12 +192,22 @@ def test_no_gradient_goes_through_a_while_loop() -> None:
         capture(function, [W])
 
 
+def _linearized(x: torch.Tensor) -> Any:
+    pairs, derivative = torch.func.linearize(lambda v: {"sin": v.sin() * x, "sum": v.sum()}, 2 * x)
+    slope = torch.func.linearize(torch.func.grad(lambda w: (w**3).sum()), x)[1]
+    return pairs, derivative(x), derivative(torch.ones_like(x)), slope(x)
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # as torch's linearize does
 @pytest.mark.parametrize(
     "function",
     [
         lambda x: torch.vmap(lambda row: grid.repeat(3, lambda i, h: h * 2 + i, row))(x),
         lambda x: torch.func.grad(lambda v: grid.scan(lambda c, r: (c + r.sin(), r), v[0], v)[0].sum())(x),
         lambda x: torch.func.jvp(lambda v: v.sin() * v, (x,), (torch.ones_like(x),)),
+        lambda x: _linearized(x),
+        lambda x: torch.vmap(torch.func.linearize(lambda v: (v @ v.T).tanh(), x)[1])(torch.stack([x, 2 * x])),
+        lambda x: grid.repeat(3, lambda i, c: torch.func.linearize(torch.sin, c)[1](x), x),
         lambda x: torch.func.jacrev(lambda v: v.sin() * v.sum())(x[0]),
         lambda x: grid.repeat(3, lambda i, w: w - 0.1 * torch.func.grad(lambda u: ((x @ u) ** 2).sum())(w), x[0]),
     ],
@@ -313,3 +325,47 @@ def test_a_number_in_a_tensor_is_an_index() -> None:
         assert all(map(torch.allclose, run(program, [x]), indexed(x)))
     with pytest.raises(OperationFailed, match="out of bounds"):
         run(program, [torch.randn(2, 4, 3)])
+
+
+# --- values in bodies -------------------------------------------------------------------------------------
+
+USES: dict[str, Callable[[Any], Any]] = {
+    "int": int,
+    "float": float,
+    "bool": lambda t: 2 if t > 1 else 3,
+    "item": lambda t: t.item(),
+    "range": lambda t: sum(range(t)),
+    "an index": lambda t: [5, 6, 7][t],
+    "a slice": lambda t: W[:t].sum(),
+    "a size": lambda t: torch.ones(t).sum(),
+    "math": lambda t: math.sqrt(t),
+    "numpy": lambda t: t.numpy().sum(),
+    "an array": lambda t: np.array(t).sum(),
+    "a text": lambda t: len(f"{t}"),
+    "a list": lambda t: t.tolist(),
+}
+LOOPS: dict[str, Callable[[Any, Any], Any]] = {
+    "repeat": lambda step, x: grid.repeat(2, lambda i, c: step(c), x),
+    "scan": lambda step, x: grid.scan(lambda c, row: (step(c), row), x, torch.ones(3)),
+    "map": lambda step, x: grid.map(step, x),
+    "cond": lambda step, x: grid.cond(x.sum() > 0, step, lambda x: x * 1, (x,)),
+    "while_loop": lambda step, x: grid.while_loop(lambda c: c.sum() < 10, lambda c: (step(c),), (x,)),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", USES)
+def test_a_value_in_a_body_is_refused_at_its_line_where_it_is_data(name: str, loop: str) -> None:
+    def step(row: torch.Tensor) -> Any:
+        number = row.abs().sum().long()
+        return row + USES[name](number)
+
+    with pytest.raises(CannotCapture, match=r"a plan has no values|a plan's shapes are fixed") as caught:
+        capture(lambda x: LOOPS[loop](step, x), [torch.ones(3, 2)])
+    assert f"{__file__}:" in str(caught.value) and "shouldn't be called" not in str(caught.value)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", ["int", "float", "bool", "item", "range", "an index", "a size", "math", "a list"])
+def test_a_number_that_the_body_wrote_out_is_known(name: str, loop: str) -> None:
+    check(lambda x: LOOPS[loop](lambda row: row + 1 + USES[name](torch.tensor(2)), x), torch.ones(3, 2))

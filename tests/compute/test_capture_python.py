@@ -176,6 +176,32 @@ def counted_by_array(x: Tensor) -> Tensor:
     return grid.repeat(6, step, x)  # type: ignore[no-any-return]
 
 
+def counted_in(state: Any, place: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:
+    """A counter that is far from the variable by which the body has it."""
+
+    def step(i: Tensor, x: Tensor) -> Tensor:
+        place(state)[0] += 1
+        return x + (1.0 if place(state)[0] < 4 else 100.0)
+
+    return lambda x: grid.repeat(6, step, x)  # type: ignore[no-any-return]
+
+
+def nested(depth: int) -> Any:
+    return [0] if not depth else [nested(depth - 1)]
+
+
+def deepest(value: Any) -> Any:
+    while isinstance(value[0], list):
+        value = value[0]
+    return value
+
+
+def of_objects() -> Any:
+    made = np.empty(2, dtype=object)
+    made[0], made[1] = [0], "other"
+    return made
+
+
 def drawn_from(numbers: Iterator[float]) -> Callable[[Tensor], Tensor]:
     return lambda x: grid.repeat(6, lambda i, x: x + next(numbers), x)  # type: ignore[no-any-return]
 
@@ -205,6 +231,12 @@ LATE_NUMBERS = [1.0, 1.0, 1.0, 1.0, 100.0, 100.0]
         (lambda x: grid.repeat(6, LATE, x), "self.calls"),
         (counted_by_dict, "state['n']"),
         (counted_by_iterator, "numbers changes from one"),
+        (counted_in([*([0] for _ in range(25_000)), [0]], lambda state: state[-1]), "state[25000][0] changes"),
+        (counted_in([[] for _ in range(300_000)] + [[0]], lambda state: state[-1]), "more than 300,000 values"),
+        (counted_in(nested(30), deepest), "changes from one"),
+        (counted_in(nested(200), deepest), "deeper than 100 levels"),
+        (counted_in(np.zeros(30_000), lambda state: state[29_999:]), "state changes"),
+        (counted_in(of_objects(), lambda state: state[0]), "changes from one"),
     ],
 )
 def test_what_would_differ_in_a_later_iteration_is_named(function: Callable[..., Any], named: str) -> None:

@@ -11,6 +11,7 @@ from compute.interpreter import execute, run
 from compute.program import Input, Node, Program
 from compute.sharing import written_inputs
 from compute.table import Entry, lookup
+from compute.values import inline_tensor
 from protocol.errors import BadRequest, OperationFailed, OperationNotAllowed, TooLarge
 
 
@@ -285,3 +286,14 @@ def test_one_operation_costs_microseconds_where_it_was_seen_before() -> None:
         check_size(entry, bound, named)
 
     assert min(timeit.repeat(check, number=1000, repeat=5)) / 1000 < 100e-6  # measured: 3 us
+
+
+def test_a_constant_outlives_the_inference_mode_in_which_a_program_first_ran() -> None:
+    p = program(
+        Node("aten.mul.Tensor", [{"node": 0}, {"constant": 0}]), constants=(inline_tensor(torch.tensor(2.0))["tensor"],)
+    )
+    with torch.inference_mode():
+        assert torch.equal(run(p, [X]), X * 2)
+    x = X.clone().requires_grad_()
+    run(p, [x]).sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, torch.full((3, 4), 2.0))

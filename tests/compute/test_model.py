@@ -261,7 +261,7 @@ class Needs(nn.Module):
         if self.what == "value":
             return x if x.sum() > 0 else -x
         if self.what == "unknown":
-            return torch.conv_tbc(x[None], self.layer.weight[None], self.layer.bias)
+            return torch.segment_reduce(x, "sum", lengths=torch.tensor([1]))
         if self.what == "text":
             return "text"
         raise ValueError("always")
@@ -273,7 +273,7 @@ class Needs(nn.Module):
         (Needs("value"), None, r"alice\.send\(model, example=x\)"),
         (Needs("value"), torch.ones(2, 4), "torch.export refuses"),
         (Needs("always"), None, "ValueError: always"),
-        (Needs("unknown"), None, r"aten\.conv_tbc\.default is not in the table"),
+        (Needs("unknown"), None, r"aten\.segment_reduce\.default is not in the table"),
         (nn.Linear(4, 4), torch.ones(2, 5), "torch.export refuses"),
         (lambda x: x, None, "nn.Module was wanted"),
         (nn.LazyLinear(3), None, "lazy"),

@@ -8,7 +8,7 @@ import torch
 
 from compute.interpreter import run
 from compute.program import Body, Input, Node, Program
-from compute.program_types import annotated, check_types
+from compute.program_types import check_types
 from protocol.errors import BadProgram, TooLarge
 from tests.compute.flows import aten, body, cond, each, loop, n, program, repeat, scan
 
@@ -132,25 +132,6 @@ def test_nothing_is_written_while_types_are_checked() -> None:
     check_types(p)
     check_types(p)
     assert run(p, []).tolist() == [1.0, 1.0]
-
-
-def test_types_stand_in_the_text() -> None:
-    p = program(
-        (*ROWS, Input("y")),
-        aten("max.dim", n(0), 1),
-        aten("sym_size.int", n(0), 0),
-        aten("add.Tensor", n(2, 0), n(1)),
-        aten("nonzero.default", n(0)),
-        outputs=n(5),
-    )
-    lines = annotated(p).splitlines()
-    assert [line.partition("  # ")[2] for line in lines[4:-1]] == ["float32 [rows], int64 [rows]", "rows", "", ""]
-    assert Program.from_text(annotated(p)) == p
-
-
-def test_the_types_of_what_does_not_fit_are_left_out() -> None:
-    for bad, _ in BAD.values():
-        assert Program.from_text(annotated(bad)) == bad
 
 
 @pytest.mark.parametrize("given", [torch.ones(3, 4), torch.ones(0, 4)])

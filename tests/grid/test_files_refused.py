@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "word in csv": ("x.csv", b"a,b\n1,2\n3,oops\n", r"line 3, column 2 \('b'\): 'oops' is not a number"),
     "hole in csv": ("x.csv", b"1,2\n3,\n", "line 2, column 2: the cell is empty"),
     "half a header": ("x.csv", b"a,1\n2,3\n", "line 1, column 1: 'a' is not a number"),
-    "ragged csv": ("x.csv", b"1,2\n3\n", "line 2 has 1 columns, the lines before have 2"),
+    "ragged csv": ("x.csv", b"1,2\n3\n", "line 2 has 1 column, the lines before have 2"),
     "only a header": ("x.csv", b"a,b\n", "has no rows of numbers"),
     "wide number": ("x.csv", b"1\n99999999999999999999\n", "line 2 has a whole number beyond 64 bits"),
     "underscores": ("x.csv", b"1\n1_000\n", "line 2, column 1: '1_000' is not a number"),

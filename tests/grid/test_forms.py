@@ -307,3 +307,16 @@ async def test_of_a_singular_matrix_there_is_no_result_but_torchs_error(peers: F
             with pytest.raises(grid.OperationFailed, match=f"linalg.{name}"):
                 await pointer.get()
         assert torch.equal(await (x + 1).get(), torch.ones(2, 2))
+
+
+async def test_new_tensors_are_of_their_dtype_and_place_and_their_own(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        x, k = await g["alice"].send(torch.ones(3)), await g["alice"].send(torch.tensor([1, 2]))
+        made = x.new_tensor([1, 2]), k.new_tensor([1.5]), x.new_tensor([1, 2], dtype=torch.int8), k.new_tensor(x * 2.5)
+        assert [each.dtype for each in made] == [torch.float32, torch.int64, torch.int8, torch.int64]
+        assert [(await each.get()).tolist() for each in made] == [[1, 2], [1], [1, 2], [2, 2, 2]]  # type: ignore[attr-defined]
+        x.new_tensor(x).zero_()
+        assert torch.equal(await x.fetch(), torch.ones(3))
+        assert x.new_tensor([1.0], requires_grad=True).requires_grad and not x.new_tensor([1.0]).requires_grad
+        with pytest.raises(grid.GridError, match="cuda"):
+            x.new_tensor([1.0], device="cuda")

@@ -237,3 +237,23 @@ async def test_scaled_attention_is_causal_without_a_mask_from_here(peers: Folder
         far: Any = [await g["alice"].send(each) for each in (q, k, v)]
         got = F.scaled_dot_product_attention(*far, is_causal=True)
         assert torch.allclose(await got.fetch(), F.scaled_dot_product_attention(q, k, v, is_causal=True), atol=1e-5)
+
+
+async def test_a_convolution_of_what_lies_time_first(peers: Folders) -> None:
+    here = [torch.randn(5, 2, 3), torch.randn(3, 3, 4), torch.randn(4)]
+    async with grid.connect(folders=peers) as g:
+        far = [(await g["alice"].send(each)).requires_grad_() for each in here]
+        near = [each.clone().requires_grad_() for each in here]
+        convolve: Any = torch.conv_tbc
+        got, wanted = convolve(*far, 1), convolve(*near, 1)
+        (got * got).sum().backward()
+        (wanted * wanted).sum().backward()
+        grads: Any = [[each.grad for each in values] for values in (near, far)]
+        await _check([wanted, *grads[0]], [got, *grads[1]], "conv_tbc")
+        assert got.stride() == wanted.stride()
+
+        def gradients(*values: Any) -> Any:
+            return torch.func.grad(lambda *each: convolve(*each, 1).pow(2).sum(), (0, 1, 2))(*values)
+
+        for one, other in zip(await g.run(gradients, *(each.detach() for each in far)), gradients(*here), strict=True):
+            assert torch.allclose(await one.get(), other, rtol=1e-4, atol=1e-4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -103,6 +105,54 @@ async def test_what_would_need_a_view_says_what_to_write(peers: Folders) -> None
             await (seen + 1).get()
         with pytest.raises(grid.OperationFailed, match="out of bounds"):
             await x[i + 7].get()
+
+
+CHANGES: dict[str, Callable[[Any, Any], Any]] = {
+    "itself": lambda x, _: x.add_(1),
+    "data": lambda x, _: x.data.mul_(2),
+    "detach": lambda x, _: x.detach().zero_(),
+    "a view made before": lambda _, view: view.add_(1),
+    "a view of a view": lambda x, _: x.view(-1)[:4].unsqueeze(0)[0].fill_(9),
+    "reshaped": lambda x, _: x.reshape(4, 3).add_(1),
+    "from the beginning": lambda x, _: x.as_strided((2,), (1,), 4).zero_(),
+    "in place another view": lambda x, _: x.detach().t_()[0].zero_(),
+    "one of several": lambda x, _: x.split(1)[1].zero_(),
+    "a row": lambda x, _: x.__setitem__(1, 5.0),
+    "by a number there": lambda x, _: x.__setitem__(x[0, 0].long(), 5.0),
+    "by a mask that is awaited": lambda x, _: x.index_put_((torch.where(x[:, 0] > 2)[0],), x[0, 0]),
+    "out": lambda x, _: torch.add(x[0], 1, out=x[1]),
+}
+
+
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+async def test_whatever_writes_to_what_it_was_copied_from_is_noticed(peers: Folders, mode: Any) -> None:
+    value = torch.arange(12.0).reshape(3, 4)
+    async with grid.connect(folders=peers) as g:
+        sent, i = await g["alice"].send(value), await g["alice"].send(torch.tensor(1))
+        chain = await (await g["alice"].send(value)).send(g["bob"])
+        with mode():
+            for name, change in CHANGES.items():
+                x, other = sent + 0, sent + 0
+                view, seen, unchanged = x[1:].T, x[i], other[i][1:]
+                change(x, view)
+                with pytest.raises(BadRequest, match=r"changed after x\[i\] was looked up"):
+                    print(name, await (seen + 1).get())
+                assert torch.equal(await (unchanged + 1).get(), value[1, 1:] + 1)  # of another memory
+            seen = chain[await i.send(g["bob"])]
+            with pytest.raises(grid.ReadOnly, match="copy and no view"):
+                seen.add_(1)
+            assert torch.equal(await (await (seen + 1).get()).get(), value[1] + 1)
+            chain[0].add_(1)
+            with pytest.raises(BadRequest, match="changed after"):
+                seen + 1
+
+
+async def test_what_was_looked_up_is_not_assigned_to_by_a_mask(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        x, i = await g["alice"].send(torch.arange(12.0).reshape(3, 4)), await g["alice"].send(torch.tensor(1))
+        with pytest.raises(grid.ReadOnly, match="copy and no view"):
+            x[i].index_put_(torch.where(x[0] > 1), x[0, 0])
+        assert torch.equal(await x[1].fetch(), torch.arange(4.0, 8.0))
 
 
 async def test_in_a_thread_that_waits_it_is_a_view(peers: Folders) -> None:

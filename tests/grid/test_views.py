@@ -197,7 +197,13 @@ async def test_resizing_shows_what_is_there_and_no_more(peers: Folders) -> None:
 async def test_what_a_view_in_place_cannot_do_says_so(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         x = await g["alice"].send(torch.ones(2, 3))
-        for change in (lambda: x.resize_(7), lambda: x.t().resize_(3), lambda: x.set_(), lambda: x[0].resize_as_(x)):
+        for change in (
+            lambda: x.resize_(7),
+            lambda: torch.ops.aten.resize_(x, [7]),
+            lambda: x.t().resize_(3),
+            lambda: x.set_(),
+            lambda: x[0].resize_as_(x),
+        ):
             with pytest.raises(BadRequest, match="memory"):
                 change()
         with pytest.raises(grid.OperationFailed):

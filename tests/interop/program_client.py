@@ -255,6 +255,23 @@ REFUSED: dict[str, Callable[[], Map]] = {
 }
 
 
+def other_bytes() -> dict[str, tuple[bytes, bytes]]:
+    """Bytes that say the same as EXAMPLE, and are not its; each with those whose hash goes with them."""
+    code = canonical(EXAMPLE | {"outputs": n(1)})  # one that the peer has not seen
+    one, key = b"\xcb" + struct.pack(">d", 1.0), b"\xa7version\x01"
+    assert code.count(one) == 1 and code.endswith(key)
+    changed = {
+        "a longer list": code.replace(b"\x93\xb1", b"\xdc\x00\x03\xb1"),
+        "a shorter float": code.replace(one, b"\xca" + struct.pack(">f", 1.0)),
+        "a longer integer": code.removesuffix(b"\x01") + b"\xcc\x01",
+        "another order": code[:1] + key + code[1:].removesuffix(key),
+        "a key twice": b"\x87" + code[1:] + key,
+        "more behind": code + b"\xc0",
+    }
+    found = {name: (each, each) for name, each in changed.items()}
+    return found | {"another's hash": (code, canonical(EXAMPLE | {"outputs": n(2, 0)}))}
+
+
 def seen(peer: Peer) -> Map:
     rows = peer.put([1, 2, 3, 4, 5, 6], [3, 2])
     three, weight = peer.put([-3, 0, 1], [1, 3]), peer.put([0.5], [])
@@ -288,12 +305,12 @@ def seen(peer: Peer) -> Map:
             found["refused"][name] = peer.execute(make(), rows)
         except Refused as refused:
             found["refused"][name] = refused.args[0]["code"]
-    long = canonical(EXAMPLE).replace(b"\x93\xb1", b"\xdc\x00\x03\xb1")  # a list written longer than it needs
-    try:
-        fields = {"program": hashlib.sha256(long).hexdigest(), "inputs": [three], "outs": [os.urandom(16)]}
-        found["refused"]["not canonical"] = peer.ask("execute", fields, long)
-    except Refused as refused:
-        found["refused"]["not canonical"] = refused.args[0]["code"]
+    for name, (code, hashed) in other_bytes().items():
+        try:
+            fields = {"program": hashlib.sha256(hashed).hexdigest(), "inputs": [three], "outs": [os.urandom(16)]}
+            found["refused"][name] = peer.ask("execute", fields, code)
+        except Refused as refused:
+            found["refused"][name] = refused.args[0]["code"]
     return found
 
 

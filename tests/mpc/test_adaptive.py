@@ -27,6 +27,11 @@ _OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "RMSprop with momentum": lambda given: torch.optim.RMSprop(given, lr=0.001, momentum=0.9),
     "Adagrad": lambda given: torch.optim.Adagrad(given, lr=0.01),
 }
+_LONGER: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "Adadelta": torch.optim.Adadelta,
+    "Adamax": lambda given: torch.optim.Adamax(given, lr=0.01),
+    "RMSprop, centred": lambda given: torch.optim.RMSprop(given, lr=0.003, centered=True),
+}
 
 
 def _training(optimizer_of: Callable[[Any], torch.optim.Optimizer], count: int, scale: float = 1.0) -> Any:
@@ -69,6 +74,13 @@ def test_steps_are_those_in_the_clear(name: str) -> None:
     off, moved = _errors(_training(_OPTIMIZERS[name], 4), _data())
     assert moved > 0.005
     assert off < 2e-4
+
+
+@pytest.mark.parametrize("name", list(_LONGER))
+def test_a_dozen_steps_are_those_in_the_clear(name: str) -> None:
+    off, moved = _errors(_training(_LONGER[name], 12), _data())
+    assert moved > 0.03
+    assert off < 1e-3
 
 
 def test_small_gradients_count_as_large_ones_do() -> None:

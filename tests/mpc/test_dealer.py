@@ -94,3 +94,20 @@ def test_a_correlation_is_taken_once_and_in_order() -> None:
     for number in (0, 2):
         with pytest.raises(BadRequest, match="used once"):
             supply(number, correlation)
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_what_is_drawn_ahead_is_what_is_drawn_in_the_run_and_taken_once(is_last: bool) -> None:
+    script = _script(2)
+    dealer = Dealer(script, 2)
+    corrections = b"".join(dealer.corrections())
+    usual, other = (Supply(dealer.seeds[is_last], _Reader(corrections) if is_last else None) for _ in range(2))
+    ahead = other.ahead(script)
+    for number, correlation in enumerate(script.correlations):
+        one, two = usual(number, correlation), ahead(number, correlation)
+        assert all(map(torch.equal, (*one.free, *one.derived), (*two.free, *two.derived)))
+        with pytest.raises(BadRequest, match="used once"):
+            ahead(number, correlation)
+    another = Supply(bytes(16)).ahead(script)
+    with pytest.raises(BadRequest, match="not drawn"):
+        another(0, script.correlations[-1])

@@ -192,3 +192,23 @@ def test_bounds_that_no_secret_is_beyond_are_none() -> None:
     assert torch.allclose(_run(torch.nan_to_num, {"x": _X}), _X, atol=1e-3)
     wide = torch.vander(_X[0], 30)[:, -4:]
     assert torch.allclose(_run(lambda x: torch.vander(x[0], 30)[:, -4:], {"x": _X}), wide, atol=1e-2)
+
+
+def test_in_inference_mode_the_same_is_lowered() -> None:
+    """What is public and written to meanwhile is another value each time, though torch does not count the writes."""
+
+    def function(x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        weight = torch.zeros(3)
+        first = x * weight
+        weight.add_(1)
+        weight[0] = 5
+        return first, x * weight, x * ~mask
+
+    program = capture(function, {"x": torch.ones(3), "mask": torch.tensor([True, False, True])}).program
+    mask = torch.tensor([True, False, True])
+    outside = lower(program, [torch.empty(3), mask.clone()], [True, False])
+    with torch.inference_mode():
+        inside = lower(program, [torch.empty(3), mask.clone()], [True, False])
+    assert inside.program == outside.program and len(inside.public) == len(outside.public)
+    again = [torch.equal(one, other) for one, other in zip(inside.public, outside.public, strict=True)]
+    assert all(again)

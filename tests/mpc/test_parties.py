@@ -142,6 +142,7 @@ _DIRECT: Final[list[tuple[str, list[Any]]]] = [
     ("tensor_split.indices", [_X, [1, 3]]),
     ("tensor_split.sections", [_X, 2]),
     ("tile.default", [_X, [2, 1]]),
+    ("type_as.default", [_X, torch.zeros(1, dtype=torch.float64)]),
     ("unflatten.int", [_X, 1, [2, 3]]),
     ("unfold.default", [_X, 1, 3, 2]),
     ("unsafe_chunk.default", [_X, 2]),

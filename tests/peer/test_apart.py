@@ -35,9 +35,9 @@ class Later:
         self.calls.append(call)
 
 
-def look_often(apart: Apart) -> None:
+def look_often(apart: Apart, *, is_waiting: bool = True) -> None:
     for _ in range(4 * _LOOKS):
-        apart.look()
+        apart.look(is_waiting=is_waiting)
 
 
 def test_it_leaves_its_askers_core_for_a_while(here: int) -> None:
@@ -49,9 +49,28 @@ def test_it_leaves_its_askers_core_for_a_while(here: int) -> None:
     assert os.sched_getaffinity(0) == _ALL
 
 
-def test_where_they_are_apart_nothing_is_moved(here: int) -> None:
+def test_where_all_are_as_they_should_be_nothing_is_moved(here: int) -> None:
+    later, there = Later(), max(_ALL)
+    look_often(Apart(lambda: there, later))
+    look_often(Apart(lambda: here, later), is_waiting=False)
+    assert os.sched_getaffinity(0) == {here} and not later.calls
+
+
+def test_while_the_asker_queues_more_it_is_on_the_askers_core(here: int) -> None:
+    later, there = Later(), max(_ALL)
+    apart = Apart(lambda: there, later)
+    look_often(apart, is_waiting=False)
+    assert os.sched_getaffinity(0) == {there}
+    look_often(apart)
+    assert os.sched_getaffinity(0) == _ALL - {there}
+    (free,) = later.calls
+    free()
+    assert os.sched_getaffinity(0) == _ALL
+
+
+def test_an_asker_on_a_core_that_is_not_ours_changes_nothing(here: int) -> None:
     later = Later()
-    look_often(Apart(lambda: -1, later))
+    look_often(Apart(lambda: max(_ALL) + 1, later), is_waiting=False)
     assert os.sched_getaffinity(0) == {here} and not later.calls
 
 

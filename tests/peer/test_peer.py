@@ -98,7 +98,7 @@ async def test_a_data_folder_serves_one_peer(tmp_path: Path) -> None:
     async with running(Settings("alice", port=0, data_dir=data, folders=here)):
         with pytest.raises(DataFolderInUse):
             await Peer.start(Settings("bob", port=0, data_dir=data, folders=there))
-    with pytest.raises(DataFolderMismatch):
+    with pytest.raises(DataFolderMismatch, match=f"Its key is kept in {there.key_file('bob')}"):
         await Peer.start(Settings("bob", port=0, data_dir=data, folders=there))
 
 
@@ -116,6 +116,12 @@ async def test_joining_nobody_is_an_error_and_leaves_nothing(folders: Folders) -
 def test_a_peer_listens_on_loopback_only(folders: Folders, host: str) -> None:
     with pytest.raises(SetupError, match="loopback"):
         Settings("alice", host=host, folders=folders)
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 99_999])
+def test_a_port_that_is_none_is_refused(folders: Folders, port: int) -> None:
+    with pytest.raises(SetupError, match=f"{port} is no port"):
+        Settings("alice", port=port, folders=folders)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a" * 65, "-a", "ä"])
@@ -152,7 +158,7 @@ async def test_a_peer_tells_others_the_addresses_that_it_is_to_advertise(tmp_pat
         settings = Settings("alice", port=0, folders=here, advertise=(tunnel.url,))
         async with running(settings) as (alice,), running(Settings("bob", port=0, folders=there)) as (bob,):
             tunnel.retarget(alice.url)
-            await alice._join(bob.url, alice._membership.find("alice"))
+            await alice._joining.join(bob.url, alice._membership.find("alice"))
             assert bob._membership.find("alice").urls == (tunnel.url,)
             assert tunnel.connections, "bob dialled it there before he believed it"
             async with grid.connect(folders=here) as g:

@@ -84,6 +84,7 @@ def test_a_refusal_says_whose_leave_is_missing() -> None:
     with pytest.raises(Denied) as caught:
         permissions.check_edit(BOB, published(ALICE), "object 0123")
     assert caught.value.fields == {"owners": [ALICE]}
+    assert f"belongs to {ALICE[:12]}, and you are {BOB[:12]}" in caught.value.message
 
 
 def test_labels_follow_the_data() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from peer.keys import Identity
 from protocol.errors import BadRequest, Denied, OperationNotAllowed, PartyFailed
 from tests import zygotes
 from tests.secure import teams
+from tests.secure.elsewise import changed
 from tests.secure.teams import joined
 
 TEAM: dict[str, Any] = {**teams.TEAM, "checked": True}
@@ -95,7 +94,6 @@ async def test_its_result_can_go_to_a_peer_which_alone_may_take_it(team: Folders
 # In bob's processes: in the round that the thousandths of a run's patience say he flips a bit of all that he sends;
 # behind the last one, of what he tells the asker.
 LIAR = """
-import importlib.abc, importlib.util, sys
 import torch
 
 def flipped(each):
@@ -121,34 +119,14 @@ def lie_at_the_end(module):
         return listed, list(map(flipped, tensors)) if round(part.patience % 1 * 1000) == 999 else tensors
 
     module.kept_and_told = lying
-
-class Finder(importlib.abc.MetaPathFinder):
-    changes = {"peer.worker.secure.rounds": lie, "peer.worker.secure.results": lie_at_the_end}
-
-    def find_spec(self, name, path, target=None):
-        change = self.changes.pop(name, None)
-        if change is None:
-            return None
-        spec = importlib.util.find_spec(name)
-        usual = spec.loader.exec_module
-
-        def exec_module(module):
-            usual(module)
-            change(module)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
 """
 
 
 @pytest.fixture
 def liars() -> Iterator[str]:
     """A folder: peers that find their modules there first lie."""
-    with tempfile.TemporaryDirectory(prefix="grid-tests-") as folder:
-        Path(folder).chmod(0o755)  # for processes of another user
-        (Path(folder) / "sitecustomize.py").write_text(LIAR)
+    changes = {"peer.worker.secure.rounds": "lie", "peer.worker.secure.results": "lie_at_the_end"}
+    with changed(LIAR, changes) as folder:
         yield folder
 
 

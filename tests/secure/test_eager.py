@@ -100,6 +100,20 @@ async def test_weights_that_were_trained_on_shares_are_opened_once_for_all_infer
         assert spent[0] == (spent[1][0] + 1, spent[1][1] + 2 * 8 * 40 * 5)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+async def test_what_was_written_to_between_share_and_its_use_is_no_other_value(team: Folders, mode: Any) -> None:
+    async with sharing(team) as (g, share):
+        sent = await g["alice"].send(torch.ones(3))
+        with mode():
+            for write in (lambda x: x.add_(1), lambda x: x.data.add_(1), lambda x: x.detach()[1:].zero_()):
+                x = sent + 1
+                s = share(x)
+                write(x)
+                with pytest.raises(BadRequest, match="changed in place after share"):
+                    await s.get()
+            near(await share(x).get(), await x.fetch())
+
+
 # --- what does not end a session --------------------------------------------------------------------------
 
 

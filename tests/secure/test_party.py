@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from compute.capture import capture
 from mpc.arithmetic import FixedMask, Triple
-from mpc.bilinear import Multiply
-from mpc.dealer import Supply
+from mpc.bilinear import MatrixProduct, Multiply
+from mpc.dealer import Drawn, Supply
+from mpc.lowering import lower
 from mpc.rounds import Opened, Opening, Protocol
+from mpc.script import Loop, Script
 from peer.worker.channel import BlockingChannel
 from peer.worker.secure.dealing import Corrections, Dealing, Receiving
 from peer.worker.secure.kept import Kept, Stocked
@@ -33,6 +36,7 @@ from peer.worker.secure.part import (
     Blame,
     Part,
 )
+from peer.worker.secure.process import Process as Secure
 from peer.worker.secure.rounds import Rounds
 from peer.worker.secure.sharing import shares
 from peer.worker.secure.wire import Broken, Wire
@@ -188,8 +192,8 @@ def _hear(process: Process, sender: int) -> None:
         (0, 1, 200, 0, 8),  # no kind
         (0, 1, READY, 1, 0),
         (0, 1, READY, 0, 8),
-        (0, 1, SEED, 0, 24),  # of another sender than is due
-        (0, 2, SEED, 2, 24),
+        (0, 1, SEED, 0, 56),  # of another sender than is due
+        (0, 2, SEED, 2, 56),
         (0, 2, SEED, 0, 16),
         (0, 2, CORRECTIONS, 0, 8),  # not to this party
         (1, 2, CORRECTIONS, 1, 8),
@@ -217,7 +221,7 @@ def test_what_is_not_due_is_refused_by_its_head(index: int, sender: int, kind: i
 
 
 def test_what_is_due_of_all_kinds_is_kept(process: Process, second: Process) -> None:
-    for sender, kind, number, size in [(2, SEED, 0, 24), (2, SEED, 1, 24), (1, READY, 0, 0), (3, SHARE, 0, 16)]:
+    for sender, kind, number, size in [(2, SEED, 0, 56), (2, SEED, 1, 56), (1, READY, 0, 0), (3, SHARE, 0, 16)]:
         process.heard(sender, kind, number, bytes(size))
         _hear(process, sender)
         assert process.mail.has(sender, kind, number)
@@ -318,13 +322,13 @@ def test_who_chatters_does_not_suspend_patience(monkeypatch: pytest.MonkeyPatch,
     process = Process()
     usual = Mail._turn
 
-    def turn(mail: Mail, timeout: float | None) -> bool:
+    def turn(mail: Mail, timeout: float | None, is_awake: bool) -> bool:
         nonlocal turns
         turns += 1
         assert turns < 5_000, "it waits for ever"
         clock.now += 0.01 if chatterer == 2 else 1.0
         process.heard(chatterer, BUSY, 0, b"")
-        return usual(mail, timeout)
+        return usual(mail, timeout, is_awake)
 
     told: list[int] = []
     monkeypatch.setattr(Mail, "_turn", turn)
@@ -359,23 +363,84 @@ def test_corrections_are_read_in_order_however_they_are_cut(second: Process) -> 
     assert blamed.value.index == second.part.dealer
 
 
+def _dealt(script: Script) -> bytes:
+    return bytes(16) + script.dealt.to_bytes(8, "little") + script.digest
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_party_begins_with_its_seed_while_the_rest_is_dealt(index: int) -> None:
-    party = Process(index=index)
-    party.heard(2, SEED, 0, bytes(16) + (1 << 20).to_bytes(8, "little"))
+    party, script = Process(index=index), Script((FixedMask((3,)), PRODUCT), 0, 0, 0)
+    party.heard(2, SEED, 0, _dealt(script))
     receiving = Receiving(party.part, party.mail)
-    assert [tuple(words.shape) for words in receiving.supply()(0, FixedMask((3,))).free] == [(3,)]
+    assert [tuple(words.shape) for words in receiving.supply(script)(0, FixedMask((3,))).free] == [(3,)]
     assert receiving.waited == 0
     party.close()
 
 
 def test_what_the_last_party_waits_for_the_dealer_is_known(second: Process) -> None:
-    second.heard(2, SEED, 0, bytes(16) + (8).to_bytes(8, "little"))
+    script = Script((PRODUCT,), 0, 0, 0)
+    second.heard(2, SEED, 0, _dealt(script))
     second.heard(2, CORRECTIONS, 0, bytes(range(8)))
     receiving = Receiving(second.part, second.mail)
-    dealt = receiving.supply()(0, Triple(Multiply(), (1,), (1,)))
+    dealt = receiving.supply(script)(0, PRODUCT)
     assert dealt.derived[0].tolist() == [int.from_bytes(bytes(range(8)), "little")]
     assert receiving.waited > 0
+    receiving.end()
+
+
+# --- who is out of step -----------------------------------------------------------------------------------
+
+PRODUCT = Triple(Multiply(), (1,), (1,))
+OTHERS = {
+    "another correlation": Script((FixedMask((1,)),), 1, 8, 8),
+    "one more": Script((PRODUCT, PRODUCT), 1, 8, 8),
+    "of another shape": Script((Triple(Multiply(), (2,), (1,)),), 1, 8, 8),
+    "of another kind": Script((Triple(MatrixProduct(), (1, 1), (1, 1)),), 1, 8, 8),
+    "more rounds": Script((PRODUCT,), 2, 8, 8),
+    "a loop": Script((Loop((PRODUCT,), 0, 1, 1),), 1, 8, 8),
+}
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+@pytest.mark.parametrize("index", [0, 1])
+def test_who_deals_for_something_else_is_named(index: int, other: Script, at_once: bool) -> None:
+    party, script = Process(index=index), Script((PRODUCT,), 1, 8, 8)
+    party.heard(2, SEED, 0, _dealt(script))
+    party.heard(2, SEED, 1, _dealt(other))
+    receiving = Receiving(party.part, party.mail)
+    with pytest.raises(Blame, match=f"another program than {NAMES[index]} runs") as blamed:
+        if at_once:
+            receiving.begin([script, script])
+        else:
+            receiving.supply(script)
+            receiving.supply(script)
+    assert blamed.value.index == party.part.dealer
+    party.close()
+
+
+@pytest.mark.parametrize("is_checked", [False, True])
+def test_nothing_is_shared_with_who_deals_for_something_else(is_checked: bool) -> None:
+    code = lower(capture(lambda x: x * x, {"x": torch.zeros(2)}).program, [torch.zeros(2)], [True]).program.to_bytes()
+    own = {"holder": 0, "id": bytes(16), "dtype": "float32", "shape": [2], "bits": 16, "keep": b"", "is_fixed": False}
+    party = Process(code=code, inputs=[own], is_checked=is_checked)
+    party.heard(2, SEED, 0, _dealt(OTHERS["one more"]))
+    with pytest.raises(Blame, match="another program than alice runs"):
+        Secure(party.mail)._run(party.part)
+    party.others[1]._socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        party.others[1]._socket.recv(1)
+    party.close()
+
+
+def test_all_that_was_dealt_is_taken(second: Process) -> None:
+    script = Script((PRODUCT, PRODUCT), 1, 8, 8)
+    second.heard(2, SEED, 0, _dealt(script))
+    second.heard(2, CORRECTIONS, 0, bytes(16))
+    receiving = Receiving(second.part, second.mail)
+    receiving.supply(script)(0, PRODUCT)
+    with pytest.raises(Blame, match="dealt more"):
+        receiving.end()
 
 
 def test_who_goes_between_runs_is_noticed_and_what_comes_early_waits(process: Process) -> None:
@@ -486,3 +551,17 @@ def test_a_line_that_ends_says_so() -> None:
     with pytest.raises(Broken):
         theirs.receive(lambda *_: True, lambda *_: None)
     theirs.close()
+
+
+def test_masks_are_drawn_ahead_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, items = Kept(), [Stocked(bytes(16), None, Drawn({}), 100) for _ in range(3)]
+    monkeypatch.setattr(limits, "SECURE_DRAWN", 300)
+    for item, stocked in enumerate(items):
+        kept.put(b"batch", (), item, stocked)
+        assert kept.room == 200 - 100 * item
+    kept.put(b"batch", (), 0, Stocked(bytes(16), None))  # one in the place of another
+    assert kept.room == 100
+    kept.used(b"batch", (), 1)
+    assert kept.room == 200
+    kept.drop([b"batch"])
+    assert kept.room == 300

@@ -11,7 +11,8 @@ import pytest
 from peer.leases import LeaseKey
 from peer.secure import SecureRuns
 from peer.secure_lines import Frame
-from peer.secure_session import END, Rule, Session, check_room
+from peer.secure_rules import Rule
+from peer.secure_session import END, Session, check_room
 from protocol import limits
 from protocol.errors import AlreadyExists, Cancelled, PartyFailed, TooLarge
 from tests.waiting import until

@@ -9,8 +9,9 @@
 Indices are of those who take part in a run: parties first, then the dealer, holders of inputs, and who receives the
 result. Messages between them, whose `number` is 0 where nothing is said of it:
 
-    SEED          dealer to party: its seed, and bytes of corrections that the last party will get (u64); number counts
-                  deals. Party to party where nobody deals: a seed that the two have in common
+    SEED          dealer to party: its seed, bytes of corrections that the last party will get (u64), and the digest of
+                  the script that it deals; number counts deals. Party to party where nobody deals: a seed that the two
+                  have in common
     CORRECTIONS   dealer to the last party: a piece of them; number counts the pieces
     CREDIT        the last party to the dealer: so many bytes of them were used (u64); number counts
     READY         the last party to the others: what was dealt ahead is here

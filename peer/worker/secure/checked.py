@@ -8,7 +8,7 @@ is told them by each party, and takes them if all say the same: the asker, or wh
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ from mpc.masks import fresh_seed
 from mpc.party import Party
 from mpc.ring import words_in
 from mpc.rounds import Protocol
-from mpc.script import script_of
+from mpc.script import Script, script_of
 from peer.worker.secure import protocols, results
-from peer.worker.secure.dealing import Dealing, Receiving
-from peer.worker.secure.kept import Kept, Known
+from peer.worker.secure.dealing import Begun, Dealing, Receiving
+from peer.worker.secure.kept import Kept, Known, taken_by
 from peer.worker.secure.mail import Mail
 from peer.worker.secure.part import ASKER, MASK, SHARE, Part
 from peer.worker.secure.rounds import Rounds
@@ -38,12 +38,14 @@ def run(part: Part, mail: Mail, kept: Kept) -> tuple[dict[str, Any], list[torch.
     """What one of those who take part does; what it cost, and what a party tells the asker."""
     told: dict[str, Any] = {"offline": 0.0, "online": 0.0, "rounds": 0, "sent": 0, "dealt": 0, "outputs": []}
     seed = fresh_seed()
-    own = _give(part, mail, seed)
+    _tell_seed(part, mail, seed)
     tensors: list[torch.Tensor] = []
+    begun = _begin(part, mail, kept) if part.is_party else None
+    own = _give(part, mail, seed)
     if part.index == part.dealer:
         told |= _deal(part, mail, kept, seed)
-    if part.is_party:
-        made, tensors = _compute(part, mail, kept, own)
+    if begun is not None:
+        made, tensors = _compute(part, mail, kept, own, begun)
         told |= made
     if part.receiver == part.index:
         mine = (told["outputs"], tensors) if part.is_party else None
@@ -54,17 +56,22 @@ def run(part: Part, mail: Mail, kept: Kept) -> tuple[dict[str, Any], list[torch.
     return told, tensors
 
 
+def _tell_seed(part: Part, mail: Mail, seed: bytes) -> None:
+    """Tells the dealer the seed of the masks of inputs, where some are here; who receives the result has the seed of
+    its masks."""
+    has_some = any(each.holder == part.index for each in part.inputs)
+    if (has_some or part.index == part.receiver) and part.index != part.dealer:
+        assert part.dealer is not None
+        mail.tell([part.dealer], MASK, 0, seed)
+
+
 def _give(part: Part, mail: Mail, seed: bytes) -> Elements:
-    """Tells the dealer the seed and the parties the masked inputs, where some are here; who receives the result has the
-    seed of its masks."""
+    """Tells the parties the masked inputs, where some are here."""
     found = {
         at: hide(mail.value(each.id), each.bits, seed, at)
         for at, each in enumerate(part.inputs)
         if each.holder == part.index
     }
-    if (found or part.index == part.receiver) and part.index != part.dealer:
-        assert part.dealer is not None
-        mail.tell([part.dealer], MASK, 0, seed)
     for at, elements in found.items():
         mail.tell([rank for rank in range(part.parties) if rank != part.index], SHARE, at, tensor_bytes(elements))
     return found
@@ -84,23 +91,41 @@ def _deal(part: Part, mail: Mail, kept: Kept, own: bytes) -> dict[str, Any]:
     def of(at: int) -> bytes:
         return seeds[part.inputs[at].holder if at < len(part.inputs) else learns]
 
-    def meta(at: int) -> torch.Tensor:
-        return torch.empty(part.inputs[at].shape, dtype=torch.int64, device="meta")
-
-    def protocol(party: Party) -> Protocol[Any]:
-        return whole(party, known.program, _hidden(part), known.public, meta, of)
-
-    script = script_of(lambda party: protocols.slowly(mail, protocol(party)), part.parties, part.precision)
+    script = _script(part, mail, known, of)
     dealt = Dealing(part, mail, kept).deal(script)
     return {"offline": time.perf_counter() - began, "dealt": dealt}
 
 
-def _compute(part: Part, mail: Mail, kept: Kept, own: Elements) -> tuple[dict[str, Any], list[torch.Tensor]]:
+def _script(part: Part, mail: Mail, known: Known, seeds: Callable[[int], bytes] = lambda at: b"") -> Script:
+    """What a run takes; at the dealer with the seeds of masks that others know, which are no part of its digest."""
+
+    def meta(at: int) -> torch.Tensor:
+        return torch.empty(part.inputs[at].shape, dtype=torch.int64, device="meta")
+
+    def protocol(party: Party) -> Protocol[Any]:
+        return protocols.slowly(mail, whole(party, known.program, _hidden(part), known.public, meta, seeds))
+
+    return script_of(protocol, part.parties, part.precision)
+
+
+def _begin(part: Part, mail: Mail, kept: Kept) -> Begun:
+    """What a party knows before anything is shared: as in runs without MACs (process.py)."""
     began = time.perf_counter()
-    known: Known = kept.program(part, mail)
-    receiving, rounds = Receiving(part, mail), Rounds(part, mail)
-    supply = receiving.supply()
-    offline, began = time.perf_counter() - began, time.perf_counter()
+    known, receiving, key = kept.program(part, mail), Receiving(part, mail), taken_by(part, kept)
+    script = kept.scripts.get(key)
+    if script is None:
+        script = _script(part, mail, known)
+        kept.remember(key, script)
+        receiving.begin([script])
+    return Begun(known, script, receiving, time.perf_counter() - began)
+
+
+def _compute(
+    part: Part, mail: Mail, kept: Kept, own: Elements, begun: Begun
+) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    began, known, rounds = time.perf_counter(), begun.known, Rounds(part, mail)
+    supply = begun.receiving.supply(begun.script)
+    offline, began = begun.seconds + time.perf_counter() - began, time.perf_counter()
 
     def masked(at: int) -> torch.Tensor:
         if at in own:
@@ -113,9 +138,11 @@ def _compute(part: Part, mail: Mail, kept: Kept, own: Elements) -> tuple[dict[st
 
     party = Party(part.index, part.parties, supply, part.precision)
     outputs = rounds.drive(whole(party, known.program, _hidden(part), known.public, masked))
+    begun.receiving.end()
     listed, tensors = results.kept_and_told(part, kept, known, outputs)
-    online = time.perf_counter() - began - receiving.waited
-    took = {"offline": offline + receiving.waited, "online": online, "rounds": rounds.number, "sent": mail.sent}
+    waited = begun.receiving.waited
+    online = time.perf_counter() - began - waited
+    took = {"offline": offline + waited, "online": online, "rounds": rounds.number, "sent": mail.sent}
     return {**took, "outputs": listed}, tensors
 
 

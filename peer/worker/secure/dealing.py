@@ -1,17 +1,23 @@
-"""Dealing: the dealer's side, and how a party comes to what was dealt for it."""
+"""Dealing: the dealer's side, and how a party comes to what was dealt for it.
+
+With each deal the dealer tells the digest of the script that it deals (mpc/script.py). A party that takes another one
+goes no further: what it took would be of no use, and nobody would see it but by a wrong result.
+"""
 
 from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from mpc.correlations import Correlation, Dealt
 from mpc.dealer import Dealer, Supply
 from mpc.masks import SEED as SEED_BYTES
-from mpc.script import Script
+from mpc.script import DIGEST_BYTES, Script
 from mpc.standing import masks_of
-from peer.worker.secure.kept import Kept, Stocked, check_stock
+from peer.worker.secure.kept import Kept, Known, Stocked, check_stock
 from peer.worker.secure.mail import Mail
 from peer.worker.secure.part import CORRECTIONS, CREDIT, READY, SEED, Blame, Part
 from peer.worker.secure.protocols import script_to_fix
@@ -19,6 +25,9 @@ from protocol import limits
 from protocol.errors import BadRequest
 
 _U64: Final = struct.Struct("<Q")
+
+Take = Callable[[int, Correlation], Dealt]
+"""Where a party's correlations come from, by their numbers."""
 
 
 class Dealing:
@@ -45,7 +54,7 @@ class Dealing:
         """A seed to each party, the corrections to the last."""
         part, mail = self._part, self._mail
         for rank, seed in enumerate(dealer.seeds):
-            mail.tell([rank], SEED, self._deals, seed + _U64.pack(script.dealt))
+            mail.tell([rank], SEED, self._deals, seed + _U64.pack(script.dealt) + script.digest)
         self._deals += 1
         for correction in dealer.corrections():
             mail.busy()
@@ -79,6 +88,11 @@ class Corrections:
     def begin(self, total: int) -> None:
         """So many more are due."""
         self.left += total
+
+    def end(self) -> None:
+        """Blame: some were not taken."""
+        if self.left:
+            raise Blame(self._dealer, "has dealt more than the program takes")
 
     def read(self, nbytes: int) -> memoryview:
         """The next ones."""
@@ -124,33 +138,54 @@ class Receiving:
         self._part, self._mail = part, mail
         self._corrections = Corrections(part, mail) if part.is_last else None
         self._deals = 0
+        self._begun: list[bytes] = []  # seeds of deals that were waited for
 
-    def _begin(self) -> bytes:
-        """This party's seed of the next deal; the corrections behind it are due."""
-        assert self._part.dealer is not None
-        told = bytes(self._mail.take(self._part.dealer, SEED, self._deals, SEED_BYTES + _U64.size))
+    def begin(self, scripts: Sequence[Script]) -> None:
+        """Waits until the dealer has begun to deal these. Blame: it deals something else."""
+        self._begun += [self._seed(script) for script in scripts]
+
+    def _seed(self, script: Script) -> bytes:
+        """This party's seed of the next deal, which is of this script; the corrections behind it are due."""
+        dealer = self._part.dealer
+        assert dealer is not None
+        told = bytes(self._mail.take(dealer, SEED, self._deals, SEED_BYTES + _U64.size + DIGEST_BYTES))
+        seed, total, digest = told[:SEED_BYTES], told[SEED_BYTES:-DIGEST_BYTES], told[-DIGEST_BYTES:]
+        if digest != script.digest or _U64.unpack(total)[0] != script.dealt:
+            own = self._part.names[self._part.index]
+            raise Blame(dealer, f"deals for another program than {own} runs: both have to run the same version")
         self._deals += 1
         if self._corrections is not None:
-            self._corrections.begin(_U64.unpack(told[SEED_BYTES:])[0])
-        return told[:SEED_BYTES]
+            self._corrections.begin(script.dealt)
+        return seed
+
+    def _next(self, script: Script) -> bytes:
+        return self._begun.pop(0) if self._begun else self._seed(script)
 
     @property
     def waited(self) -> float:
         """Seconds that this party has waited for the dealer, since it had its seeds."""
         return 0.0 if self._corrections is None else self._corrections.waited
 
-    def supply(self) -> Supply:
+    def supply(self, script: Script) -> Supply:
         """For use now, while more of it comes: the first rounds open what needs seeds alone."""
-        seed = self._begin()
+        seed = self._next(script)
         return Supply(seed) if self._corrections is None else Supply(seed, self._corrections.read)
 
-    def stocked(self) -> Stocked:
-        """The same, to be kept."""
-        seed = self._begin()
-        if self._corrections is None:
-            return Stocked(seed, None)
-        check_stock(self._corrections.left)
-        return Stocked(seed, bytearray(self._corrections.read(self._corrections.left)))
+    def end(self) -> None:
+        """All that was dealt was taken. Blame: it was not."""
+        if self._corrections is not None:
+            self._corrections.end()
+
+    def stocked(self, script: Script, room: int) -> Stocked:
+        """The same, to be kept; with all masks drawn, if these take no more than `room`."""
+        stocked = Stocked(self._next(script), None)
+        if self._corrections is not None:
+            check_stock(self._corrections.left)
+            stocked.corrections = bytearray(self._corrections.read(self._corrections.left))
+        drawn = script.total(_to_hold) + (script.dealt if stocked.corrections is None else 0)
+        if drawn <= room:
+            stocked.drawn, stocked.drawn_bytes = _supply(stocked).ahead(script), drawn
+        return stocked
 
     def all_stocked(self) -> None:
         """Everybody has what was dealt ahead."""
@@ -160,8 +195,51 @@ class Receiving:
             self._mail.take(self._part.parties - 1, READY, 0, 0)
 
 
-def from_stock(stocked: Stocked) -> Supply:
+@dataclass(frozen=True, slots=True)
+class Fixes:
+    """The inputs whose masks are opened in a run: at these places, after `before` others in the session."""
+
+    places: Sequence[int]
+    before: int
+    script: Script | None
+
+
+NOTHING: Final = Fixes((), 0, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a party knows before anything is shared.
+
+    Attributes:
+        known: the program.
+        script: what a run of it takes.
+        receiving: what the dealer deals, where one does.
+        seconds: how long it took to know.
+        fixes: what is to be fixed in this run.
+    """
+
+    known: Known
+    script: Script
+    receiving: Receiving
+    seconds: float
+    fixes: Fixes = NOTHING
+
+
+def _to_hold(correlation: Correlation) -> int:
+    """Bytes that it takes to hold a correlation that was drawn, besides derived words."""
+    return _OBJECTS + sum(words.nbytes for words in correlation.free)
+
+
+_OBJECTS: Final = 4096
+
+
+def from_stock(stocked: Stocked) -> Take:
     """What was dealt ahead, for use now."""
+    return _supply(stocked) if stocked.drawn is None else stocked.drawn
+
+
+def _supply(stocked: Stocked) -> Supply:
     if stocked.corrections is None:
         return Supply(stocked.seed)
     left = memoryview(stocked.corrections)

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 
 from mpc.masks import SEED as SEED_BYTES
+from mpc.script import DIGEST_BYTES
 from peer.worker.secure.part import CORRECTIONS, CREDIT, MASK, READY, RESULT, ROUND, SEED, SHARE, Blame, Part
 from protocol import limits
 
@@ -91,6 +92,6 @@ class Due:
 
 
 _U64: Final = 8
-_DEALT: Final = SEED_BYTES + _U64
+_DEALT: Final = SEED_BYTES + _U64 + DIGEST_BYTES
 _DEALS: Final = 2  # of a run: for masks that are opened in it, and for the program
 _RESULT: Final = ((1, limits.SECURE_AGREEMENT), (0, limits.SECURE_MESSAGE))  # what came out, and shares of it

@@ -10,6 +10,7 @@ import torch
 
 from compute.dtypes import DTYPE_OF
 from compute.program import Program
+from mpc.dealer import Drawn
 from mpc.masks import SEED as SEED_BYTES
 from mpc.script import Script
 from mpc.secret import Secret
@@ -19,7 +20,8 @@ from mpc.trio import Pieces
 from peer.worker.secure.mail import Mail
 from peer.worker.secure.part import Given, Part
 from protocol import limits
-from protocol.errors import BadRequest, NotFound, TooLarge
+from protocol.errors import BadRequest, NotFound
+from protocol.sizes import check_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,13 @@ class Known:
 
 @dataclass(slots=True)
 class Stocked:
-    """What was dealt ahead for one run of a program: this party's seed, and the corrections at the last party."""
+    """What was dealt ahead for one run of a program: this party's seed, and the corrections at the last party; and all
+    that follows from these, where there was room for so many bytes more."""
 
     seed: bytes
     corrections: bytearray | None
+    drawn: Drawn | None = None
+    drawn_bytes: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -53,6 +58,10 @@ class Stock:
     def nbytes(self) -> int:
         return sum(each.nbytes for each in self.items.values())
 
+    @property
+    def drawn_bytes(self) -> int:
+        return sum(each.drawn_bytes for each in self.items.values())
+
 
 class Kept:
     """See the module's docstring.
@@ -62,13 +71,13 @@ class Kept:
         pieces: of such masks, at each of three parties that do without a dealer.
         places: of kept shares whose mask was opened: which of all that were fixed in this session it is.
         fixed: how many those are, with those that were let go.
-        scripts: at the dealer, of the runs that it knows.
+        scripts: of the runs that this process knows.
     """
 
     def __init__(self) -> None:
         self._shares: dict[bytes, Secret] = {}
         self._stocks: dict[bytes, Stock] = {}
-        self._stocked = 0  # bytes in them
+        self._stocked = self._drawn = 0  # bytes in them, and of masks that were drawn
         self._programs: OrderedDict[str, Known] = OrderedDict()
         self.masks: dict[int, torch.Tensor] = {}
         self.pieces: dict[int, Pieces] = {}
@@ -91,13 +100,8 @@ class Kept:
     def keep(self, id: bytes, secret: Secret) -> None:
         """TooLarge: there is no room for more."""
         nbytes = sum(each.share.nbytes for other, each in self._shares.items() if other != id) + secret.share.nbytes
-        if nbytes > limits.SECURE_KEPT:
-            raise TooLarge(
-                "more shares than a session may keep: let some of them go, or work on smaller ones",
-                limit="SECURE_KEPT",
-                size=nbytes,
-                allowed=limits.SECURE_KEPT,
-            )
+        sentence = "more shares than a session may keep: let some of them go, or work on smaller ones"
+        check_limit("SECURE_KEPT", nbytes, sentence)
         self._shares[id] = Secret(secret.share, secret.bits, secret.dtype, secret.fixed)
 
     def drop(self, ids: Iterable[bytes]) -> None:
@@ -105,6 +109,7 @@ class Kept:
             self._shares.pop(id, None)
             if (stock := self._stocks.pop(id, None)) is not None:
                 self._stocked -= stock.nbytes
+                self._drawn -= stock.drawn_bytes
             if id in self.places:
                 number = number_of(self.places.pop(id))
                 self.masks.pop(number, None)
@@ -133,13 +138,25 @@ class Kept:
         self._programs.move_to_end(part.program)
         return found
 
+    def remember(self, key: tuple[object, ...], script: Script) -> None:
+        """What a run takes."""
+        self.scripts[key] = script
+        while len(self.scripts) > limits.SECURE_PROGRAMS:
+            self.scripts.popitem(last=False)
+
     # --- what was dealt ahead -----------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """For so many bytes of masks that are drawn ahead."""
+        return limits.SECURE_DRAWN - self._drawn
 
     def put(self, batch: bytes, takes: tuple[object, ...], item: int, stocked: Stocked) -> None:
         """Keeps what was dealt for one run. TooLarge."""
         stock = self._stocks.setdefault(batch, Stock(takes))
         before = stock.items.get(item)
         self._stocked += stocked.nbytes - (before.nbytes if before is not None else 0)
+        self._drawn += stocked.drawn_bytes - (before.drawn_bytes if before is not None else 0)
         stock.items[item] = stocked
         check_stock(self._stocked)
 
@@ -154,22 +171,18 @@ class Kept:
         if stocked is None:
             raise BadRequest(f"what was dealt ahead for run {item} was used before: masks are used once")
         self._stocked -= stocked.nbytes
+        self._drawn -= stocked.drawn_bytes
         return stocked
 
 
 def check_stock(nbytes: int) -> None:
     """TooLarge where no party may keep so much of what was dealt ahead."""
-    if nbytes > limits.SECURE_STOCK:
-        raise TooLarge(
-            f"{nbytes} bytes dealt ahead would be more than a party keeps: prepare fewer runs at once",
-            limit="SECURE_STOCK",
-            size=nbytes,
-            allowed=limits.SECURE_STOCK,
-        )
+    sentence = "{size} bytes dealt ahead would be more than a party keeps: prepare fewer runs at once"
+    check_limit("SECURE_STOCK", nbytes, sentence)
 
 
 def taken_by(part: Part, kept: Kept) -> tuple[object, ...]:
     """What decides what a run takes from the dealer, when the masks of all fixed inputs are open."""
     inputs = tuple((each.dtype, each.shape, each.bits) for each in part.inputs)
     places = tuple(kept.places[each.kept_as] if each.is_fixed else None for each in part.inputs)
-    return part.program, inputs, places, part.reveals, part.stays, part.precision, part.parties
+    return part.program, inputs, places, part.reveals, part.stays, part.precision, part.parties, part.is_checked

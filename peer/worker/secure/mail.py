@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from peer.awake import Lookout, giving_way
 from peer.worker import giving
 from peer.worker.channel import BlockingChannel
 from peer.worker.objects import Objects
@@ -35,6 +36,7 @@ class Mail:
         self._poll.register(channel.fileno(), select.POLLIN)
         self._came: dict[Key, bytearray] = {}
         self._said = 0.0  # that we are busy
+        self._lookout = Lookout(limits.AWAKE_ROUND, give_way=giving_way())
         self._jobs: list[Mapping[str, Any]] = []
         self.objects = Objects()
         self.part: Part | None = None
@@ -99,7 +101,8 @@ class Mail:
         """Several, whichever comes first. Blame: what came has another size, or one does not come."""
         began = time.monotonic()
         while missing := [key for key in keys if key not in self._came]:
-            self._wait({sender: _due(kind, number) for sender, kind, number in missing}, began)
+            is_round = missing[0][1] == ROUND
+            self._wait({sender: _due(kind, number) for sender, kind, number in missing}, began, is_round)
         found = []
         for key in keys:
             found.append(self._came.pop(key))
@@ -110,12 +113,13 @@ class Mail:
     def has(self, sender: int, kind: int, number: int) -> bool:
         return (sender, kind, number) in self._came
 
-    def _wait(self, missing: Mapping[int, str], began: float) -> None:
+    def _wait(self, missing: Mapping[int, str], began: float, is_round: bool = False) -> None:
         """Until something comes or goes, from whomever. Blame: one of these was not heard for too long; and of what it
-        was to do."""
+        was to do. What others send of a round comes as soon as they have computed as much as this one: it is waited
+        for awake."""
         assert self.part is not None
         patience = self.part.patience
-        self._turn(patience / 4)
+        self._turn(patience / 4, is_round)
         now = time.monotonic()
         for index, what in missing.items():
             if now - max(began, self._wires[self.part.ids[index]].heard) >= patience:
@@ -124,9 +128,13 @@ class Mail:
                 raise Blame(index, f"has not {what} for {_LONGEST:g} s, however busy it says it is")
         self.busy()
 
-    def _turn(self, timeout: float | None) -> bool:
+    def _turn(self, timeout: float | None, is_awake: bool = False) -> bool:
         """Takes what comes, and sends what there is room for; False if nothing happened in that time."""
-        ready = self._poll.poll(None if timeout is None else timeout * 1000)
+
+        def sleep() -> list[tuple[int, int]]:
+            return self._poll.poll(None if timeout is None else timeout * 1000)
+
+        ready = (self._lookout.wait(lambda: self._poll.poll(0), sleep) if is_awake else sleep()) or ()
         for fd, events in ready:
             id = self._by_fd.get(fd)
             if id is None:

@@ -5,27 +5,28 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
 
 from compute.cost import ALLOWED
 from compute.values import tensor_bytes
-from mpc.correlations import Correlation, Dealt
 from mpc.dealer import Supply
 from mpc.masks import SEED as SEED_BYTES
 from mpc.masks import Masks, fresh_seed
 from mpc.party import Party
 from mpc.replicated import pieces_of, prepare
+from mpc.script import Script
 from mpc.secret import Secret
 from mpc.standing import fixing
 from peer.worker.channel import BlockingChannel
 from peer.worker.faults import as_error
+from peer.worker.memory import keep_freed
 from peer.worker.sandbox import Settings
 from peer.worker.secure import checked, protocols, results
-from peer.worker.secure.dealing import Dealing, Receiving, from_stock
+from peer.worker.secure.dealing import NOTHING, Begun, Dealing, Fixes, Receiving, Take, from_stock
 from peer.worker.secure.kept import Kept, Known, check_stock, taken_by
 from peer.worker.secure.mail import Gone, Mail
 from peer.worker.secure.part import SEED, Blame, Part
@@ -40,13 +41,13 @@ Own = Mapping[int, torch.Tensor]
 """This peer's own share of its own inputs, by input."""
 Told = tuple[dict[str, Any], list[torch.Tensor]]
 """What a run cost and a description of what came out, and that."""
-Take = Callable[[int, Correlation], Dealt]
 
 
 def serve(sock: socket.socket, settings: Settings) -> NoReturn:
     """The process's whole life, behind its walls."""
     mail = Mail(BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_MESSAGE))
     torch.set_num_threads(settings.threads)
+    keep_freed()
     ALLOWED.limit(settings.memory, settings.seconds, float(settings.threads))
     try:
         with torch.no_grad():
@@ -71,15 +72,6 @@ def _ended(sock: socket.socket) -> NoReturn:
     while sock.recv(1 << 16):
         pass
     os._exit(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Fixes:
-    """The inputs whose masks are opened in a run: at these places, after `before` others in the session."""
-
-    places: Sequence[int]
-    before: int
-    supply: Take | None
 
 
 class Process:
@@ -107,11 +99,12 @@ class Process:
             return checked.run(part, self._mail, self._kept)
         told: dict[str, Any] = {"offline": 0.0, "online": 0.0, "rounds": 0, "sent": 0, "dealt": 0, "outputs": []}
         tensors: list[torch.Tensor] = []
-        if part.index == part.dealer:
-            told |= self._deal(part)
+        begun = self._begin(part) if part.is_party else None
         own = share_inputs(part, self._mail)
-        if part.is_party:
-            made, tensors = self._ahead(part, own) if part.ahead else self._compute(part, own)
+        if part.index == part.dealer:  # behind its shares: the parties cannot use much of it up without them
+            told |= self._deal(part)
+        if begun is not None:
+            made, tensors = self._ahead(part, own, begun) if part.ahead else self._compute(part, own, begun)
             told |= made
         elif part.index == part.receiver:
             told["received"], tensors = results.received(part, self._mail, None)
@@ -133,31 +126,50 @@ class Process:
 
     # --- a party ------------------------------------------------------------------------------------------
 
-    def _ahead(self, part: Part, own: Own) -> Told:
-        """What is dealt for runs to come is kept, and so are shares of inputs and their masks."""
+    def _begin(self, part: Part) -> Begun:
+        """A script that this party has not seen in this session is waited for at once: so that nothing is shared with
+        whom it is out of step with. Later the same process deals the same, and what is shared need not wait."""
         began = time.perf_counter()
-        self._kept.program(part, self._mail)
-        receiving, rounds = Receiving(part, self._mail), Rounds(part, self._mail)
-        fixes = self._fixes(part, receiving, rounds)
-        self._inputs(part, own, fixes, rounds)
-        takes = taken_by(part, self._kept)
-        for item in range(part.ahead):
-            self._kept.put(part.batch, takes, item, receiving.stocked())
-        receiving.all_stocked()
-        told = {"offline": time.perf_counter() - began, "rounds": rounds.number, "sent": self._mail.sent}
-        return told, []
+        known, receiving = self._kept.program(part, self._mail), Receiving(part, self._mail)
+        fixes = self._fixes(part)
+        is_new = taken_by(part, self._kept) not in self._kept.scripts
+        script = protocols.script_to_run(part, self._kept, known, self._mail)
+        if is_new and part.dealer is not None:
+            receiving.begin([script] if fixes.script is None else [fixes.script, script])
+        return Begun(known, script, receiving, time.perf_counter() - began, fixes)
 
-    def _compute(self, part: Part, own: Own) -> Told:
-        began = time.perf_counter()
-        known = self._kept.program(part, self._mail)
-        receiving, rounds = Receiving(part, self._mail), Rounds(part, self._mail)
-        fixes = self._fixes(part, receiving, rounds)
-        supply = self._supply(part, known, receiving, rounds)
-        offline, sent, before = time.perf_counter() - began, self._mail.sent, rounds.number
+    def _fixes(self, part: Part) -> Fixes:
+        places = protocols.to_fix(part, self._kept)
+        if not places:
+            return NOTHING
+        if part.batch and not part.ahead:
+            raise BadRequest("this was dealt ahead for inputs whose masks are open: prepare the plan anew")
+        before = self._kept.place([part.inputs[at].kept_as for at in places])
+        return Fixes(places, before, protocols.script_to_fix(part, places))
+
+    def _ahead(self, part: Part, own: Own, begun: Begun) -> Told:
+        """What is dealt for runs to come is kept, and so are shares of inputs and their masks."""
+        began, receiving, rounds = time.perf_counter(), begun.receiving, Rounds(part, self._mail)
+        supply = self._to_fix(part, begun, rounds)
+        self._inputs(part, own, begun.fixes, supply, rounds)
+        takes = self._takes(part, begun)
+        for item in range(part.ahead):
+            self._kept.put(part.batch, takes, item, receiving.stocked(begun.script, self._kept.room))
+        receiving.all_stocked()
+        seconds = begun.seconds + time.perf_counter() - began
+        return {"offline": seconds, "rounds": rounds.number, "sent": self._mail.sent}, []
+
+    def _compute(self, part: Part, own: Own, begun: Begun) -> Told:
+        began, receiving, rounds = time.perf_counter(), begun.receiving, Rounds(part, self._mail)
+        to_fix = self._to_fix(part, begun, rounds)
+        supply = self._supply(part, begun, rounds)
+        offline, sent, before = begun.seconds + time.perf_counter() - began, self._mail.sent, rounds.number
         began, waited = time.perf_counter(), receiving.waited
-        secrets = self._inputs(part, own, fixes, rounds)
+        secrets = self._inputs(part, own, begun.fixes, to_fix, rounds)
         party = Party(part.index, part.parties, supply, part.precision)
+        known = begun.known
         outputs = rounds.drive(protocols.whole(part, known, party, secrets))
+        receiving.end()
         made, tensors = self._result(part, known, outputs)
         waited = receiving.waited - waited
         told = made | {
@@ -169,25 +181,23 @@ class Process:
         }
         return told, tensors
 
-    def _fixes(self, part: Part, receiving: Receiving, rounds: Rounds) -> Fixes:
+    def _to_fix(self, part: Part, begun: Begun, rounds: Rounds) -> Take | None:
         """What is needed to open masks in this run, where any are to be opened."""
-        places = protocols.to_fix(part, self._kept)
-        if not places:
-            return Fixes((), 0, None)
-        if part.batch and not part.ahead:
-            raise BadRequest("this was dealt ahead for inputs whose masks are open: prepare the plan anew")
-        before = self._kept.place([part.inputs[at].kept_as for at in places])
+        script = begun.fixes.script
+        if script is None:
+            return None
         if part.dealer is not None:
-            return Fixes(places, before, receiving.supply())
-        script, seeds = protocols.script_to_fix(part, places), self._seeds(part, 0)
-        self._kept.pieces |= pieces_of(part.index, seeds, script, before)
-        return Fixes(places, before, rounds.drive(prepare(part.index, seeds, script)))
+            return begun.receiving.supply(script)
+        seeds = self._seeds(part, 0)
+        self._kept.pieces |= pieces_of(part.index, seeds, script, begun.fixes.before)
+        supply: Take = rounds.drive(prepare(part.index, seeds, script))
+        return supply
 
-    def _inputs(self, part: Part, own: Own, fixes: Fixes, rounds: Rounds) -> list[Secret]:
+    def _inputs(self, part: Part, own: Own, fixes: Fixes, supply: Take | None, rounds: Rounds) -> list[Secret]:
         """This party's shares of all secret inputs; what is to be kept of them is kept, what is to be fixed is."""
         secrets = shares(part, self._mail, own, self._kept)
-        if fixes.supply is not None:
-            party = Party(part.index, part.parties, fixes.supply, part.precision)
+        if supply is not None:
+            party = Party(part.index, part.parties, supply, part.precision)
             made = rounds.drive(fixing(party, [secrets[at] for at in fixes.places], fixes.before))
             fixed = {part.inputs[at].kept_as: secret for at, secret in zip(fixes.places, made, strict=True)}
             for at, each in enumerate(part.inputs):
@@ -199,17 +209,20 @@ class Process:
                 secrets[at] = replace(secret, fixed=None)
         return secrets
 
-    def _supply(self, part: Part, known: Known, receiving: Receiving, rounds: Rounds) -> Take:
+    def _takes(self, part: Part, begun: Begun) -> tuple[object, ...]:
+        """What decides whether what was dealt ahead is for a run."""
+        return begun.script.digest, *taken_by(part, self._kept)
+
+    def _supply(self, part: Part, begun: Begun, rounds: Rounds) -> Take:
         """Where the run's correlations come from. From here on all that is slow is online."""
         if part.batch:
-            return from_stock(self._kept.used(part.batch, taken_by(part, self._kept), part.item))
+            return from_stock(self._kept.used(part.batch, self._takes(part, begun), part.item))
         if part.dealer is not None:
-            return receiving.supply()
-        return self._alone(part, known, rounds)
+            return begun.receiving.supply(begun.script)
+        return self._alone(part, begun.script, rounds)
 
-    def _alone(self, part: Part, known: Known, rounds: Rounds) -> Take:
+    def _alone(self, part: Part, script: Script, rounds: Rounds) -> Take:
         """Three parties without a dealer make what the run takes."""
-        script = protocols.script_to_run(part, self._kept, known, self._mail)
         made = prepare(part.index, self._seeds(part, 1), script, self._kept.pieces)
         supply: Take = rounds.drive(made)
         return supply

@@ -19,7 +19,6 @@ from mpc.staying import as_given, staying
 from peer.worker.secure.kept import Kept, Known, taken_by
 from peer.worker.secure.mail import Mail
 from peer.worker.secure.part import Part
-from protocol import limits
 
 
 def to_fix(part: Part, kept: Kept) -> list[int]:
@@ -58,11 +57,8 @@ def script_to_run(part: Part, kept: Kept, known: Known, mail: Mail) -> Script:
             shape_of(_shape(part, at), kept.places[each.kept_as]) if each.is_fixed else _shape(part, at)
             for at, each in enumerate(part.inputs)
         ]
-        found = kept.scripts[key] = script_of(
-            lambda party: slowly(mail, whole(part, known, party, secrets)), part.parties, part.precision
-        )
-        while len(kept.scripts) > limits.SECURE_PROGRAMS:
-            kept.scripts.popitem(last=False)
+        found = script_of(lambda party: slowly(mail, whole(part, known, party, secrets)), part.parties, part.precision)
+        kept.remember(key, found)
     return found
 
 
