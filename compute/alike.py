@@ -28,6 +28,7 @@ class Arguments:
         self._reader = reader
         self._numbers: dict[int, int] = {}  # of tensors of modules and optimisers, by identity
         self._modules: dict[int, int] = {}
+        self._classes: set[type] = set()
 
     def read(self, value: Any) -> Hashable:
         """Raises NotClosed where a capture may go by something that is not read."""
@@ -78,6 +79,9 @@ class Arguments:
     def _class(self, kind: type) -> Hashable:
         """What a class of the user's does, with those that are mixed in after torch's; torch's own are what they are
         as long as nobody changes them."""
+        if kind in self._classes:
+            return ()
+        self._classes.add(kind)
         found: list[Hashable] = []
         for each in kind.__mro__:
             if each.__module__.startswith(_TORCH):

@@ -20,7 +20,7 @@ from compute.operations import NUMBERS
 from compute.table import lookup
 from compute.tracing import quiet
 from mpc.backward import RULES
-from mpc.in_place import in_place, plain_form, taken_anew
+from mpc.in_place import COPIES, in_place, plain_form, taken_anew
 from mpc.loops import CARRIED, Inside
 from mpc.operations import SECURE
 from mpc.sheet import Reference, Sheet
@@ -116,7 +116,7 @@ class Calls:
             self._write(operation, args, kwargs, made)
             return made
         if overload._schema.is_mutable:
-            plain = _EXPANDED if operation == "aten.copy_.default" else plain_form(operation, overload)
+            plain = _EXPANDED if operation in COPIES else plain_form(operation, overload)
             if plain is None:
                 raise self._has_none(operation)
             return in_place(self, operation, plain, args, kwargs)

@@ -13,6 +13,9 @@ from protocol.errors import OperationNotAllowed
 
 _aten: Final[Any] = torch.ops.aten
 
+COPIES: Final = frozenset({"aten.copy_.default", "aten.fill_.Tensor"})
+"""What they write is their second argument, expanded."""
+
 
 class Lowering(Protocol):
     """What is asked of the lowering.
@@ -50,7 +53,7 @@ def in_place(
     changed: torch.Tensor = args[0]
     # What it was goes on under another name, for whom looks how the new value was made.
     args = [lowering.copy(each) if each is changed else each for each in args]
-    if operation == "aten.copy_.default":
+    if operation in COPIES:
         args = args[1], list(changed.shape)
     was_secret = lowering.traces.is_secret(changed)
     made = lowering.made(str(plain), plain, args, kwargs)

@@ -72,6 +72,7 @@ def _written_into_a_public_one(x: torch.Tensor) -> list[torch.Tensor]:
     made[0] = x[0]
     made[1] = rows[0] * 2
     rows[2].copy_(x[1])
+    made[3] = x.sum()
     below.add_(1)
     return [made, *rows, below]
 
