@@ -86,11 +86,14 @@ class Executor:
         else:
             answer = await self._watched(watching, home, program, args)
         made = results.read(answer)
+        if results.looks is not None and results.looks is not looks:
+            self._remember(program, results.looks)
+        return rebuilt(program.outputs, iter(made))
+
+    def _remember(self, program: Program, looks: Looks) -> None:
         if len(self._looks) >= _REMEMBERED:
             self._looks.clear()
-        assert results.looks is not None
-        self._looks[program.id] = results.looks
-        return rebuilt(program.outputs, iter(made))
+        self._looks[program.id] = looks
 
     async def _watched(self, watching: Watched, home: RemotePeer, program: Program, args: dict[str, Any]) -> Response:
         """The same under the eyes of somebody."""

@@ -41,12 +41,10 @@ class Results:
         self._outs = outs
         self._record = record
         self._made: list[Pointer] = []
-        self._era = home.outbox.era
 
     def expect(self) -> None:
         """Make pointers to what is looked for: the run was asked for."""
         if self.looks is not None and len(self.looks.headers) == len(self._outs):
-            self._era = self._home.outbox.era
             self._made = self._pointers(self.looks.headers)
 
     def read(self, answer: Response) -> list[Pointer]:
@@ -56,7 +54,7 @@ class Results:
             BadTensor: the answer makes no sense.
         """
         said = answer.result["results"]
-        if not self._made or self.looks is None or said != self.looks.said or self._era != self._home.outbox.era:
+        if self.looks is None or said != self.looks.said or not self._are_good():
             headers = [TensorHeader.from_wire(header) for header in said]
             if len(headers) != len(self._outs):
                 raise BadTensor(
@@ -69,6 +67,10 @@ class Results:
         if answer.result.get("values"):
             self._keep_values(answer, self.looks.headers)
         return self._made
+
+    def _are_good(self) -> bool:
+        """Whether pointers were made, and the peer has not forgotten since what this client had there."""
+        return bool(self._made) and self._made[0]._handle.era == self._home.outbox.era
 
     def _pointers(self, headers: Sequence[TensorHeader]) -> list[Pointer]:
         """They own nothing yet: it may be that there will be no results."""

@@ -11,7 +11,7 @@ products of the bits of each digit, and what is asked of the two digits is a sum
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from typing import Any, Final
@@ -39,7 +39,13 @@ _KINDS: Final = 256  # of sums that are remembered: there are a few
 
 def to_lanes(words: Array) -> Array:
     """The bits of int64 words in the order above. It is its own inverse."""
-    for distance, mask in _SWAPS:
+    return exchanged(words, _SWAPS)
+
+
+def exchanged(words: Array, swaps: Iterable[tuple[int, int]]) -> Array:
+    """Words of any width whose bits change places: for each (distance, mask) those in the mask with those that stand
+    so far above them (delta swaps: Knuth, The Art of Computer Programming 4A, 7.1.3)."""
+    for distance, mask in swaps:
         moved = words >> distance
         moved ^= words
         moved &= mask

@@ -177,14 +177,7 @@ def _one_less(lanes: Sequence[Array]) -> list[Array]:
 
 def _natural(words: Array) -> Array:
     """Of 16 digits 4 a + b those at 4 b + a, so that a digit's place is its number."""
-    for distance, places in ((3, 0x0A0A), (6, 0x00CC)):
-        moved = words >> distance
-        moved ^= words
-        moved &= places
-        words = words ^ moved
-        moved <<= distance
-        words ^= moved
-    return words
+    return bits.exchanged(words, ((3, 0x0A0A), (6, 0x00CC)))
 
 
 # --- prefix networks ----------------------------------------------------------------------------------------
