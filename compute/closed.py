@@ -130,7 +130,8 @@ def _meant(function: FunctionType, path: tuple[str, ...]) -> Any:
     name, *rest = path
     found = function.__globals__.get(name, _MISSING)
     if found is _MISSING:
-        found = function.__builtins__.get(name, _MISSING)  # type: ignore[attr-defined]
+        untyped: Any = function  # not every typeshed knows of its builtins
+        found = untyped.__builtins__.get(name, _MISSING)
     for each in rest:
         if not isinstance(found, ModuleType):
             break
