@@ -39,6 +39,7 @@ from protocol.errors import BadRequest, GridError
 Execute = Callable[[Entry, Sequence[Any], Mapping[str, Any]], Any]
 """Runs one operation. It may have methods besides: `again` (see there) runs one of which is known what it looks like,
 and `is_free` (see there) says when that need not be asked where nothing hangs on values and nothing is written;
+`unfilled()` is a context in which memory is not filled before operations get it, for those that leave none of it out;
 `flow(flow, carried, body)` and `number(operation, args)` run in its own way what is no operation of the table, and
 `stand_in(tensor)` gives what it has for a constant."""
 
@@ -172,6 +173,7 @@ class _Run:
         self._constants = prepared.constants() if stand_in is None else list(map(stand_in, prepared.constants()))
         is_watched = report is not None or torch._C._len_torch_dispatch_stack()
         self._again = None if is_watched else _again_of(execute)
+        self._unfilled = getattr(execute, "unfilled", None)
         self._is_free = is_free if _again_of(execute) is again else getattr(execute, "is_free", _never)
 
     def block(self, block: Block, values: list[Any]) -> list[Any]:
@@ -185,7 +187,11 @@ class _Run:
         key = None if self._again is None else looks_of(values[:count])
         known = None if key is None else block.known.get(key)
         if known is not None:
-            self._run_again(block, values, known)
+            if known.is_whole and self._unfilled is not None:
+                with self._unfilled():
+                    self._run_again(block, values, known)
+            else:
+                self._run_again(block, values, known)
             return values
         check_inputs("the program" if block.body is None else f"body {block.body}", block.inputs, values[:count])
         found: list[Any] = []

@@ -11,6 +11,7 @@ from compute.prepared import Block, Step, Value
 from compute.proven import Call, proven
 from compute.table import Entry
 from compute.value_guards import VALUE_GUARDS
+from compute.whole import is_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,13 @@ class Known:
 
     Attributes:
         largest: bytes that one of its operations takes at most; `seconds`: and how long, at least.
+        is_whole: whether all of them write every element that they give (compute/whole.py).
     """
 
     steps: list[Operation | Number | Look]
     largest: int
     seconds: float
+    is_whole: bool
 
     @classmethod
     def of(cls, block: Block, steps: list[Any]) -> Known:
@@ -61,7 +64,9 @@ class Known:
                 steps[at] = replace(steps[at], guard=None)
         estimates = [step.estimate for step in steps if type(step) is Operation]
         largest = max((estimate.largest for estimate in estimates), default=0)
-        return cls(steps, largest, max((estimate.cost.seconds for estimate in estimates), default=0.0))
+        seconds = max((estimate.cost.seconds for estimate in estimates), default=0.0)
+        whole = all(type(each) is Number or (type(each) is Operation and is_whole(each.entry)) for each in steps)
+        return cls(steps, largest, seconds, whole)
 
 
 def operation(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Operation | None:

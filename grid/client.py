@@ -192,6 +192,10 @@ class Grid(Mesh):
             what is computed from an object (`reveal`); PartyFailed: it names who failed, and nothing was revealed.
         """
         how = OnShares(parties, provider, reveal_to, precision, checked, keep, patience)
+        if not how.is_asked:
+            ready = self._runner.at_hand(plan, args, kwargs)
+            if ready is not None:
+                return await self._runner.run_at_hand(ready)
         if how.is_asked or self.has_secrets(args, kwargs):
             return await self._secure.run(plan, args, kwargs, how)
         if any(isinstance(value, MultiPointer) for value in (*args, *kwargs.values())):

@@ -16,6 +16,7 @@ import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,21 @@ def load(query: str) -> Any:
 # --- stored plans -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a plan was given and took: pointers, or dicts of pointers.
+
+    Attributes:
+        arguments: the name of each, and of a dict its keys.
+        order: for each input of the program, which of all these pointers it is.
+        looks: dtype and shape of each pointer.
+    """
+
+    arguments: tuple[tuple[str, tuple[str, ...] | None], ...]
+    order: tuple[int, ...]
+    looks: tuple[tuple[torch.dtype, torch.Size], ...]
+
+
 class RemotePlan(Stored):
     """A stored plan that a search found. `await plan(x)` runs it as one request where its arguments are, and so does
     `await g.run(plan, x=...)`; the arguments, by position or by name, are what g.run takes. Inside another plan it is
@@ -220,6 +236,7 @@ class RemotePlan(Stored):
     def __init__(self, home: RemotePeer, record: dict[str, Any]) -> None:
         self._handle = Handle(home, record["id"], owns=False, record=record)
         self._program: Program | None = None
+        self.fitted: Fitted | None = None  # what it took last
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Awaited: a pointer for each result, in their structure. See Grid.run."""

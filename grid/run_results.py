@@ -95,12 +95,17 @@ def rebuilt(template: Any, made: Iterator[Pointer]) -> Any:
     """The function's own result structure, with pointers in it."""
     if isinstance(template, list):
         return [rebuilt(item, made) for item in template]
-    if isinstance(template, Mapping):
+    if type(template) is dict or isinstance(template, Mapping):
         if "tuple" in template:
             return tuple(rebuilt(item, made) for item in template["tuple"])
         if "map" in template:
-            entries = {key: rebuilt(item, made) for key, item in sorted(template["map"].items())}
-            return {key: entries[key] for key in template["map"]}
+            entries = dict(template["map"])
+            for key in sorted(entries):
+                item = entries[key]
+                # A value, as most are, without another call: a training step gives many.
+                is_value = type(item) is dict and "node" in item
+                entries[key] = next(made) if is_value else rebuilt(item, made)
+            return entries
         is_value = "node" in template or "constant" in template
         return next(made) if is_value else decode(template, _no_tensor)
     return template

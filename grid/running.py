@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grid.at_hand import at_hand
+from grid.at_hand import AtHand, at_hand
 from grid.calls import Call
 from grid.executing import Executor
 from grid.explaining import Explanation, explained, explained_jail
@@ -69,9 +69,6 @@ class Runner:
 
     async def run(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """See Grid.run."""
-        found = at_hand(plan, args, kwargs)
-        if found is not None and found[1].grid is self._grid:
-            return await self._run_there(*found)
         call = Call(plan, args, kwargs)
 
         async def whole(world: World) -> Mapping[str, Part]:
@@ -81,6 +78,21 @@ class Runner:
         if isinstance(ran, BaseException):
             raise ran
         return await ran.result()
+
+    def at_hand(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AtHand | None:
+        """What can run as it is, if that is so."""
+        found = at_hand(plan, args, kwargs)
+        return found if found is not None and found.home.grid is self._grid else None
+
+    async def run_at_hand(self, found: AtHand) -> Any:
+        """`run`, of what was at hand just now."""
+        try:
+            return await self._executor.run(
+                found.home, found.program, found.ids, name=found.name, record=self._record(found.labels)
+            )
+        except NotFound:
+            await _recheck(found.given)
+            raise
 
     async def explain(self, plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Explanation:
         """See Grid.explain."""
@@ -194,8 +206,7 @@ class Runner:
         brought = {} if placement is None or not placement.brought else await self._bring(job, placement, home)
         named = job.held if isinstance(job, Job) else {}
         ids = [_at(home, each, brought)._handle.id for number, each in enumerate(job.inputs) if number not in named]
-        labels = frozenset().union(*(t._handle.labels for t in job.inputs if isinstance(t, Pointer)))
-        record = {"labels": sorted(labels), "owner": self._grid.id, "published": False} if labels else None
+        record = self._record(frozenset().union(*(t._handle.labels for t in job.inputs if isinstance(t, Pointer))))
         try:
             if isinstance(job, JailJob):
                 return await job.run(home, ids, record)
@@ -206,10 +217,12 @@ class Runner:
             }
             return await self._executor.run(home, job.program, ids, name=job.name, record=record, contents=contents)
         except NotFound:
-            for given in job.inputs:
-                if isinstance(given, Pointer):
-                    await given._handle.recheck()
+            await _recheck(job.inputs)
             raise
+
+    def _record(self, labels: frozenset[str]) -> dict[str, Any] | None:
+        """What is known of the results of what has these labels."""
+        return {"labels": sorted(labels), "owner": self._grid.id, "published": False} if labels else None
 
     async def _bring(self, job: Job | JailJob, placement: Candidate, home: RemotePeer) -> dict[object, Pointer]:
         """What was brought to `home`: temporaries, to be kept until the end, each by its object."""
@@ -263,6 +276,13 @@ def _at(home: RemotePeer, tensor: torch.Tensor, brought: Mapping[object, Pointer
     if isinstance(tensor, Pointer) and (tensor._handle.home is home or tensor._handle.home.id == home.id):
         return tensor
     return brought[_key(tensor)]
+
+
+async def _recheck(inputs: Sequence[torch.Tensor]) -> None:
+    """Says what became of the pointers among them, where that is why something was not found."""
+    for given in inputs:
+        if isinstance(given, Pointer):
+            await given._handle.recheck()
 
 
 # --- what changed -----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from grid.secure_standing import Team
 from mpc.ring import check_precision
@@ -15,6 +15,9 @@ from protocol.errors import BadRequest
 if TYPE_CHECKING:
     from grid.client import Grid
     from grid.remote import RemotePeer
+
+
+_NOBODY: Final = (None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,7 @@ class OnShares:
     @property
     def is_asked(self) -> bool:
         """Whether anything of it says that the run is to be on shares. (How long one waits does not.)"""
-        named = (self.parties, self.provider, self.reveal_to, self.precision)
-        return self.checked or self.keep or any(each is not None for each in named)
+        return self.checked or self.keep or (self.parties, self.provider, self.reveal_to, self.precision) != _NOBODY
 
     def check(self) -> None:
         """What cannot be, contradicts itself, or has no form with MACs. BadRequest."""

@@ -201,6 +201,20 @@ class Objects:
         # A stranger's temporary under the id of a published object hides it from nobody else.
         return self._published.get(id)
 
+    def all_at_hand(self, asker: str, ids: Iterable[bytes]) -> list[Held] | None:
+        """All of these objects, if each can be had without waiting."""
+        found: list[Held] = []
+        for id in ids:
+            temporary = self._temporaries.get(id)
+            if temporary is not None and temporary.owner == asker:  # as most are
+                found.append(temporary)
+            else:
+                held = self.at_hand(asker, id)
+                if held is None:
+                    return None
+                found.append(held)
+        return found
+
     async def find(self, asker: str, id: bytes) -> Held:
         """The object; NotFound if there is none, or none for this asker."""
         held = self.at_hand(asker, id) or await self._read(id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from functools import partial
 
 from peer.calls import Answer, Call, GiveUp
 from peer.leases import LeaseKey
@@ -41,7 +42,7 @@ class ProgramRequests:
             return False
         try:
             asker, asked = call.connection.remote.id, Asked.of(call.args)
-            return self._programs.execute_at_once(asker, lambda: self._lease_of(call), asked, then) or False
+            return self._programs.execute_at_once(asker, partial(self._lease_of, call), asked, then) or False
         except GridError:
             return False  # `execute` says what is wrong
 

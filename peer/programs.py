@@ -14,7 +14,7 @@ from peer.batches import Batch
 from peer.elsewhere import check_content
 from peer.execution import Execution
 from peer.leases import LeaseKey
-from peer.objects import Held, Objects, Temporary, check_id
+from peer.objects import ID_BYTES, Held, Objects, Temporary, check_id
 from peer.runs import Progress, Run, Runs
 from peer.worker.remote import Made, Worker
 from peer.workers import WorkerPool
@@ -77,7 +77,10 @@ _HEX = frozenset("0123456789abcdef")
 def _ids(value: object) -> list[bytes]:
     if not isinstance(value, list):
         raise BadRequest("inputs, outs and release are lists of object ids")
-    return [check_id(id) for id in value]
+    for id in value:
+        if type(id) is not bytes or len(id) != ID_BYTES:
+            check_id(id)  # says what it is to be
+    return value
 
 
 def _contents(value: object) -> dict[str, bytes]:
@@ -134,13 +137,15 @@ class Programs:
             if inputs is None:
                 return None
             asked = replace(asked, inputs=inputs)
-        held = [self._objects.at_hand(asker, id) for id in asked.inputs]
-        labels = permissions.derived(each for each in held if each is not None)
+        held = self._objects.all_at_hand(asker, asked.inputs)
+        if held is None:
+            return None
+        labels = permissions.derived(held)
         worker = self._workers.find(asker, labels - {asker})
         if worker is None or not worker.is_ready or not worker.knows(bytes.fromhex(asked.program)):
             return None
         for each in held:
-            if each is None or not worker.holds(each.id):
+            if not worker.holds(each.id):
                 return None
             if type(each) is Temporary and (each.worker is not worker or (known.writes and each.is_being_published)):
                 return None
@@ -149,8 +154,7 @@ class Programs:
             self._objects.check_new(asker, asked.outs)
         except GridError:
             return None
-        given: list[Held] = [each for each in held if each is not None]
-        return self._begin(asker, lease_of(), asked, None, known, given, labels, worker, then).give_up
+        return self._begin(asker, lease_of(), asked, None, known, held, labels, worker, then).give_up
 
     def _begin(
         self,
@@ -168,6 +172,7 @@ class Programs:
         execution = self._execution
         running = _Running(execution, self._objects, self._runs, asker, asked, worker, then)
         self._runs.began(running.run)
+        dropped, elsewhere = self._unwanted(asker, asked, worker) if asked.release else ([], [])
         try:
             is_shown = not worker.key.labels  # else nothing leaves it but by somebody's leave
             running.number = worker.run_program(
@@ -178,11 +183,15 @@ class Programs:
                 asked.outs,
                 is_shown=is_shown,
                 is_reported=asked.is_reported,
-                dropped=self._let_go(asker, asked, worker) if asked.release else (),
+                dropped=dropped,
             )
         except GridError:
             self._runs.ended(running.run)
             raise
+        for id in dropped:
+            self._objects.remove(id)
+        if elsewhere:
+            execution.release(elsewhere)
         if known.writes:
             execution.note_writing(worker)
             for each in held:
@@ -194,18 +203,15 @@ class Programs:
             running.let_go()
         return running
 
-    def _let_go(self, asker: str, asked: Asked, worker: Worker) -> list[bytes]:
-        """What is to go before the run: those in its worker are given back, for it to let go of."""
+    def _unwanted(self, asker: str, asked: Asked, worker: Worker) -> tuple[list[bytes], list[bytes]]:
+        """What is to go before the run: what its worker has, and what others have."""
         there: list[bytes] = []
+        elsewhere: list[bytes] = []
         for id in set(asked.release).difference(asked.inputs):
             temporary = self._objects.temporary(id)
             if temporary is not None and temporary.owner == asker:
-                if temporary.worker is worker:
-                    self._objects.remove(id)
-                    there.append(id)
-                else:
-                    self._execution.release([id])
-        return there
+                (there if temporary.worker is worker else elsewhere).append(id)
+        return there, elsewhere
 
 
 class _Running:
@@ -310,11 +316,15 @@ def _check_public(asked: Asked, known: secrecy.KnownProgram, worker: Worker) -> 
 
 def answer_of(made: Made) -> tuple[dict[str, Any], bytes]:
     """The answer to `execute`: the headers of all results, the values of those that came along, and the report."""
-    result: dict[str, Any] = {"results": [header.to_wire() for header in made.headers]}
-    small = [number for number, value in enumerate(made.values) if value is not None]
+    headers, small, payload = [], [], []
+    for number, (header, value) in enumerate(zip(made.headers, made.values, strict=True)):
+        headers.append(header.to_wire())
+        if value is not None:
+            small.append(number)
+            payload.append(value)
+    result: dict[str, Any] = {"results": headers}
     if small:
         result["values"] = small
-    payload = [value for value in made.values if value is not None]
     if made.report is not None:
         payload.append(made.report)
         result["report"] = len(made.report)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
@@ -159,10 +160,12 @@ def made(fields: list[Any], count: int) -> Made:
     report = None if fields[2] is None else bytes(fields[2])
     if small is None:
         return Made(found, (None,) * count, report)
+    values: list[bytes | None] = []
     for header, value in zip(found, small, strict=True):
         if value is not None:
             header.check_payload(len(value))
-    return Made(found, tuple(None if value is None else bytes(value) for value in small), report)
+        values.append(None if value is None else bytes(value))
+    return Made(found, tuple(values), report)
 
 
 def is_far(value: list[Any]) -> bool:
@@ -173,8 +176,11 @@ def is_far(value: list[Any]) -> bool:
 def headers(given: Iterable[Any]) -> list[TensorHeader]:
     found: list[TensorHeader] = []
     for dtype, shape in given:
-        found.append(TensorHeader(dtype, tuple(shape)))
+        found.append(_header(dtype, tuple(shape)))
     return found
+
+
+_header = lru_cache(1024)(TensorHeader)  # most answers are like one before
 
 
 def usage(fields: list[Any]) -> Usage:
@@ -185,7 +191,7 @@ def usage(fields: list[Any]) -> Usage:
 def exported(given: Given, fields: list[Any], descriptors: list[int], buffers: Adopts) -> Exported:
     """Descriptors that are used leave the list. Refusal where there is no room for it."""
     dtype, shape, data = fields
-    header = TensorHeader(dtype, tuple(shape))
+    header = _header(dtype, tuple(shape))
     if descriptors:
         return Exported(header, buffers.adopt(descriptors.pop(0), header.nbytes))
     if type(data) is list:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 import torch
+from torch.utils import deterministic
 
 from compute import interpreter, table, values
 from compute.dtypes import NAME_OF
@@ -119,10 +120,25 @@ def executor(objects: Objects) -> interpreter.Execute:
     return _Executor(objects) if objects.is_on_cpu else partial(run, objects)
 
 
+class _Unfilled:
+    """What `runtime.warm` has torch fill is not filled in this context."""
+
+    __slots__ = ("_was",)
+
+    def __enter__(self) -> None:
+        self._was: bool = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+    def __exit__(self, *_: object) -> None:
+        deterministic.fill_uninitialized_memory = self._was  # type: ignore[attr-defined]
+
+
 class _Executor:
     """`run`; and of operations that look like one which was checked, only what hangs on these tensors is looked at."""
 
     __slots__ = ("_objects",)
+
+    unfilled = _Unfilled
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects

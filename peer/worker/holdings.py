@@ -27,6 +27,8 @@ class Holdings:
         self._number_of: dict[bytes, int] = {}
         self._last_number = 0
         self._programs: OrderedDict[bytes, None] = OrderedDict()
+        self.has_program: Callable[[bytes], bool] = self._programs.__contains__
+        """Whether it has this program already, so that the id is enough."""
         self.made = Given(None, self._sources)
         """What an answer about a result may refer to."""
 
@@ -93,9 +95,6 @@ class Holdings:
         self._sources[self._last_number] = Source(nbytes, origin)
         self._number_of[object_id] = self._last_number
         return self._last_number
-
-    def has_program(self, program_id: bytes) -> bool:
-        return program_id in self._programs
 
     def ran(self, program_id: bytes) -> bytes | None:
         """It has this program now; the id of one that it is to forget for it."""

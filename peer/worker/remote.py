@@ -82,6 +82,7 @@ class Worker(Line):
         self._allowed: int | None = None
         self._held = Holdings()
         self.holds = self._held.holds
+        self.knows = self._held.has_program
         self._taught: dict[Stretch, Taught] = {}  # the stretches that it has, in the order in which it was told
         self._lessons = 0
         self._operations = 0
@@ -253,10 +254,6 @@ class Worker(Line):
         """How far the program of this number is, where it said so. None of one that has not begun, or is over."""
         pending = self._pending.get(number)
         return None if pending is None else pending.far
-
-    def knows(self, program_id: bytes) -> bool:
-        """Whether it has this program already, so that the id is enough."""
-        return self._held.has_program(program_id)
 
     def export(self, object_id: bytes, *, in_memory: bool = False) -> asyncio.Future[Exported]:
         """The value, as soon as all that was asked before is done. Fails with the error that made it, if one did.

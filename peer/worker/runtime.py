@@ -403,7 +403,7 @@ def serve(sock: socket.socket, settings: Settings) -> None:
     ALLOWED.limit(settings.memory, settings.seconds, speed)
     channel = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_MESSAGE)
     if settings.threads > 1:
-        torch.zeros(_SHARED).add_(1)  # makes its threads now: later ones would stay where this one is kept (near.py)
+        torch.zeros(_SHARED).add_(1)  # makes its threads now, and not in the first operation
     runtime = Runtime(channel.queue, channel.flush, Device.of(settings.device), channel.receive_now)
     ahead, lookout = runtime.ahead, Lookout(limits.AWAKE_WORKER, give_way=giving_way())
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -133,9 +134,7 @@ async def test_arguments_in_maps_and_lists_are_at_hand_too(peers: Folders) -> No
         calls: list[tuple[tuple[Any, ...], Any]] = [(({"b": b, "a": a}, [c]), {})]
         for given, named in [*calls, ((), {"y": (c,), "pair": {"a": a, "b": b}})]:
             found = at_hand(plan, given, named)
-            assert found is not None and [each._handle.id for each in found[0].inputs] == [
-                pointer._handle.id for pointer in (a, b, c)
-            ]
+            assert found is not None and found.ids == [pointer._handle.id for pointer in (a, b, c)]
             assert (await (await g.run(plan, *given, **named)).get()).tolist() == [112.0] * 4
         others: list[tuple[Any, ...]] = [
             (a, b, c),
@@ -145,3 +144,46 @@ async def test_arguments_in_maps_and_lists_are_at_hand_too(peers: Folders) -> No
         ]
         for wrong in [*others, ({"a": a, "b": x}, [c]), ({"a": a, "b": b}, [c, c])]:
             assert at_hand(plan, wrong, {}) is None
+
+
+@grid.plan
+def weighed(values: dict[str, torch.Tensor], by: torch.Tensor) -> torch.Tensor:
+    return values["b"] * 10 + values["a"] + by
+
+
+async def test_what_fitted_before_is_compared_and_nothing_else_passes_for_it(peers: Folders) -> None:
+    x = torch.ones(4)
+    async with grid.connect(folders=peers, identity=Identity.generate()) as g:
+        alice = g["alice"]
+        plan = await weighed.build({"b": x, "a": x}, x).send(alice, tags=["#weighed"])
+        a, b, by = [await alice.send(torch.full((4,), value)) for value in (1.0, 2.0, 100.0)]
+        whole, longer = await alice.send(torch.ones(4, dtype=torch.int64)), await alice.send(torch.ones(5))
+        for _ in range(2):
+            assert at_hand(plan, ({"b": b, "a": a}, by), {}) is not None
+        assert plan.fitted is not None and plan.fitted.arguments == (("values", ("b", "a")), ("by", None))
+        # In whatever order they are given, and by name, too.
+        calls: list[tuple[tuple[Any, ...], Any]] = [
+            (({"b": b, "a": a}, by), {}),
+            (({"a": a, "b": b}, by), {}),
+            (({"b": b, "a": a},), {"by": by}),
+            ((), {"by": by, "values": {"b": b, "a": a}}),
+        ]
+        for given, named in [*calls, *calls]:
+            assert (await (await g.run(plan, *given, **named)).get()).tolist() == [121.0] * 4
+        # After one that fits: as many, in another place, of another kind or name.
+        others: list[tuple[tuple[Any, ...], Any]] = [
+            ((b, a, by), {}),
+            ((by, {"b": b, "a": a}), {}),
+            (({"b": b, "c": a}, by), {}),
+            (({"b": b, "a": a},), {"values": by}),
+            (({"b": b, "a": a},), {"to": by}),
+            (({"b": b, "a": x}, by), {}),
+            (({"b": b, "a": whole}, by), {}),
+        ]
+        for given, named in others:
+            assert at_hand(plan, ({"b": b, "a": a}, by), {}) is not None
+            assert at_hand(plan, given, named) is None
+        for each in ({"b": longer, "a": longer}, longer), ({"b": b, "a": longer}, by):
+            found = at_hand(plan, each, {})
+            with pytest.raises(GridError) if found is None else contextlib.nullcontext():
+                assert (await (await g.run(plan, *each)).get()).tolist() == [12.0] * 5
