@@ -44,6 +44,7 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     report         what each node took
     looks          whether inputs look as declared, or as they did before
     proven         values that need no second look: indices that a pooling made
+    whole          operations whose kernels write every element of what they give
     known          what is known of the steps of a block that ran
     interpreter    runs a program
     stand_ins      what stands for values that have a shape alone
@@ -67,10 +68,12 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     loops          loops and branches, as one node each
     hooks          torch's own operators for them
     inlining       programs that the function calls
+    left           what it leaves in its arguments besides tensors: rates, epochs, attributes
     stepping       optimisers in it
     linearized     torch.func.linearize in it
     keeping        modules as they were, after they were run for something else
     given          its arguments, with other tensors in their places
+    gradients      gradients that it would lose or lack
     assembling     frames to programs
     capturing      one capture
     capture        a Python function as a program

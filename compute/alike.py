@@ -28,12 +28,14 @@ class Arguments:
         self._reader = reader
         self._numbers: dict[int, int] = {}  # of tensors of modules and optimisers, by identity
         self._modules: dict[int, int] = {}
+        self._plain: list[int] = []  # of tensors that are arguments
         self._classes: set[type] = set()
 
     def read(self, value: Any) -> Hashable:
         """Raises NotClosed where a capture may go by something that is not read."""
         if isinstance(value, torch.Tensor):
-            return self._tensor(value)
+            self._plain.append(id(value))
+            return isinstance(value, nn.Parameter), self._tensor(value)
         kind = type(value)
         if isinstance(value, nn.Module):
             return self._module(value)
@@ -47,6 +49,10 @@ class Arguments:
             return kind, value.program
         return plain(value)
 
+    def ties(self) -> Hashable:
+        """Which of the tensors among the arguments are a module's or an optimiser's."""
+        return tuple([self._numbers.get(each) for each in self._plain])
+
     def _tensor(self, tensor: torch.Tensor) -> Hashable:
         if tensor.layout != torch.strided or tensor.dtype not in NAME_OF:
             raise NotClosed
@@ -55,7 +61,8 @@ class Arguments:
     def _held(self, tensor: torch.Tensor) -> Hashable:
         """A tensor of a module or an optimiser."""
         number = self._numbers.setdefault(id(tensor), len(self._numbers))
-        return number, isinstance(tensor, nn.Parameter), self._tensor(tensor)
+        has_gradient = tensor.is_leaf and tensor.grad is not None
+        return number, isinstance(tensor, nn.Parameter), has_gradient, self._tensor(tensor)
 
     # --- modules ------------------------------------------------------------------------------------------
 

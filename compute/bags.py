@@ -9,6 +9,7 @@ import torch
 _SUM: Final = 0
 _MEAN: Final = 1
 _MAX: Final = 2
+_HALVES: Final = (torch.bfloat16, torch.float16)
 
 
 def embedding_bag(
@@ -29,9 +30,11 @@ def embedding_bag(
     counts = _counting(indices, padding_idx)
     size = indices.new_zeros(count).index_add(0, bag_of, counts.to(indices.dtype))
     rows = weight.index_select(0, indices)
+    if mode != _MAX and weight.dtype in _HALVES:
+        rows = rows.float()  # as torch's kernels add them up
     if per_sample_weights is not None:
         rows = rows * per_sample_weights.unsqueeze(1)
-    empty = weight.new_zeros(count, weight.shape[1])
+    empty = rows.new_zeros(count, weight.shape[1])
     if mode == _MAX:
         rows = rows.masked_fill(~counts.unsqueeze(1), float("-inf"))
         out = empty.index_reduce(0, bag_of, rows, "amax", include_self=False)
@@ -44,7 +47,7 @@ def embedding_bag(
     out = empty.index_add(0, bag_of, rows * counts.unsqueeze(1))
     if mode == _MEAN:
         out = out / size.clamp_min(1).unsqueeze(1)
-    return out, bag_of, size, indices.new_zeros(0)
+    return out.to(weight.dtype), bag_of, size, indices.new_zeros(0)
 
 
 def bag_backward(

@@ -233,6 +233,19 @@ def _broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
+def _label_margin(call: Call) -> tuple[Result, ...] | None:
+    """Of one sample there is one loss, with no dimensions; meta kernels say that there is a list of one."""
+    given, target = call["self"], call["target"]
+    if target.dim() > 1:
+        return None
+    return (Result.contiguous(given.dtype, ()), Result.contiguous(given.dtype, tuple(target.shape)))
+
+
+def _one_label_margin(call: Call) -> tuple[Result, ...] | None:
+    found = _label_margin(call)
+    return None if found is None else found[:1]
+
+
 def _aligned(call: Call) -> tuple[Result, ...]:
     """The second result is for the gradient alone. How many states it has depends on the lengths: at most so many."""
     scores, targets = call["log_probs"], call["targets"]
@@ -281,6 +294,8 @@ BOUNDS: Final[Mapping[str, Bound]] = {
     "aten.one_hot.default": _one_hot,
     "aten.multi_margin_loss_backward.default": _like_self,
     "aten.multilabel_margin_loss_backward.default": _like_self,
+    "aten.multilabel_margin_loss_forward.default": _label_margin,
+    "aten.multilabel_margin_loss.default": _one_label_margin,
     "aten.fractional_max_pool3d_backward.default": _like_self,
     "aten.lstm.input": _lstm,
     "aten.gru.input": _recurrent,

@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from compute import effects
-from compute.capturing import LOADED, Capture, Captured, Returned, load
+from compute.capturing import LOADED, Capture, Captured, Named, Returned, load
 from compute.given import Given
 from compute.program_types import check_types
 from compute.sizes import OpenSizes
 from protocol.errors import BadProgram, CannotCapture
 
-__all__ = ["LOADED", "Captured", "Returned", "capture", "load"]
+__all__ = ["LOADED", "Captured", "Named", "Returned", "capture", "load"]
 
 _ATTEMPTS: Final = 6  # at sizes that are open: each leaves fewer
 _FEW: Final = 8  # rows
+_ALL_FIXED: Final = "all sizes are those of the examples"
 
 
 def capture(
@@ -53,10 +54,18 @@ def capture(
     """
     effects.check_code(function)
     given = Given(inputs, loads or {}, LOADED)
-    if dynamic is False:
-        captured = Capture(function, given, None).captured()
-    else:
+    if dynamic is not False:
         captured = _with_open_sizes(function, given, dynamic)
+        try:
+            _check(captured)
+            return captured
+        except CannotCapture as error:
+            if dynamic is not None:
+                raise
+            why = error.message.splitlines()[0]
+        captured = dataclasses.replace(Capture(function, given, None).captured(), notes=(f"{_ALL_FIXED}: {why}",))
+    else:
+        captured = Capture(function, given, None).captured()
     _check(captured)
     return captured
 
@@ -109,7 +118,7 @@ def _with_open_sizes(function: Callable[..., Any], given: Given, dynamic: bool |
     if dynamic is not None:
         raise CannotCapture(f"sizes cannot be left open: {refused.message if refused else ''}")
     why = f": {refused.message.splitlines()[0]}" if refused else ""
-    return dataclasses.replace(fixed, notes=(f"all sizes are those of the examples{why}",))
+    return dataclasses.replace(fixed, notes=(f"{_ALL_FIXED}{why}",))
 
 
 def _rows(given: Given, dims: Mapping[str, Sequence[int]]) -> Iterator[dict[int, int]]:

@@ -16,10 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from compute import bodies, constants, effects, interpreter, steady
 from compute.assembling import Assembler
-from compute.frames import storage_of
+from compute.frames import Ref, Source, storage_of
 from compute.given import Given, named_tensors
+from compute.gradients import Gradients
 from compute.hooks import LOOPS
 from compute.inlining import inlined
+from compute.left import Left, hangs_on
 from compute.linearized import linearized
 from compute.program import Program
 from compute.recorder import Recorder, WantsGradients
@@ -44,8 +46,10 @@ class Captured:
             They are its last inputs, in this order.
         given: what each input was in the examples, by name.
         state: the paths of what the function changes in its arguments, sorted.
-        returned: what the function returns, with a Returned where it returns a module, an optimiser or a named tuple.
+        returned: what the function returns, with a Returned where it returns a module or an optimiser, and a Named
+            where it returns a named tuple.
         notes: what could not be left open, in words.
+        left: the plain values that the function leaves in its arguments: rates, epochs, attributes of modules.
     """
 
     program: Program
@@ -54,6 +58,7 @@ class Captured:
     state: tuple[str, ...] = ()
     returned: Any = None
     notes: tuple[str, ...] = ()
+    left: tuple[Left, ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -78,6 +83,14 @@ class Returned:
 
     value: Any
     path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A named tuple that a function returned: its class, and what is to be made of its items."""
+
+    kind: Any
+    items: tuple[Any, ...]
 
 
 def load(query: str) -> Any:
@@ -110,16 +123,43 @@ class Capture:
     ) -> None:
         self._function, self._given, self._sizes = function, given, sizes
         self._dims, self._rows = dims or {}, rows or {}
+        self._sources: dict[str, Source] = {}
+        self._left: tuple[Left, ...] = ()
+        self._gradients: Gradients | None = None
+        self._stash: dict[tuple[str, str, str], Any] = {}  # what modules keep of the run before
+        self._stashed: dict[tuple[str, str, str], Any] = {}
 
     def captured(self) -> Captured:
-        with _one_at_a_time:
-            with quiet():
-                try:
-                    return self._run(has_gradients=False)
-                except WantsGradients:
-                    if self._sizes is not None:
-                        self._sizes.begin_again()
-                    return self._run(has_gradients=True)
+        with _one_at_a_time, quiet():
+            try:
+                return self._steady(has_gradients=False)
+            except WantsGradients:
+                self._begin_again()
+                return self._steady(has_gradients=True)
+
+    def _begin_again(self) -> None:
+        if self._sizes is not None:
+            self._sizes.begin_again()
+
+    def _steady(self, *, has_gradients: bool) -> Captured:
+        """Where modules keep tensors by plain attributes, which do not come out: that the next call does not go by them
+        (an attention that is kept to be looked at is made anew) shows where it is run once more with them there."""
+        self._stash = {}
+        found = self._run(has_gradients=has_gradients)
+        if not self._stashed:
+            return found
+        (_, _, name), self._stash = next(iter(self._stashed)), self._stashed
+        self._begin_again()
+        try:
+            again = self._run(has_gradients=has_gradients).program.id
+        except CannotCapture:
+            again = ""
+        if again != found.program.id:
+            raise CannotCapture(
+                f"the module keeps a tensor in {name!r} for its next call, and only parameters and buffers come back: "
+                f"make it a buffer (self.register_buffer({name!r}, ...)), or take it as an argument and return it"
+            )
+        return found
 
     def _run(self, *, has_gradients: bool, find_line: bool = False) -> Captured:
         fake = self._sizes.fake if self._sizes is not None else FakeTensorMode(allow_non_fake_inputs=True)
@@ -136,6 +176,7 @@ class Capture:
 
     def _inputs(self, recorder: Recorder, has_gradients: bool) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
+        self._sources = {}
         for path, example in self._given.tensors.items():
             # Examples of other strides are captured as contiguous ones: that is how they arrive at a peer.
             shape = tuple(example.shape)
@@ -146,7 +187,9 @@ class Capture:
                 if 0 in dims:
                     shape = (self._rows.get(shape[0], shape[0]), *shape[1:])
                 tensor = self._sizes.tensor(path, shape, example.dtype, [dim in dims for dim in range(len(shape))])
-            recorder.root.add_input(path, tensor, may_write=path in self._given.state)
+            self._sources[path] = recorder.root.add_input(path, tensor, may_write=path in self._given.state)
+            if isinstance(example, torch.nn.Parameter):
+                tensor._is_param = True  # what isinstance asks for
             if has_gradients and path in self._given.trained:
                 tensor.requires_grad_()
             found[path] = tensor
@@ -160,12 +203,20 @@ class Capture:
         )
         try:
             with self._prepared(recorder, has_gradients), self._given.swapped(tensors), watch, recorder:
-                result = self._call(tensors)
+                before = self._given.before
+                before.stash(self._stash)
+                self._gradients = gradients = Gradients(self._given, recorder, tensors)
+                with gradients.watched():
+                    result = self._call(tensors)
                 if watch.refused is not None:
                     raise watch.refused
                 with recorder.paused(), at_function(self._function):
                     outputs, returned = self._flattened(recorder, result)
-                    state = self._changed(recorder, tensors)
+                    state = self._changed(recorder)
+                    data = {id(source) for path, source in self._sources.items() if path not in self._given.state}
+                    self._left = before.left()
+                    self._stashed = before.stashed(lambda tensor: hangs_on(recorder.root, tensor, data))
+                    gradients.look()
                 return outputs, returned, state
         except (GridError, WantsGradients):
             raise
@@ -183,7 +234,8 @@ class Capture:
         python = enable_python_dispatcher() if self._sizes is not None else nullcontext()
         token, inside = bodies.recording.set(recorder), interpreter.instead.set(inlined)
         try:
-            with torch.set_grad_enabled(has_gradients), recorder.fake, python, below, stepping(is_known), linearized():
+            steps = stepping(is_known, [found.scheduler for found in self._given.schedulers])
+            with torch.set_grad_enabled(has_gradients), recorder.fake, python, below, steps, linearized():
                 yield
         finally:
             bodies.recording.reset(token)
@@ -217,15 +269,17 @@ class Capture:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
         if isinstance(value, Mapping):
-            parts = {str(key): self._flattened(recorder, item) for key, item in value.items()}
-            return {"map": {key: out for key, (out, _) in parts.items()}}, {
+            if len({str(key) for key in value}) < len(value):
+                raise refusal(f"two keys of a dict that the function returns are written alike: {list(value)[:10]}")
+            parts = {key: self._flattened(recorder, item) for key, item in value.items()}
+            return {"map": {str(key): out for key, (out, _) in parts.items()}}, {
                 key: made for key, (_, made) in parts.items()
             }
         if isinstance(value, tuple | list):
             both = [self._flattened(recorder, item) for item in value]
             outs, made = [out for out, _ in both], [each for _, each in both]
             if hasattr(value, "_fields"):
-                return {"tuple": outs}, Returned(type(value), None) if not any(made) else tuple(made)
+                return {"tuple": outs}, Named(type(value), tuple(made))
             return ({"tuple": outs}, tuple(made)) if isinstance(value, tuple) else (outs, made)
         if isinstance(value, torch.SymInt | torch.SymFloat) and self._sizes is not None:
             return self._sizes.value(value, recorder.root), None
@@ -241,7 +295,7 @@ class Capture:
     def _map(self, recorder: Recorder, tensors: Mapping[str, Any]) -> dict[str, Any]:
         return {"map": {name: recorder.find(item) for name, item in tensors.items() if isinstance(item, torch.Tensor)}}
 
-    def _changed(self, recorder: Recorder, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def _changed(self, recorder: Recorder) -> dict[str, Any]:
         """What modules and optimisers hold now that they did not before, by path."""
         found: dict[str, Any] = {}
         done: set[str] = set()
@@ -251,8 +305,8 @@ class Capture:
                 found[path] = value
             elif before not in done:
                 done.add(before)
-                own = recorder.root.own(tensors[before])
-                if value != own or storage_of(tensors[before]) in recorder.root.written:
+                source = self._sources[before]
+                if value != Ref(source) or storage_of(source.tensor) in recorder.root.written:
                     found[before] = value
         return found
 
@@ -263,6 +317,8 @@ class Capture:
         inputs = list(root.inputs)
         steady.prune(root)
         root.inputs = inputs
+        assert self._gradients is not None
+        self._gradients.take_out()
         (everything,) = root.outputs
         shapes = self._sizes.shapes() if self._sizes is not None else {}
         try:
@@ -270,7 +326,7 @@ class Capture:
         except (BadProgram, RequestError) as error:
             raise CannotCapture(f"the function makes no program: {error.message}") from None
         given = {**self._given.tensors, **recorder.outside}
-        return Captured(program, dict(recorder.outside), given, tuple(sorted(state)), returned)
+        return Captured(program, dict(recorder.outside), given, tuple(sorted(state)), returned, left=self._left)
 
 
 @contextmanager
@@ -288,11 +344,11 @@ def _is_elsewhere(value: torch.Tensor) -> bool:
 
 def _rebuilt(template: Any, value: Any, remade: Callable[[Returned, Mapping[str, Any]], Any]) -> Any:
     if isinstance(template, Returned):
-        if isinstance(template.value, type):
-            return template.value(*value)
         return remade(template, value)
+    if isinstance(template, Named):
+        return template.kind(*_rebuilt(template.items, value, remade))
     if isinstance(template, dict):
-        return {key: _rebuilt(item, value[key], remade) for key, item in template.items()}
+        return {key: _rebuilt(item, value[str(key)], remade) for key, item in template.items()}
     if isinstance(template, list | tuple):
         items = [_rebuilt(item, each, remade) for item, each in zip(template, value, strict=True)]
         return tuple(items) if isinstance(template, tuple) else items

@@ -188,13 +188,16 @@ def _asked_for(
     entry: Entry, args: list[Any], kwargs: dict[str, Any], results: tuple[Result | None, ...]
 ) -> tuple[Result | None, ...]:
     """Without the gradients that `output_mask` does not ask for: meta kernels give some of them all the same."""
-    if "output_mask" not in entry._by_name:
+    if "output_mask" not in entry._by_name or entry.name in _GIVES_ALL:
         return results
     mask = entry.named(args, kwargs)["output_mask"]
     if not isinstance(mask, list | tuple) or len(mask) != len(results):
         return results
     return tuple(result if wanted else None for result, wanted in zip(results, mask, strict=True))
 
+
+_GIVES_ALL: Final = frozenset({"aten.grid_sampler_2d_backward.default", "aten.grid_sampler_3d_backward.default"})
+"""Kernels that give the gradient of the grid whether it is asked for or not. Their meta forms are as they are."""
 
 _AT_AN_OFFSET: Final = "aten.as_strided.default"
 """The one view that says from the beginning of the memory where it begins, and not from where its argument does."""

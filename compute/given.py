@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from compute.dtypes import NAME_OF
-from compute.keeping import kept
+from compute.left import Before, inner
 from protocol.errors import CannotCapture
 
 
@@ -41,6 +42,12 @@ class Optimizer:
 
 
 @dataclass(frozen=True, slots=True)
+class Scheduler:
+    path: str
+    scheduler: LRScheduler
+
+
+@dataclass(frozen=True, slots=True)
 class Plain:
     value: Any
 
@@ -50,6 +57,7 @@ class Given:
 
     Attributes:
         state: the paths of tensors of modules and optimisers, which the function may change.
+        gradients: the paths of those that have a gradient, with the gradient.
     """
 
     def __init__(self, arguments: Any, loads: Mapping[str, Any], prefix: str) -> None:
@@ -57,13 +65,26 @@ class Given:
         self.state: set[str] = set()
         self.modules: list[Module] = []
         self.optimizers: list[Optimizer] = []
+        self.schedulers: list[Scheduler] = []
         self.trained: set[str] = set()
+        self.gradients: dict[str, torch.Tensor] = {}
         self._known: dict[int, str] = {}
+        self._same: dict[str, str] = {}  # arguments that are a module's or an optimiser's tensor
+        self._stack: list[Before] = []
         self._later: list[tuple[Optimizer, torch.optim.Optimizer]] = []
-        self.arguments = self._flat(dict(arguments) if isinstance(arguments, Mapping) else list(arguments), "")
-        self.loads = {query: self._flat(example, prefix + query) for query, example in loads.items()}
+        try:
+            self.arguments = self._flat(dict(arguments) if isinstance(arguments, Mapping) else list(arguments), "")
+            self.loads = {query: self._flat(example, prefix + query) for query, example in loads.items()}
+        except RecursionError:
+            raise CannotCapture("the arguments are nested too deeply") from None
         for template, optimizer in self._later:
             self._fill(template, optimizer)
+        for path, tensor in list(self.tensors.items()):
+            known = self._known.get(id(tensor), path)
+            if known != path:
+                self._same[path] = known
+                del self.tensors[path]
+        self._check_schedulers()
 
     def _flat(self, value: Any, path: str) -> Any:
         if isinstance(value, torch.Tensor):
@@ -75,6 +96,9 @@ class Given:
             self.optimizers.append(template)
             self._later.append((template, value))
             return template
+        if isinstance(value, LRScheduler):
+            self.schedulers.append(Scheduler(path, value))
+            return self.schedulers[-1]
         if isinstance(value, Mapping):
             return {key: self._flat(item, joined(path, str(key))) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -84,6 +108,10 @@ class Given:
     def _tensor(self, value: torch.Tensor, path: str) -> Tensor:
         if value.dtype not in NAME_OF or value.layout != torch.strided:
             raise CannotCapture(f"input {path!r}: only dense tensors go into a program, not {value.dtype}")
+        if path in self.tensors:
+            raise CannotCapture(
+                f"two arguments have the path {path!r}, by which a program names its inputs: call one of them otherwise"
+            )
         self.tensors[path] = value
         if value.requires_grad:
             self.trained.add(path)
@@ -96,7 +124,17 @@ class Given:
             known = self._known[id(value)] = path
             self._tensor(value, path)
             self.state.add(path)
+            if value.is_leaf and value.grad is not None:
+                self.gradients[path] = value.grad
         return known
+
+    def _check_schedulers(self) -> None:
+        optimizers = [found.optimizer for found in self.optimizers]
+        for found in self.schedulers:
+            if not all(any(each.optimizer is one for one in optimizers) for each in inner(found.scheduler)):
+                raise CannotCapture(
+                    f"{found.path!r} sets the rates of an optimiser that is not among the arguments: give that too"
+                )
 
     def _module(self, module: nn.Module, path: str) -> Module:
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
@@ -125,11 +163,13 @@ class Given:
 
     def rebuilt(self, template: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         if isinstance(template, Tensor):
-            return tensors[template.path]
+            return tensors[self._same.get(template.path, template.path)]
         if isinstance(template, Module):
             return template.module
         if isinstance(template, Optimizer):
             return template.optimizer
+        if isinstance(template, Scheduler):
+            return template.scheduler
         if isinstance(template, dict):
             return {key: self.rebuilt(value, tensors) for key, value in template.items()}
         if isinstance(template, list | tuple):
@@ -140,25 +180,33 @@ class Given:
     def swapped(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Modules and optimisers with these tensors in place of their own, for a while. All of what they are comes back
         afterwards, also what the function made them keep."""
-        groups = [[dict(group) for group in found.optimizer.param_groups] for found in self.optimizers]
         states = [found.optimizer.state for found in self.optimizers]
+        before = Before(
+            [(found.path, found.module) for found in self.modules],
+            [(found.path, found.optimizer) for found in self.optimizers],
+            [(found.path, found.scheduler) for found in self.schedulers],
+        )
+        self._stack.append(before)
         try:
-            with kept(found.module for found in self.modules):
-                for found in self.modules:
-                    for name, path in found.names.items():
-                        owner, leaf = _place(found.module, name)
-                        if leaf in owner._parameters:
-                            tensors[path]._is_param = True  # what isinstance asks for
-                        (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = tensors[path]  # type: ignore[assignment]
-                for template in self.optimizers:
-                    _swap_optimizer(template, tensors)
-                yield
+            for found in self.modules:
+                for name, path in found.names.items():
+                    owner, leaf = _place(found.module, name)
+                    if leaf in owner._parameters:
+                        tensors[path]._is_param = True  # what isinstance asks for
+                    (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = tensors[path]  # type: ignore[assignment]
+            for template in self.optimizers:
+                _swap_optimizer(template, tensors)
+            yield
         finally:
-            for template, before, state in zip(self.optimizers, groups, states, strict=True):
-                for group, values in zip(template.optimizer.param_groups, before, strict=False):
-                    group.clear()
-                    group.update(values)
+            self._stack.pop()
+            before.restore()
+            for template, state in zip(self.optimizers, states, strict=True):
                 template.optimizer.state = state
+
+    @property
+    def before(self) -> Before:
+        """What the arguments were like before they were swapped."""
+        return self._stack[-1]
 
     def held(self) -> Iterator[tuple[str, str | None, torch.Tensor]]:
         """What modules and optimisers hold now, while they are swapped: (path, the path of what stood there before or
@@ -169,6 +217,8 @@ class Given:
         for template in self.optimizers:
             parameters = [p for group in template.optimizer.param_groups for p in group["params"]]
             for number, parameter in enumerate(parameters):
+                if number < len(template.parameters):
+                    yield template.parameters[number], template.parameters[number], parameter
                 for key, value in template.optimizer.state.get(parameter, {}).items():
                     if isinstance(value, torch.Tensor):
                         before = template.state[number].get(key) if number < len(template.state) else None

@@ -74,3 +74,13 @@ def fused_sgd(params: Any, grads: Any, buffers: Any, *, is_first_step: bool, **o
 def fused_adagrad(params: Any, grads: Any, sums: Any, steps: Any, **options: Any) -> None:
     fixed = {**_ONE_BY_ONE, "has_sparse_grad": False, "differentiable": False, "has_complex": False}
     adagrad(params, grads, sums, _before(steps), **{**options, **fixed})
+
+
+def unscale(tensors: Any, found_inf: Any, inv_scale: Any) -> None:
+    """What `torch.amp.GradScaler` does to the gradients before a step: whether that is made is for its own code to
+    look at, and so for this."""
+    is_bad = not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+    for tensor in tensors:
+        tensor.mul_(inv_scale)
+    if is_bad:
+        found_inf.fill_(1.0)

@@ -71,6 +71,16 @@ def capture_model(module: nn.Module, example: Any = None) -> ModelSpec:
             )
         except LoopMet:
             return looped_spec(module, args, kwargs)
+        except _Refused as refused:
+            # What only a function may do: packed sequences, torch.func.grad.
+            try:
+                return looped_spec(module, args, kwargs)
+            except CannotCapture as error:
+                raise CannotCapture(f"{refused.message}; nor does it go as a plan: {error.message}") from None
+
+
+class _Refused(CannotCapture):
+    """Not by torch.export."""
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -106,7 +116,7 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         finally:
             refusing.reset(token)
     lines = [line for line in str(refusal).strip().splitlines() if line.strip()]
-    raise CannotCapture(
+    raise _Refused(
         f"torch.export refuses the module: {type(refusal).__name__}: {(lines or ['no message'])[0][:500]}"
     ) from None
 
@@ -227,6 +237,8 @@ def _add_inputs(
 def _plain(value: Any) -> Any:
     """Results as tuples, lists and dicts: a library's own result class is a mapping, or no class of ours."""
     if isinstance(value, Mapping):
+        if len({str(key) for key in value}) < len(value):
+            raise CannotCapture(f"two keys of a dict that the module gives are written alike: {list(value)[:10]}")
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return tuple(_plain(item) for item in value)

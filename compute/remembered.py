@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from compute.alike import Arguments
-from compute.capture import LOADED, Captured, Returned, capture
+from compute.capture import LOADED, Captured, Named, Returned, capture
 from compute.closed import NotClosed, Reader, surroundings
 from compute.given import Given
 from protocol import limits
@@ -68,9 +68,16 @@ class Captures:
         try:
             read = reader.function(function) if function is not None else None
             alike = Arguments(reader)
-            key = (read, alike.read(dict(arguments)), alike.read(dict(loads)), alike.read(dynamic), around)
+            key = (
+                read,
+                alike.read(dict(arguments)),
+                alike.read(dict(loads)),
+                alike.read(dynamic),
+                alike.ties(),
+                around,
+            )
             hash(key)
-        except (NotClosed, TypeError):
+        except (NotClosed, TypeError, RecursionError):
             return None
         return key
 
@@ -95,8 +102,6 @@ def _alone(captured: Captured) -> Captured | None:
 
 def _place(returned: Returned) -> Returned:
     """What is returned, by where it stands among the arguments."""
-    if isinstance(returned.value, type):
-        return returned
     if returned.path is None:
         raise NotClosed
     return Returned(None, returned.path)
@@ -112,6 +117,8 @@ def _returned(template: Any, given: Given) -> Any:
 def _mapped(template: Any, change: Callable[[Returned], Returned]) -> Any:
     if isinstance(template, Returned):
         return change(template)
+    if isinstance(template, Named):
+        return Named(template.kind, _mapped(template.items, change))
     if isinstance(template, dict):
         return {key: _mapped(item, change) for key, item in template.items()}
     if isinstance(template, list | tuple):

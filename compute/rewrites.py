@@ -270,6 +270,7 @@ REWRITES: Final[Mapping[str, Rewrite]] = MappingProxyType(
         "aten._embedding_bag_backward.default": bags.bag_backward,
         "aten._embedding_bag_dense_backward.default": bags.weight_backward,
         "aten._embedding_bag_per_sample_weights_backward.default": bags.sample_weights_backward,
+        "aten._amp_foreach_non_finite_check_and_unscale_.default": listwise.unscale,
         "aten._fused_adam_.default": listwise.fused_adam,
         "aten._fused_adam_.tensor_lr": listwise.fused_adam,
         "aten._fused_adamw_.default": listwise.fused_adamw,

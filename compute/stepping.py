@@ -7,23 +7,28 @@ that one, in float64, so that the results are those of the first way.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
+from torch.optim import lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from compute.left import inner
 from compute.refusals import refusal
 
 _CHANGED = ("capturable", "foreach", "fused")
 
 
 @contextmanager
-def stepping(is_known: Callable[[torch.Tensor], bool]) -> Iterator[None]:
-    """For a while optimisers step so that it can be captured. `is_known` tells tensors of the function from others."""
+def stepping(is_known: Callable[[torch.Tensor], bool], schedulers: Sequence[LRScheduler]) -> Iterator[None]:
+    """For a while optimisers step so that it can be captured. `is_known` tells tensors of the function from others;
+    `schedulers` are those among its arguments."""
     before: list[list[dict[str, Any]]] = []
 
     def begin(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -43,6 +48,7 @@ def stepping(is_known: Callable[[torch.Tensor], bool]) -> Iterator[None]:
             group.update(values)
 
     with ExitStack() as stack:
+        _only_these(schedulers, stack)
         for register, hook in ((register_optimizer_step_pre_hook, begin), (register_optimizer_step_post_hook, end)):
             stack.callback(register(hook).remove)
         stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", True))
@@ -52,6 +58,30 @@ def stepping(is_known: Callable[[torch.Tensor], bool]) -> Iterator[None]:
             if name.startswith("torch.optim.") and hasattr(module, "_get_scalar_dtype"):
                 stack.enter_context(mock.patch.object(module, "_get_scalar_dtype", lambda is_fused=None: torch.float64))
         yield
+
+
+def _only_these(schedulers: Sequence[LRScheduler], stack: ExitStack) -> None:
+    """Schedulers step only that are undone afterwards, or that the function made: it may run here more than once."""
+    mine = [each for scheduler in schedulers for each in inner(scheduler)]
+    initial = LRScheduler._initial_step
+
+    def made(scheduler: LRScheduler) -> None:
+        mine.append(scheduler)
+        initial(scheduler)
+
+    def checked(step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def stepped(scheduler: LRScheduler, *args: Any, **kwargs: Any) -> Any:
+            if not any(each is one for each in inner(scheduler) for one in mine):
+                raise refusal("the function steps a scheduler that is from outside: take it as an argument")
+            return step(scheduler, *args, **kwargs)
+
+        return stepped
+
+    stack.enter_context(mock.patch.object(LRScheduler, "_initial_step", made))
+    for kind in vars(lr_scheduler).values():
+        if isinstance(kind, type) and issubclass(kind, LRScheduler) and "step" in vars(kind):
+            stack.enter_context(mock.patch.object(kind, "step", checked(kind.step)))
 
 
 def _cast_steps(optimizer: torch.optim.Optimizer, before: torch.dtype, after: torch.dtype) -> None:

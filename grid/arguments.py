@@ -55,6 +55,11 @@ def _is_no_data(entry: Entry, name: str, tensor: torch.Tensor) -> bool:
     return _tells_nothing(tensor.detach()) or is_made_by_torch(tensor)
 
 
+def _with_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """Itself; for the zeros without memory that forward mode goes by, zeros that can be read."""
+    return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor._is_zerotensor() else tensor
+
+
 def _is_number(tensor: torch.Tensor) -> bool:
     """One element, or one that was expanded."""
     return all(size == 1 or stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -108,7 +113,7 @@ class Arguments:
             handle.check()
             return handle.id
         if tensor.dim() == 0:
-            return inline_tensor(tensor.detach())
+            return inline_tensor(_with_memory(tensor).detach())
         if id(tensor) in self._along:
             return self._along[id(tensor)]
         home = self._home.name
@@ -125,8 +130,9 @@ class Arguments:
             for tensor in value if isinstance(value, list | tuple) else (value,):
                 if not isinstance(tensor, torch.Tensor) or isinstance(tensor, self._kinds) or not tensor.dim():
                     continue
-                if _is_no_data(entry, name, tensor):
-                    along[id(tensor)] = self._written(tensor.detach())
+                filled = _with_memory(tensor)
+                if _is_no_data(entry, name, filled):
+                    along[id(tensor)] = self._written(filled.detach())
         self._along = along
 
     def _written(self, tensor: torch.Tensor) -> Any:

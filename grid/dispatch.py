@@ -44,6 +44,8 @@ _VIEWS_IN_PLACE: Final[Mapping[str, str]] = {
     )
 } | dict.fromkeys(("aten.transpose_.default", "aten.swapaxes_.default", "aten.swapdims_.default"), "aten.transpose.int")
 _QUEUED: Final = frozenset(OPERATIONS) - frozenset(_VIEWS_IN_PLACE)
+_OF_CONVOLUTION: Final = "aten.convolution_backward.default"
+"""Asked for the gradient of the bias and not for that of the weight, some of its kernels give both, and some do not."""
 _WRITES_HERE: Final = (
     "a tensor that is here, {shape}, would be changed in place by one that is at {home}: get that one first "
     "(value = await x.get()), or send this one there (y = await g[{home!r}].send(y))"
@@ -97,6 +99,9 @@ class Dispatch:
             kwargs = {key: value for key, value in kwargs.items() if key not in PLACES}
         if name not in _QUEUED:
             return self._otherwise(home, function, name, args, kwargs)
+        if name == _OF_CONVOLUTION and list(args[-1][1:]) == [False, True]:
+            of_input, _, of_bias = self(function, [*args[:-1], [args[-1][0], True, True]], kwargs)
+            return of_input, None, of_bias
         return self._post(home, function, name, args, kwargs, reading)
 
     def _otherwise(

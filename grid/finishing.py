@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compute.capture import Captured, Returned
+from compute.left import put
 from grid.given import walk
 from grid.modules import replace_tensors
 from grid.pointer import Pointer
@@ -26,6 +27,9 @@ class Finishing:
     async def __call__(self, outputs: Any) -> Any:
         for path, value in self.captured.changes(outputs).items():
             await self._change(path, value)
+        arguments = dict(walk(self.arguments))
+        for left in self.captured.left:
+            put(left, arguments[left.path])
         returned: list[tuple[Returned, Mapping[str, Any]]] = []
         self.captured.result(outputs, lambda *one: returned.append(one))
         made = iter([await _remade(one, tensors) for one, tensors in returned])

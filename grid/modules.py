@@ -136,6 +136,8 @@ async def send_module(
     watch()
     if isinstance(module, RemoteModule):
         raise _sent_already(module)
+    if any(nn.parameter.is_lazy(tensor) for _, tensor in named_tensors(module)):
+        raise BadRequest("a lazy module has no parameters yet; run it on an example first, and send it then")
     if not described["tags"]:
         sent = await replace_tensors(module, lambda tensor: home.send(tensor, private=described["private"]))
         sent._home = home  # type: ignore[assignment]

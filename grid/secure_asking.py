@@ -27,7 +27,7 @@ from mpc.lowering import Lowered
 from mpc.moments import SQUARES
 from peer.agreement import HEARSAY, KEPT, Agreement, program_hash
 from protocol import limits
-from protocol.errors import BadRequest, Cancelled, GridError, LinkError, PartyFailed
+from protocol.errors import BadRequest, Cancelled, GridError, LinkError, PartyFailed, PeerLost
 from protocol.sizes import check_limit
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ class Asking:
                 raise
             finally:
                 self._answering.close()
-        self._answering = Answering(self._patience, self._done_together)
+        # Also what is dealt ahead is with all parties as soon as one of them has it all.
+        self._answering = Answering(self._patience, [each.id for each in session.team.parties])
         try:
             # Who deals hears of it first: the parties wait for that.
             order = sorted(self.everybody, key=lambda peer: peer.id != self._provider_id)
@@ -173,6 +174,7 @@ class Asking:
             made = self._made(answers[:count])
             ran = Ran(made, cost(answers, count))
         except BaseException as error:
+            _name_peers(error, self.everybody)
             session.end(error if isinstance(error, GridError) else Cancelled("a run of the session was given up"))
             raise
         finally:
@@ -187,11 +189,6 @@ class Asking:
         if self._ahead:
             session.stock.setdefault(self._stock_key, deque()).extend((self._batch, at) for at in range(self._ahead))
         return ran
-
-    @property
-    def _done_together(self) -> list[str]:
-        """Ids of those who are done at the same time: the parties, but for what is dealt ahead to one of them."""
-        return [] if self._ahead else [each.id for each in self._session.team.parties]
 
     def _check(self) -> None:
         """What every peer would refuse. BadRequest, TooLarge."""
@@ -233,8 +230,13 @@ class Asking:
             args["seed"] = seed
         payload = b"".join((self._agreement, program, public, shares))
         link = await _link(peer)
-        answer = await self._answering.of(peer, link.post("secure", args, payload, now=True))
-        return answer.result, bytes(await answer.read(limits.SECURE_MESSAGE))
+        try:
+            answer = await self._answering.of(peer, link.post("secure", args, payload, now=True))
+            return answer.result, bytes(await answer.read(limits.SECURE_MESSAGE))
+        except PeerLost:  # what it did in the run does not matter: the run is over
+            raise PartyFailed(
+                f"{peer.name} is gone in the middle of the run: it cannot be reached any more", peer=peer.name
+            ) from None
 
     def _made(self, answers: Sequence[Answer]) -> list[Any]:
         """The outputs."""
@@ -336,18 +338,31 @@ async def _all_or_none(asked: Mapping[RemotePeer, Coroutine[Any, Any, Answer]]) 
 
 
 async def _first_hand(tasks: Mapping[RemotePeer, asyncio.Future[Answer]]) -> list[BaseException]:
-    """What some failed with by now. Where all of these only repeat what another peer has said, that one has a moment to
-    say it itself: its word is on the way, as it told the others at the same time."""
+    """What some failed with by now. Where all of these only repeat what another peer has said, that one, and whom it
+    has named, have a moment to say it themselves: their word is on the way, as they told the others at the same time.
+    """
     loop = asyncio.get_running_loop()
     until = loop.time() + limits.SECURE_LAST_WORDS
     while True:
         errors = [error for task in tasks.values() if task.done() and (error := task.exception()) is not None]
-        tellers = {error.peer for error in errors if isinstance(error, GridError)}
+        told = [error for error in errors if isinstance(error, GridError)]
+        tellers = {error.peer for error in told} | {error.fields.get(HEARSAY) for error in told}
         pending = [task for peer, task in tasks.items() if peer.name in tellers and not task.done()]
         left = until - loop.time()
         if not errors or not pending or left <= 0 or not all(map(_is_hearsay, errors)):
             return errors
         await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _name_peers(error: BaseException, peers: Sequence[RemotePeer]) -> None:
+    """By their names, where somebody who has never met them could only say the beginnings of their ids."""
+    if not isinstance(error, GridError):
+        return
+    for peer in peers:
+        short = peer.id[:12]
+        error.message = error.message.replace(short, peer.name)
+        if error.peer == short:
+            error.peer = peer.name
 
 
 def _is_hearsay(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from mpc.arithmetic import FixedTriple
 from mpc.checked import Hidden, whole
 from mpc.fresh import freshly
 from mpc.interpreter import run
-from mpc.lowering import Lowered, lower
+from mpc.lowering import Lowered, check_looks, lower
 from mpc.party import Party
 from mpc.replicated import foreseen
 from mpc.rounds import Protocol
@@ -116,7 +116,7 @@ def script(
         ]
 
         def protocol(party: Any) -> Any:
-            made = run(party, lowered.program, [*secrets, *lowered.public])
+            made = _as_meant(lowered, run(party, lowered.program, [*secrets, *lowered.public]))
             if any(stays):
                 made = staying(party, made, lowered.program.outputs, stays)
             return made if stays and all(stays) else freshly(party, made)
@@ -124,6 +124,12 @@ def script(
         return script_of(protocol, count, lowered.precision)
 
     return remembered(("script", program_key(lowered), shapes, fixed, count, stays), find)
+
+
+def _as_meant(lowered: Lowered, protocol: Protocol[Any]) -> Protocol[Any]:
+    made = yield from protocol
+    check_looks(lowered, made)
+    return made
 
 
 async def check_on_shares(lowered: Lowered, inputs: Sequence[torch.Tensor], count: int) -> None:
@@ -150,7 +156,8 @@ def script_with_macs(lowered: Lowered, inputs: Sequence[torch.Tensor], count: in
         hidden = [Hidden(sizes, bits, dtype) for dtype, sizes, bits in shapes]
 
         def protocol(party: Party) -> Protocol[Any]:
-            return whole(party, lowered.program, hidden, lowered.public, lambda at: _secret(shapes[at], lowered).share)
+            made = whole(party, lowered.program, hidden, lowered.public, lambda at: _secret(shapes[at], lowered).share)
+            return _as_meant(lowered, made)
 
         return script_of(protocol, count, lowered.precision)
 

@@ -12,8 +12,9 @@ fails is over, and all that it kept with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,7 @@ import torch
 from compute.dtypes import NAME_OF
 from compute.outputs import references
 from compute.program import Input, Program
+from grid.pointer import Pointer
 from grid.secure_asking import Asking, Ran, entries, stock_key
 from grid.secure_forecast import program_key, script, script_alone, script_with_macs
 from grid.secure_standing import KeptShares, SecureSession, Team
@@ -57,6 +59,7 @@ class Sessions:
         self.loop = asyncio.get_running_loop()
         self._all: list[SecureSession] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: list[asyncio.Future[None]] = []  # runs, for a session to be free
 
     def soon(self, work: Coroutine[Any, Any, None]) -> None:
         """Something that nobody waits for."""
@@ -78,17 +81,46 @@ class Sessions:
         self._all = [each for each in self._all if each.failure is None]
         return [each for each in self._all if each.team.key == team.key]
 
-    def main(self, team: Team) -> SecureSession:
+    async def one(self, team: Team, program: bytes, *, is_bound: bool, holders: Collection[str] = ()) -> SecureSession:
+        """The session for a run of a program: that of the team's shares, where it `is_bound` to these, or an idle one;
+        else a new one, as soon as all peers of it have room for one more of ours. `holders`: ids of those beside the
+        team."""
+        while True:
+            found = self._main(team) if is_bound else self._idle(team, program)
+            if found is not None:
+                return found
+            if not self._is_full({*team.key, *holders} - {""}):
+                return self._opened(team)
+            freed: asyncio.Future[None] = self.loop.create_future()
+            self._waiting.append(freed)
+            await freed
+
+    def _is_full(self, ids: Collection[str]) -> bool:
+        """Whether one of these peers has as many sessions of ours as it takes, all of which are needed, and some of
+        them are busy: then there will be room."""
+        for id in ids:
+            ours = [each for each in self._all if each.failure is None and id in (*each.team.key, *each.peers)]
+            if len(ours) >= limits.SECURE_AT_ONCE and all(each.lock.locked() or each.alive for each in ours):
+                return any(each.lock.locked() for each in ours)
+        return False
+
+    def _freed(self) -> None:
+        """A run is over: those that wait look again."""
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if not each.done():
+                each.set_result(None)
+
+    def _main(self, team: Team) -> SecureSession | None:
         """Where the shares of this team are kept. Plans on other inputs do not run there: where one fails, all that
         its session kept is gone."""
         found = self.of(team)
         holds = [each for each in found if each.alive]
         free = [each for each in found if not each.lock.locked()]
-        return (holds or free or [self._opened(team)])[0]
+        return next(iter(holds or free), None)
 
-    def idle(self, team: Team, program: bytes) -> SecureSession:
-        """One that does nothing now: where something was dealt ahead for this program, where there is one; a new one
-        where all are busy."""
+    def _idle(self, team: Team, program: bytes) -> SecureSession | None:
+        """One that does nothing now: where something was dealt ahead for this program, where there is one."""
         now = time.monotonic()
         free = [each for each in self.of(team) if not each.lock.locked() and not each.alive]
         for each in free[1:]:
@@ -96,7 +128,7 @@ class Sessions:
                 each.end(Cancelled("the session was not used for long"))
         free = [each for each in free if each.failure is None]
         free.sort(key=lambda each: not each.has_stock(program))
-        return free[0] if free else self._opened(team)
+        return free[0] if free else None
 
     def _make_room(self, team: Team) -> None:
         """Ends sessions of other teams, in which nothing is kept that could not be had again, where a peer of this team
@@ -144,9 +176,10 @@ class Sessions:
         key = program_key(lowered)
         is_kept = [keep] * sum(1 for _ in references(lowered.program.outputs)) if isinstance(keep, bool) else list(keep)
         is_bound = bool(kept) or any(is_kept)
+        holders = {each._handle.home.id for each in inputs if isinstance(each, Pointer)}
         while True:
-            session = kept[0] if kept else self.main(team) if is_bound else self.idle(team, key)
-            async with session.lock:
+            session = kept[0] if kept else await self.one(team, key, is_bound=is_bound, holders=holders)
+            async with self._alone(session):
                 if session.failure is not None:
                     if kept:
                         raise PartyFailed(f"the shares are gone: {session.failure.message}", peer=session.failure.peer)
@@ -159,6 +192,15 @@ class Sessions:
                     if is_new or kept or error.fields.get("session") != "over":
                         raise
                     # It ended while nobody looked; nothing of this run has begun.
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, session: SecureSession) -> AsyncIterator[None]:
+        """Nothing else runs in it meanwhile."""
+        try:
+            async with session.lock:
+                yield
+        finally:
+            self._freed()
 
     # --- what is known before -----------------------------------------------------------------------------
 

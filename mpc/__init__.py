@@ -25,6 +25,7 @@ Files in import order. Nothing here knows of peers or sockets: protocols are gen
     interpreter    runs a program on shares
     moments        division by roots of what is tiny
     rewrites       what lowering knows better than torch's decompositions
+    kinds          dtypes as torch has them, truth values, several elements at one place
     plainer        operations said in plainer ones
     backward       gradients said in plainer ones
     varying        what all know in a loop, and differs from iteration to iteration

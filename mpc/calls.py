@@ -106,6 +106,8 @@ class Calls:
             if result is not None:
                 if any(result is each for each in pytree.tree_leaves((args, kwargs))):
                     return self.copy(result)
+                if overload.is_view and isinstance(result, torch.Tensor):
+                    return self._as_view(overload(*args, **kwargs), result)
                 if isinstance(result, torch.Tensor) and self.is_secret(result):
                     self.traces.came_from(result, operation, self._named(overload, args, kwargs))
                 return result
@@ -113,6 +115,8 @@ class Calls:
             made = overload(*args, **kwargs)
             if any(made is each for each in pytree.tree_leaves((args, kwargs))):
                 return made  # nothing is done: of the same dtype already, say
+            if _is_nothing(made):
+                return self._seen(made)
             self._write(operation, args, kwargs, made)
             return made
         if overload._schema.is_mutable:
@@ -133,6 +137,13 @@ class Calls:
                 return parts(*args, **kwargs)
         finally:
             self._inside.pop()
+
+    def _as_view(self, view: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        """What was made otherwise stands for a view still: what is written to that is written to the whole."""
+        if view._base is None:
+            return made
+        self.traces.note(view, self.traces.reference(made))
+        return view
 
     def made(self, operation: str, overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What an operation gives: as it is or in parts, or here and now where nothing in it is secret."""
@@ -254,6 +265,12 @@ class Calls:
         elif "given" in reference and self.loop is not None:
             kind, at = reference["given"]
             self.loop.outside.finer(self.loop.given[kind][at], bits)
+
+
+def _is_nothing(made: Any) -> bool:
+    """Whether there is no element in what an operation gives, and nothing can be written through it: all know it."""
+    leaves = pytree.tree_leaves(made)
+    return all(isinstance(each, torch.Tensor) and not each.numel() and each._base is None for each in leaves)
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -42,8 +42,13 @@ def plain_form(operation: str, overload: Any) -> Any:
         raise OperationNotAllowed(
             f"{operation} changes several tensors in place: programs on shares make new ones", operation=operation
         )
-    packet = getattr(_aten, overload._schema.name.removeprefix("aten::")[:-1], None)
-    return getattr(packet, overload._overloadname, None)
+    name, which = overload._schema.name.removeprefix("aten::")[:-1], overload._overloadname
+    if name in _OF_TWO_KINDS:  # where "Scalar" is the base, and not the exponent
+        which = f"Tensor_{which}"
+    return getattr(getattr(_aten, name, None), which, None)
+
+
+_OF_TWO_KINDS: Final = frozenset({"pow", "float_power"})
 
 
 def in_place(

@@ -24,9 +24,21 @@ from mpc.assembly import assembled
 from mpc.calls import Calls
 from mpc.loops import ROOM, Inside, looped
 from mpc.ring import PRECISION, check_precision
+from mpc.secret import Secret
 from mpc.unrolled import TooLong, unrolled
 from mpc.varying import Differs
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, InternalError
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """Of a tensor, secret or not."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{NAME_OF[self.dtype]} {list(self.shape)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +50,14 @@ class Lowered:
         public: the values of the latter: all parties are given them.
         precision: fractional bits of secret reals that the program is meant for: Party and script_of are given them.
         more: of each secret input how many more of them it is to have (moments.py); empty: none.
+        looks: what comes out, nested as it is, with `Looks` for tensors; None: that is not known.
     """
 
     program: Program
     public: tuple[torch.Tensor, ...]
     precision: int = PRECISION
     more: tuple[int, ...] = ()
+    looks: Any = None
 
     def bits(self, at: int, dtype: torch.dtype) -> int:
         """Fractional bits that secret input number `at`, of this dtype, is to have."""
@@ -69,6 +83,35 @@ def lower(
     with as_peers_have_it(), torch.inference_mode(False), torch.no_grad():
         known = [each.clone() if each.is_inference() else each for each in inputs]
         return _Lowering(prepare(program), precision).lowered(program, known, secret)
+
+
+def looks_of(outputs: Any) -> Any:
+    """The same with Looks for tensors, and None for all else."""
+    if isinstance(outputs, Mapping):
+        return {key: looks_of(each) for key, each in outputs.items()}
+    if isinstance(outputs, list | tuple):
+        return [looks_of(each) for each in outputs]
+    return Looks(outputs.dtype, tuple(outputs.shape)) if isinstance(outputs, torch.Tensor | Secret) else None
+
+
+def check_looks(lowered: Lowered, outputs: Any) -> None:
+    """What a program gives on shares has to look as in the clear. InternalError: nothing is to be shared for it, and
+    no result taken for what it is not."""
+    _compare(looks_of(outputs), lowered.looks)
+
+
+def _compare(got: Any, meant: Any) -> None:
+    if isinstance(meant, dict):
+        for key, each in meant.items():
+            _compare(got[key], each)
+    elif isinstance(meant, list):
+        for one, other in zip(got, meant, strict=True):
+            _compare(one, other)
+    elif got is not None and meant is not None and got != meant:
+        raise InternalError(
+            f"on shares this would give {got}, and {meant} in the clear: a defect of a secure form. Compute it in "
+            "other operations"
+        )
 
 
 class _Lowering(Calls):
@@ -97,12 +140,14 @@ class _Lowering(Calls):
             for given, tensor, is_secret in zip(program.inputs, inputs, secret, strict=True)
         ]
         values = self._block(self._prepared.main, values)
-        outputs, sheet = self._output(outputs_of(self._prepared.main.outputs, values)), self.sheet
+        given = outputs_of(self._prepared.main.outputs, values)
+        outputs, sheet = self._output(given), self.sheet
         return Lowered(
             assembled(sheet.inputs, sheet.public, sheet.nodes, sheet.constants, outputs, sheet.bodies),
             tuple(sheet.public),
             self._precision,
             tuple(self.more.get(at, 0) for at in range(len(sheet.inputs))) if self.more else (),
+            looks_of(given),
         )
 
     # --- what others ask (loops.py, unrolled.py, rewrites.py) -----------------------------------------------------

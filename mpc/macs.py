@@ -53,13 +53,17 @@ def operation(own: Authenticated, name: str, named: dict[str, Any]) -> Protocol[
     if kind == "mean":
         return (yield from _mean(own, name, named))
     if kind in ("add", "sub", "rsub"):
-        one, other, alpha = named["self"], named["other"], named.get("alpha", 1)
+        one, other = (named["other"], named["self"]) if kind == "rsub" else (named["self"], named["other"])
+        alpha = named.get("alpha", 1)
         if alpha != 1:
             is_public = not isinstance(other, Checked)
             other = other * alpha if is_public else (yield from _product(own, Multiply(), other, alpha))
-        return _sum_of(own, *(other, one) if kind == "rsub" else (one, other), -1 if "sub" in kind else 1)
-    if kind in ("mul", "square"):
-        return (yield from _product(own, Multiply(), named["self"], named.get("other", named["self"])))
+        return _sum_of(own, one, other, -1 if "sub" in kind else 1)
+    if kind == "mul":
+        return (yield from _product(own, Multiply(), named["self"], named["other"]))
+    if kind == "square":
+        made = yield from _product(own, Multiply(), named["self"], named["self"])
+        return Checked(made.tagged, made.bits, torch.int64) if made.dtype == torch.bool else made
     if kind in ("mm", "matmul", "bmm"):
         return (yield from _product(own, MatrixProduct(), named["self"], named.get("mat2", named.get("other"))))
     if kind in ("mv", "dot"):
@@ -109,9 +113,10 @@ def public(own: Authenticated, value: torch.Tensor, bits: int) -> Checked:
 
 
 def _is_same_kind(named: dict[str, Any]) -> bool:
-    """Whether reals stay reals, and whole numbers whole."""
+    """Whether reals stay reals, and nothing becomes a truth value."""
     dtype = named.get("dtype")
-    return dtype is None or (dtype.is_floating_point == named["self"].dtype.is_floating_point and dtype != torch.bool)
+    stays = dtype is None or dtype.is_floating_point or not named["self"].dtype.is_floating_point
+    return stays and dtype != torch.bool
 
 
 def _vector_product(own: Authenticated, x: Any, y: Any) -> Protocol[Checked]:
@@ -179,9 +184,10 @@ def _elements(value: Any, bits: int) -> torch.Tensor:
 
 def _product(own: Authenticated, operation: Bilinear, x: Any, y: Any) -> Protocol[Checked]:
     x, y = (yield from settled(own, x)), (yield from settled(own, y))
+    dtype = result_type(*map(_stand_in, (x, y)))  # whole numbers times reals are reals
     if isinstance(x, Checked) and isinstance(y, Checked):
         made = yield from own.multiply(operation, x.tagged, y.tagged)
-        return Checked(made, x.bits + y.bits, x.dtype)
+        return Checked(made, x.bits + y.bits, dtype)
     secret, public = (x, y) if isinstance(x, Checked) else (y, x)
     bits = bits_of(public, own.precision)
     words = _elements(public, bits)
@@ -189,7 +195,7 @@ def _product(own: Authenticated, operation: Bilinear, x: Any, y: Any) -> Protoco
         made = secret.tagged.by(operation, words)
     else:
         made = Tagged(*(field.apply(operation, words, each) for each in (secret.tagged.value, secret.tagged.tag)))
-    return Checked(made, secret.bits + bits, secret.dtype)
+    return Checked(made, secret.bits + bits, dtype)
 
 
 def settled(own: Authenticated, value: Any) -> Protocol[Any]:

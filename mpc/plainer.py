@@ -12,7 +12,8 @@ from typing import Any, Final
 import torch
 from torch.nn import functional
 
-from mpc.rewrites import RULES, Arguments, Lowering, Rule, rule
+from mpc.kinds import RULES
+from mpc.rewrites import Arguments, Lowering, Rule, rule
 from protocol.errors import OperationNotAllowed
 
 __all__ = ["RULES"]
@@ -39,7 +40,7 @@ def _as_a_row(name: str) -> Rule:
 
     def said(lowering: Lowering, arguments: Arguments) -> Any:
         tensors = {key: each for key, each in arguments.items() if isinstance(each, torch.Tensor)}
-        if tensors["self"].dim():
+        if all(each.dim() for each in tensors.values()):
             return None
         shape = operation(**arguments).shape
         rows = {key: lowering.apply(_aten.reshape.default, each, [-1]) for key, each in tensors.items()}
@@ -65,68 +66,6 @@ def _take_along_dim(self: torch.Tensor, indices: torch.Tensor, dim: int | None) 
     shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     own, places = ((*shape[:dim], each.shape[dim], *shape[dim + 1 :]) for each in (self, indices))
     return self.expand(own).gather(dim, indices.expand(places))
-
-
-# --- dtypes -------------------------------------------------------------------------------------------------
-
-
-def _converted_first(name: str) -> Rule:
-    operation = getattr(getattr(_aten, name), "int")  # noqa: B009  # the overload's name
-
-    def said(lowering: Lowering, arguments: Arguments) -> Any:
-        value, dtype = arguments["self"], arguments["dtype"]
-        if dtype is None or value.dtype == dtype:
-            return None
-        return lowering.apply(operation, lowering.apply(_aten.to.dtype, value, dtype), arguments["dim"])
-
-    return said
-
-
-for _name in ("softmax", "log_softmax"):
-    rule(f"{_name}.int")(_converted_first(_name))
-
-# --- truth values of numbers --------------------------------------------------------------------------------
-
-
-def _truth(value: torch.Tensor) -> torch.Tensor:
-    return value if value.dtype == torch.bool else value != 0
-
-
-@rule("to.dtype", "_to_copy.default")
-def _as_truth(lowering: Lowering, arguments: Arguments) -> Any:
-    value = arguments["self"]
-    if arguments.get("dtype") != torch.bool or value.dtype == torch.bool:
-        return None
-    return lowering.apply(_aten.ne.Scalar, value, 0)
-
-
-@rule("logical_not.default")
-def _logical_not(lowering: Lowering, arguments: Arguments) -> Any:
-    value = arguments["self"]
-    return None if value.dtype == torch.bool else lowering.apply(_aten.eq.Scalar, value, 0)
-
-
-def _of_truths(operation: Any) -> Rule:
-    def said(lowering: Lowering, arguments: Arguments) -> Any:
-        one, other = arguments["self"], arguments["other"]
-        if one.dtype == other.dtype == torch.bool:
-            return None
-        return lowering.written(lambda: operation(_truth(one), _truth(other)))
-
-    return said
-
-
-for _name in ("and", "or", "xor"):
-    rule(f"logical_{_name}.default")(_of_truths(getattr(_aten, f"logical_{_name}").default))
-
-
-@rule("pow.Tensor_Tensor")
-def _power_of_whole(lowering: Lowering, arguments: Arguments) -> Any:
-    if torch.result_type(arguments["self"], arguments["exponent"]).is_floating_point:
-        return None
-    raise OperationNotAllowed(
-        "a secret power of whole numbers has no secure form: compute with x.float()", operation="aten.pow.Tensor_Tensor"
-    )
 
 
 # --- losses -------------------------------------------------------------------------------------------------
@@ -166,7 +105,7 @@ def _softplus(self: torch.Tensor, beta: float, threshold: float) -> torch.Tensor
 @_said("soft_margin_loss.default")
 def _soft_margin_loss(self: torch.Tensor, target: torch.Tensor, reduction: int) -> torch.Tensor:
     """log(1 + e^z) as softplus has it: e^z overflows."""
-    return _reduced(functional.softplus(-target * self), reduction)
+    return _reduced(functional.softplus(-target * self), reduction).to(self.dtype)
 
 
 @_said("soft_margin_loss_backward.default")
@@ -218,6 +157,20 @@ def _group_norm(
 @_said("addbmm.default")
 def _addbmm(self: torch.Tensor, batch1: torch.Tensor, batch2: torch.Tensor, beta: float, alpha: float) -> torch.Tensor:
     return beta * self + alpha * torch.bmm(batch1, batch2).sum(0)
+
+
+_NEAR: Final = 0.25
+
+
+@_said("sinc.default")
+def _sinc(self: torch.Tensor) -> torch.Tensor:
+    """Near 0 a series: a sine that is right to so many digits, and not to so much of itself, is no dividend there."""
+    self = self if self.is_floating_point() else self.to(torch.get_default_dtype())
+    is_near = self.abs() < _NEAR
+    u = (math.pi * self).square()
+    series = 1 - u / 6 * (1 - u / 20 * (1 - u / 42))
+    angle = math.pi * torch.where(is_near, 1.0, self)
+    return torch.where(is_near, series, torch.sin(angle) / angle)
 
 
 @_said("hypot.default")

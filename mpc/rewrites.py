@@ -55,13 +55,24 @@ RULES: Final[dict[str, Rule]] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Decorator: the rule for these operations (their names without `aten.`)."""
+    """Decorator: the rule for these operations (their names without `aten.`). Where it does not apply, those do that
+    were noted before it."""
 
     def note(rule: Rule) -> Rule:
-        RULES.update({f"aten.{name}": rule for name in names})
+        for name in names:
+            before = RULES.get(f"aten.{name}")
+            RULES[f"aten.{name}"] = rule if before is None else _first(rule, before)
         return rule
 
     return note
+
+
+def _first(one: Rule, other: Rule) -> Rule:
+    def said(lowering: Lowering, arguments: Arguments) -> Any:
+        made = one(lowering, arguments)
+        return other(lowering, arguments) if made is None else made
+
+    return said
 
 
 # --- what secrets never are ---------------------------------------------------------------------------------
@@ -152,12 +163,17 @@ def _public_divisor(lowering: Lowering, arguments: Arguments) -> Any:
     if lowering.is_secret(y):
         return over_root(lowering, x, y)
     if not isinstance(y, torch.Tensor):
+        if y == 0:
+            raise BadRequest(_BY_ZERO)
         return None
     if any(not bool(each.all()) for each in lowering.values_of(y)):
-        raise BadRequest("a secret is divided by a public zero: what comes of it is no number, and has no share")
+        raise BadRequest(_BY_ZERO)
     dtype, inverse = _dtype(torch.div, x, y), 1 / y.double()
     made = _product(lowering, x, inverse)
     return _as(lowering, lowering.apply(_aten.mul.Tensor, x, inverse.to(dtype)) if made is None else made, dtype)
+
+
+_BY_ZERO: Final = "a secret is divided by a public zero: what comes of it is no number, and has no share"
 
 
 def _times(lowering: Lowering, x: torch.Tensor, y: Any) -> Any:

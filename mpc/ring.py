@@ -49,7 +49,8 @@ def encode(values: torch.Tensor, bits: int = PRECISION) -> torch.Tensor:
     """
     if values.dtype == WORD or not (values.is_floating_point() or values.is_complex()):
         words = values.to(WORD)
-        if bits and words.numel() and not words.is_meta and int(words.abs().max()) >> (MAGNITUDE - bits):
+        is_small = values.dtype.itemsize < WORD.itemsize and not bits
+        if not is_small and words.numel() and not words.is_meta and int(words.abs().max()) >> (MAGNITUDE - bits):
             raise BadRequest(
                 f"an integer of 2^{MAGNITUDE - bits} or more cannot be a secret with {bits} fractional bits"
             )

@@ -119,7 +119,7 @@ class Session:
         for id in new:
             member = self._member(id)
             if member is None:
-                raise PartyFailed(f"{self._name} knows no peer {id[:12]}", peer=id[:12])
+                raise PartyFailed(f"{self._name} finds no peer {id[:12]} in the grid now", peer=id[:12])
             other = self._others.setdefault(id, _Counterpart(member.name))
             if other.joining is None:
                 other.joining = asyncio.get_running_loop().create_task(self._join(id, member, other, patience))

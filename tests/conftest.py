@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import signal
 import sys
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
 # The same examples each time, however long they take to make; `--hypothesis-profile default` looks for others.
 settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+def pytest_collection() -> None:
+    """What is imported from here on is not garbage: nobody looks for any in it, neither now nor in each `gc.collect`
+    of a test, which would take half a second."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
@@ -50,11 +63,11 @@ def patience() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def zygotes_at_hand() -> Iterator[None]:
+def zygotes_at_hand() -> Iterator[zygotes.Nursery]:
     """Peers need not import torch again and again. (Those that do: `real_zygotes`, or `zygotes.real()`.)"""
     nursery = zygotes.Nursery()
     with nursery.used():
-        yield
+        yield nursery
     nursery.close()
 
 
@@ -74,9 +87,11 @@ def heard() -> None:
 
 @pytest.fixture(autouse=True)
 def steady() -> None:
-    """Random tensors are the same each time, so that no rounding is out of luck."""
+    """Random tensors are the same each time, so that no rounding is out of luck; and tests that run side by side do
+    not wait for each other's threads."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(7)
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ Tests that are about zygotes, their start, their place among processes or their 
     Nursery            the process, for as long as a session of tests
     python -m tests.zygotes serve PATH          it, at the socket PATH
     python -m tests.zygotes peer PATH ...       a peer, as `peer.process` with these arguments, with zygotes from it
+    python -m tests.zygotes run PATH CODE ...   as `python -c CODE` with these arguments: its peers have zygotes from it
 """
 
 from __future__ import annotations
@@ -111,9 +112,13 @@ class Nursery:
 
     def _command(self, *arguments: Any) -> list[str]:
         self._open()
-        command = _COMMAND(*arguments)
-        at = command.index("peer.process")
-        return [*command[:at], "tests.zygotes", "peer", self.path, *command[at + 1 :]]
+        return _command_at(self.path, *arguments)
+
+    def program(self, code: str, *arguments: str) -> list[str]:
+        """The command of a process that runs this as `python -c` does; what it starts has zygotes from here, too. It
+        is to find our modules: by its folder, or its PYTHONPATH."""
+        self._open()
+        return [sys.executable, "-m", "tests.zygotes", "run", self.path, code, *arguments]
 
 
 @contextlib.contextmanager
@@ -130,6 +135,13 @@ def real() -> Iterator[None]:
 def taken_from(path: str, control: int, settings: Settings) -> Zygote | subprocess.Popen[bytes]:
     """A zygote from the process at this socket; one like any other where it is to compute elsewhere than on the CPU."""
     return Zygote(path, control, settings) if settings.device == "cpu" else _START(control, settings)
+
+
+def _command_at(path: str, *arguments: Any) -> list[str]:
+    """That of a peer with zygotes from the process at this socket."""
+    command = _COMMAND(*arguments)
+    at = command.index("peer.process")
+    return [*command[:at], "tests.zygotes", "peer", path, *command[at + 1 :]]
 
 
 # --- the process --------------------------------------------------------------------------------------------------
@@ -226,9 +238,14 @@ def main(mode: str, path: str, *arguments: str) -> int:
     if mode == "serve":
         _serve(int(path))
         return 0
+    zygote_process._start = functools.partial(taken_from, path)  # type: ignore[assignment]
+    if mode == "run":
+        processes._command = functools.partial(_command_at, path)
+        code, *sys.argv[1:] = arguments
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+        return 0
     from peer import process
 
-    zygote_process._start = functools.partial(taken_from, path)  # type: ignore[assignment]
     return process.main(arguments)
 
 

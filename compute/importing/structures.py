@@ -11,7 +11,9 @@ from protocol.errors import BadFile
 
 _PROTOCOL: Final = 1
 _TUPLES: Final = frozenset({"builtins.tuple", "collections.namedtuple"})
-_DICTS: Final = frozenset({"builtins.dict", "collections.OrderedDict"})
+_FX: Final = "torch.fx.immutable_collections.immutable_"  # what a module that was a graph once gives
+_LISTS: Final = frozenset({"builtins.list", f"{_FX}list"})
+_DICTS: Final = frozenset({"builtins.dict", "collections.OrderedDict", f"{_FX}dict"})
 
 
 def structure(text: object, leaves: Sequence[Any]) -> Any:
@@ -46,7 +48,7 @@ def _build(described: Any, leaves: Iterator[Any], depth: int) -> Any:
     items = [_build(item, leaves, depth + 1) for item in inner]
     if kind in _TUPLES:
         return tuple(items)
-    if kind == "builtins.list":
+    if kind in _LISTS:
         return items
     if kind in _DICTS:
         return dict(zip(_keys(described.get("context"), len(items)), items, strict=True))

@@ -75,7 +75,9 @@ def write_model(model: ProgramModule, path: Path, overwrite: bool = False) -> Pa
 
 def _with_state(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
     found = {item.name: item.tensor for item in read(path)}
-    made = copy.deepcopy(module)
+    # What is computed of parameters and kept beside them (nn.utils.weight_norm) is none of the copy's graph.
+    computed = [each for part in module.modules() for each in vars(part).values() if _is_computed(each)]
+    made = copy.deepcopy(module, {id(each): each.detach().clone() for each in computed})
     names = made.state_dict().keys()
     inner = next((root for root in ("state_dict.", "model.", "model_state_dict.") if _is_below(root, found, names)), "")
     state: dict[str, torch.Tensor] = {name: found[inner + name] for name in names if inner + name in found}
@@ -85,6 +87,10 @@ def _with_state(path: str | os.PathLike[str], module: nn.Module) -> nn.Module:
         lines = [line.strip() for line in str(error).splitlines()]
         raise BadFile(f"{path} is not the state dict of {type(module).__name__}: {' '.join(lines)[:300]}") from None
     return made
+
+
+def _is_computed(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_leaf
 
 
 def _is_below(root: str, found: Mapping[str, torch.Tensor], names: object) -> bool:

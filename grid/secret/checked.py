@@ -18,7 +18,7 @@ from compute.program import Input, Node, Program
 from grid.secret.values import Public, Value, replaced, values_in
 from mpc.correlations import Correlation, Dealt, Words
 from mpc.interpreter import run
-from mpc.lowering import Lowered, lower
+from mpc.lowering import Lowered, check_looks, lower
 from mpc.party import Party
 from mpc.rounds import Opened
 from mpc.secret import Secret
@@ -83,15 +83,15 @@ def _tried(
             for each, is_secret in zip(operands, secret, strict=True)
             if is_secret
         ]
-        _run(lowered, zeros, precision, count)
+        check_looks(lowered, _run(lowered, zeros, precision, count))
     except GridError as error:
         error.fields.pop("node", None)
         return error.to_fault()
     return None
 
 
-def _run(lowered: Lowered, secrets: list[Secret], precision: int, count: int) -> None:
-    """One party's part alone, with zeros for all that it would be told."""
+def _run(lowered: Lowered, secrets: list[Secret], precision: int, count: int) -> Any:
+    """One party's part alone, with zeros for all that it would be told; what it gives."""
     device = secrets[0].share.device
 
     def zeros(all_words: Sequence[Words]) -> list[torch.Tensor]:
@@ -105,8 +105,8 @@ def _run(lowered: Lowered, secrets: list[Secret], precision: int, count: int) ->
     while True:
         try:
             asked = protocol.send(answer)  # type: ignore[arg-type]  # None begins it
-        except StopIteration:
-            return
+        except StopIteration as done:
+            return done.value
         answer = Opened(asked.sums, asked.xors)
 
 

@@ -20,6 +20,7 @@ from grid.secret.memory import View
 from grid.secret.recording import Call, Recorder, Results, meta_of, overload
 from grid.secret.team import Secrets
 from grid.secret.values import Value
+from mpc.in_place import plain_form
 from protocol.errors import NotCollocated, OperationNotAllowed
 
 if TYPE_CHECKING:
@@ -196,8 +197,7 @@ class Dispatch:
         if call.name in ("aten.copy_.default", "aten.fill_.Tensor"):
             made: torch.Tensor = call.args[1]
             return made
-        _, base, which = call.name.split(".")
-        plain = getattr(getattr(torch.ops.aten, base[:-1], None), which, None)
+        plain = plain_form(call.name, call.function)
         if plain is None:
             raise refusals.no_secure_form(call.name)
         made = plain(*call.args, **call.kwargs)

@@ -55,7 +55,7 @@ def part_of(steps: Sequence[Step], asked: Sequence[Value], precision: int) -> Pa
     if len(outputs) < len(lowered.program.outputs):
         made = lowered.program
         made = Program(made.inputs, made.nodes, outputs, made.constants, made.bodies)
-        lowered = replace(lowered, program=made)
+        lowered = replace(lowered, program=made, looks=None)  # of each operation it was looked at
     chosen = tuple(each for each, is_secret in zip(inputs, secret, strict=True) if is_secret)
     return Part(lowered, chosen, tuple(places))
 

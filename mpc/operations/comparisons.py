@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mpc import bits
 from mpc.comparison import Masked, as_numbers, mask, negative_bits, zero_bits
-from mpc.operations.linear import add, counted
+from mpc.operations.linear import add, as_number
 from mpc.party import Party
 from mpc.ring import largest
 from mpc.rounds import Protocol, together
@@ -122,9 +122,15 @@ def leaky_relu(party: Party, name: str, arguments: Arguments) -> Protocol[Secret
 def clamp(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """Between two bounds that all parties know; both comparisons share one opening. Four rounds."""
     x: Secret = arguments["self"]
-    if not x.is_real:
-        x = real(party, x) if any(isinstance(each, float) for each in _bounds(name, arguments)) else _whole(x)
-    low, high = _within(name, x, *_bounds(name, arguments))
+    given = _bounds(name, arguments)
+    if x.is_real or (name.startswith("aten.clamp") and any(isinstance(each, float) for each in given)):
+        x = real(party, x)
+    else:
+        x = replace(x, dtype=as_number(x))
+        given = _as_it_is(x, given[0]), _as_it_is(x, given[1])
+    low, high = _within(name, x, *given)
+    if low is not None and high is not None and low >= high:  # the upper bound is the last word
+        return known(party, torch.full(x.shape, high, dtype=x.dtype), x.bits, x)
     masked = yield from mask(party, flat(x.share))
     parts = []
     for bound, sign_of in ((low, 1), (high, -1)):
@@ -134,9 +140,9 @@ def clamp(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     return x.of(x.share + sum(made))
 
 
-def _whole(x: Secret) -> Secret:
-    """A truth value as a number."""
-    return Secret(x.share, x.bits, counted(x))
+def _as_it_is(x: Secret, bound: float | None) -> int | None:
+    """A bound as torch takes it, in the dtype of these whole numbers."""
+    return None if bound is None else int(torch.tensor(bound).to(x.dtype))
 
 
 def _bounds(name: str, arguments: Arguments) -> tuple[Any, Any]:
@@ -150,6 +156,8 @@ def _bounds(name: str, arguments: Arguments) -> tuple[Any, Any]:
 def _within(name: str, x: Secret, low: float | None, high: float | None) -> tuple[float | None, float | None]:
     """The bounds without those that no secret is beyond."""
     most = largest(x.bits)
+    if any(bound is not None and math.isnan(bound) for bound in (low, high)):
+        raise BadRequest(f"{name}: a bound is not a number")
     if (low is not None and low >= most) or (high is not None and high <= -most):
         raise BadRequest(f"{name}: all would be {low if high is None else high}, and secrets are below {most:g}")
     return None if low is None or low <= -most else low, None if high is None or high >= most else high

@@ -18,13 +18,14 @@ from mpc.operations.linear import add
 from mpc.operations.products import product
 from mpc.party import Party
 from mpc.rounds import Protocol, together
-from mpc.secret import Secret, settled
+from mpc.secret import Secret, rescaled, settled
 from mpc.table import Arguments, secure
 from mpc.waves import LOWEST, Series, cos_sin, exp, series
 
 
 def below(party: Party, x: Secret, *bounds: float) -> Protocol[list[Secret]]:
     """For each bound 1 where x < bound, else 0. Four rounds; all bounds share the opening of x."""
+    x = rescaled(x, max(x.bits, party.precision))
     masked = yield from mask(party, flat(x.share))
     moved = [replace(masked, c=masked.c - round(bound * (1 << x.bits))) for bound in bounds]
     return (yield from together(*(_negative(party, each, x) for each in moved)))

@@ -42,6 +42,7 @@ def move(party: Party, name: str, arguments: Arguments) -> Any:  # a Secret, or 
     assert source is not None
     given = {key: _beside(value, source.share) for key, value in given.items()}
     dtype = given.pop("dtype", None) or (counted(source) if name in _SUMS else source.dtype)
+    check_converts(name, source, dtype)
     made = _call(name, given)
     if isinstance(made, list | tuple):
         return [source.of(each) for each in made]
@@ -54,6 +55,11 @@ _SUMS: Final = {"aten.sum.default", "aten.sum.dim_IntList", "aten.cumsum.default
 def counted(source: Secret) -> torch.dtype:
     """The dtype of a sum: integers where truth values are counted."""
     return source.dtype if source.is_real else torch.int64
+
+
+def as_number(source: Secret) -> torch.dtype:
+    """Its own dtype; of truth values that of numbers."""
+    return torch.int64 if source.dtype == torch.bool else source.dtype
 
 
 @local("expand_as", "view_as", "reshape_as")
@@ -72,6 +78,8 @@ def put(party: Party, name: str, arguments: Arguments) -> Any:
         if key not in keys and _is_secret(value):
             raise BadRequest(f"{name}: where elements go is not to be secret: {key} is", operation=name)
     dtype = arguments["self"].dtype
+    if isinstance(arguments[keys[1]], bool | int | float):
+        arguments = {**arguments, keys[1]: as_it_is(arguments["self"], arguments[keys[1]])}
     into, what = aligned(as_secrets(party, [arguments[key] for key in keys]))
     given = {**{key: _beside(value, into.share) for key, value in arguments.items()}}
     given |= {keys[0]: into.share, keys[1]: what.share}
@@ -95,7 +103,10 @@ def _is_secret(value: Any) -> bool:
 def transpose(party: Party, name: str, arguments: Arguments) -> Secret:
     """A matrix transposed stays fixed, where it was."""
     source: Secret = arguments["self"]
-    return source if source.share.dim() < 2 else source.mT
+    rank = source.share.dim()
+    if rank > 2 and "numpy_T" in name:  # all dimensions the other way around
+        return source.of(source.share.permute(*reversed(range(rank))))
+    return source if rank < 2 else source.mT
 
 
 def _call(name: str, given: dict[str, Any]) -> Any:
@@ -131,20 +142,30 @@ def join(party: Party, name: str, arguments: Arguments) -> Secret:
 def convert(party: Party, name: str, arguments: Arguments) -> Secret:
     source: Secret = arguments["self"]
     dtype = arguments["other"].dtype if name.endswith("type_as.default") else arguments.get("dtype") or source.dtype
+    check_converts(name, source, dtype)
+    return Secret(source.share, source.bits, dtype)
+
+
+def check_converts(name: str, source: Secret, dtype: torch.dtype) -> None:
+    """BadRequest: what is to be of this dtype cannot become it."""
     if source.is_real and not dtype.is_floating_point:
         raise BadRequest(
             f"{name}: a secret real does not become an integer: compare it, or take argmax", operation=name
         )
     if dtype == torch.bool and source.dtype != torch.bool:
         raise BadRequest(f"{name}: a secret number does not become a truth value: write x != 0", operation=name)
-    return Secret(source.share, source.bits, dtype)
+
+
+def as_it_is(into: Any, value: float) -> Any:
+    """A number as torch has it in a tensor of this dtype: of truth values whether it is 0, of whole ones cut off."""
+    return float(value) if into.dtype.is_floating_point else int(torch.tensor(value).to(into.dtype))
 
 
 @local("constant_pad_nd")
 def pad(party: Party, name: str, arguments: Arguments) -> Secret:
-    source: Secret = arguments["self"]
-    value = arguments.get("value", 0)
-    word = int(encode(torch.tensor(float(value), dtype=torch.float64), source.bits)) if party.is_first and value else 0
+    value = as_it_is(arguments["self"], float(arguments.get("value") or 0))
+    source = rescaled(arguments["self"], max(arguments["self"].bits, bits_of(value, party.precision)))
+    word = int(encode(torch.tensor(value, dtype=torch.float64), source.bits)) if party.is_first and value else 0
     return source.of(torch.ops.aten.constant_pad_nd.default(source.share, arguments["pad"], word))
 
 

@@ -19,6 +19,7 @@ from mpc.party import Party
 from mpc.rounds import Protocol
 from mpc.secret import Secret
 from mpc.table import Arguments, secure
+from protocol.errors import BadRequest
 
 
 def _ranks(party: Party, x: Secret, descending: bool) -> Protocol[Secret]:
@@ -79,6 +80,8 @@ def of_rank(party: Party, name: str, arguments: Arguments) -> Protocol[Any]:
     dim = 0 if is_whole else arguments.get("dim", -1)
     x = x.of(x.share.reshape(-1)) if is_whole else x
     count = x.shape[dim] if x.shape else 1
+    if not count:
+        raise BadRequest(f"{name}: of no elements there is none", operation=name)
     rank = (count - 1) // 2 if "median" in name else arguments["k"] - 1
     value, place = yield from _sorted(party, x, dim, False, rank, rank + 1)
     if is_whole:

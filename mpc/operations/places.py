@@ -11,7 +11,7 @@ import torch
 
 from mpc.bilinear import MatrixProduct, Multiply
 from mpc.operations.comparisons import zero
-from mpc.operations.linear import add, as_secrets, put
+from mpc.operations.linear import add, as_it_is, as_secrets, put
 from mpc.operations.linear import move as move_elements
 from mpc.operations.products import on, product
 from mpc.party import Party
@@ -111,16 +111,27 @@ def _gathered(party: Party, x: Any, dim: int, index: Secret) -> Protocol[Secret]
     return made.of(made.share.sum(-1))
 
 
+def _last_ones(party: Party, rows: Secret, dim: int) -> Protocol[Secret]:
+    """rows [*index, count] without those that later ones along the dimension go to the same place as. Five rounds."""
+    later = rows.share.flip(dim).cumsum(dim).flip(dim) - rows.share
+    is_last = yield from zero(party, Secret(later, 0, torch.int64))
+    return (yield from product(party, Multiply(), rows, is_last, torch.bool))
+
+
 @secure("scatter.src", "scatter.value", "scatter_add")
 def scatter(party: Party, name: str, arguments: Arguments) -> Protocol[Any]:
     """Puts, or adds, elements at places along a dimension. No round where the places are public; at secret ones six.
-    Of several that go to one place, all are added up."""
+    Of several that are put at one place the last stays: five rounds more."""
     index = arguments["index"]
     if not isinstance(index, Secret):
         return put(party, name, arguments)
     x, dim = arguments["self"], arguments["dim"] % len(index.shape)
     rows = yield from rows_of(party, index, x.shape[dim])
+    if "_add" not in name and index.shape and index.shape[dim] > 1:
+        rows = yield from _last_ones(party, rows, dim)
     source = arguments.get("src", arguments.get("value"))
+    if isinstance(source, bool | int | float):
+        source = as_it_is(x, source)
     if isinstance(source, Secret | torch.Tensor):
         kept = tuple(slice(0, size) for size in index.shape)
         share = (source.share if isinstance(source, Secret) else source)[kept].unsqueeze(-1)

@@ -11,7 +11,7 @@ import torch
 
 from mpc.arithmetic import multiply, multiply_fixed
 from mpc.bilinear import Bilinear, Convolve, MatrixProduct, Multiply, spread, turned
-from mpc.operations.linear import add, as_secrets, counted, result_type
+from mpc.operations.linear import add, as_number, as_secrets, result_type
 from mpc.party import Party
 from mpc.ring import encode
 from mpc.rounds import Protocol, together
@@ -80,7 +80,7 @@ def mul(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 @secure("square")
 def square(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     x = arguments["self"]
-    return (yield from product(party, Multiply(), x, x, counted(x)))
+    return (yield from product(party, Multiply(), x, x, as_number(x)))
 
 
 @secure("mm", "bmm", "matmul", "mv", "dot")
@@ -94,12 +94,14 @@ def matmul(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
 
 @secure("add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", "rsub.Tensor", "rsub.Scalar")
 def sum_of_two(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """self + alpha * other, or less it. No round, but for one where alpha is no whole number and other is a product."""
+    """self + alpha * other, or less it; rsub: other - alpha * self. No round, but for one where alpha is no whole
+    number and what it multiplies is a product."""
     alpha = arguments.get("alpha", 1)
     if isinstance(alpha, int):
         return add(party, name, arguments)
-    other = yield from _times(party, arguments["other"], alpha)
-    return add(party, name, {"self": arguments["self"], "other": other})
+    which = "self" if name.startswith("aten.rsub") else "other"
+    scaled = yield from _times(party, arguments[which], alpha)
+    return add(party, name, {"self": arguments["self"], "other": arguments["other"], which: scaled})
 
 
 @secure("addmm", "baddbmm", "addmv")

@@ -23,7 +23,7 @@ from mpc.inverse import inverse
 from mpc.magnitude import NARROW, WIDE, Leading, digits_of, leading_digit, leading_digit_and_sign
 from mpc.operations.comparisons import flat
 from mpc.operations.functions import exponential
-from mpc.operations.linear import add, as_secrets, counted, result_type
+from mpc.operations.linear import add, as_number, as_secrets, result_type
 from mpc.operations.products import product
 from mpc.party import Party
 from mpc.ring import MAGNITUDE, encode
@@ -337,9 +337,9 @@ def power_of_secret(party: Party, name: str, arguments: Arguments) -> Protocol[S
 def _whole_power(party: Party, base: Secret, exponent: int) -> Protocol[Secret]:
     """By squaring: each square is truncated before the next."""
     if exponent == 0:
-        return as_secrets(party, [torch.ones(base.shape, dtype=base.dtype), base])[0]
+        return as_secrets(party, [torch.ones(base.shape, dtype=as_number(base)), base])[0]
     made: Any = None
-    base = replace(base, dtype=counted(base))
+    base = replace(base, dtype=as_number(base))
     while True:
         if exponent & 1:
             made = base if made is None else (yield from product(party, Multiply(), made, base, base.dtype))

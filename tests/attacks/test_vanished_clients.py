@@ -1,6 +1,6 @@
 """Clients that are killed, whatever they were doing, leave nothing at a peer but what they had published.
 
-PEERGRID_KILLS says how many (30).
+PEERGRID_KILLS says how many (12).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from protocol import limits
 from protocol.handshake import Introduction
 from tests.waiting import until
 
-KILLS = int(os.environ.get("PEERGRID_KILLS", "30"))
+KILLS = int(os.environ.get("PEERGRID_KILLS", "12"))
 AT_ONCE = 4
 ROOT = Path(__file__).parents[2]
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import zygotes
+
 Grid = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
 SECONDS = 200.0
@@ -18,11 +20,11 @@ def ids(answer: dict[str, Any]) -> list[str]:
     return [record["id"] for record in answer["objects"]]
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own, as in a shell."""
+def command(*arguments: str, nursery: zygotes.Nursery | None = None) -> subprocess.CompletedProcess[str]:
+    """A process of its own, as in a shell. The peers that it starts have zygotes from the nursery, if there is one."""
     code = "import sys, cli; sys.exit(cli.main())"
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", code, *arguments] if nursery is None else nursery.program(code, *arguments),
         capture_output=True,
         text=True,
         timeout=SECONDS,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from compute.bounds import BOUNDS
 from compute.dependent import DATA_DEPENDENT, may_tell_values
 
-# These have a bound only because they have no meta kernel; their shapes follow from shapes.
+# These have a bound only because they have no meta kernel, or one that is wrong; their shapes follow from shapes.
 SHAPES_KNOWN = {
     "aten.multi_margin_loss_backward.default",
     "aten.multilabel_margin_loss_backward.default",
+    *("aten.multilabel_margin_loss.default", "aten.multilabel_margin_loss_forward.default"),
     "aten.lstm.input",
     "aten.gru.input",
     "aten.rnn_tanh.input",

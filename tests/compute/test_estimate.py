@@ -146,6 +146,27 @@ def test_a_gradient_not_asked_for_is_none() -> None:
     assert found.results[1] is not None
 
 
+@pytest.mark.parametrize("mask", [[True, False], [False, True], [True, True]])
+def test_a_gradient_that_comes_unasked_is_counted(mask: list[bool]) -> None:
+    x = torch.ones(1, 2, 3, 3)
+    entry = lookup("aten.grid_sampler_2d_backward.default")
+    bound, named = entry.bind([x, x, torch.zeros(1, 3, 3, 2), 0, 0, False, mask], {})
+    given: Any = entry.overload(*bound, **named)
+    assert [each is None for each in infer(entry, bound, named).results] == [each is None for each in given]
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 5)])
+def test_the_loss_of_one_sample_has_no_dimensions(shape: tuple[int, ...]) -> None:
+    scores, labels = torch.ones(shape), torch.zeros(shape, dtype=torch.int64)
+    for name in ("aten.multilabel_margin_loss_forward.default", "aten.multilabel_margin_loss.default"):
+        entry = lookup(name)
+        given: Any = entry.overload(scores, labels, 0)
+        tensors = given if isinstance(given, tuple) else (given,)
+        assert [each.shape for each in call(name, scores, labels, 0).results if each] == [
+            each.shape for each in tensors
+        ]
+
+
 @pytest.mark.parametrize(
     ("name", "args"),
     [

@@ -139,6 +139,23 @@ def test_training_is_captured_once_before_and_once_after_the_first_step(counted:
     assert again.given["a0.inner.0.weight"] is other.inner[0].weight
 
 
+def test_what_is_left_in_the_arguments_is_remembered_too(counted: Counted) -> None:
+    for net in (Net(), Net()):
+        captured = counted(lambda m, x: m.eval()(x), net, X)
+        assert {(left.path, left.part) for left in captured.left} == {("a0", name) for name, _ in net.named_modules()}
+    assert counted.made == 1
+    kinds = [counted(lambda w: w * 2 if isinstance(w, nn.Parameter) else w * 3, w) for w in (X, nn.Parameter(X))]
+    assert kinds[0].program.id != kinds[1].program.id
+
+
+def test_arguments_that_are_nested_too_deeply_are_refused(counted: Counted) -> None:
+    deep: Any = X
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(CannotCapture, match="nested too deeply"):
+        counted(lambda x, more: x, X, deep)
+
+
 def test_nothing_of_the_arguments_stays_alive(counted: Counted) -> None:
     net, x = Net().eval(), torch.ones(2, 3)
     kept = [weakref.ref(each) for each in (net, net.inner[0].weight, x)]
@@ -535,6 +552,18 @@ CHANGES |= {
     ),
 }
 
+CHANGES |= {
+    "whether an argument is the module's": lambda net: (
+        lambda given, m, x: torch.autograd.grad(m(x).sum(), given, allow_unused=True),
+        ([net.inner[0].bias], net.eval(), X),
+        lambda: _set(net.inner[0], "bias", nn.Parameter(torch.zeros(3))),
+    ),
+    "a gradient that is there": lambda net: (
+        lambda m, x: x * (2 if m.inner[0].bias.grad is None else 3),
+        (net, X),
+        lambda: _set(net.inner[0].bias, "grad", torch.zeros(3)),
+    ),
+}
 
 OPEN = {
     "a tensor from outside",

@@ -250,3 +250,25 @@ async def test_a_gradient_may_begin_with_ones_that_are_here(peers: Folders) -> N
         here = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
         (wanted,) = torch.autograd.grad((here * here).sigmoid(), here, grad_outputs=torch.ones(3))
         torch.testing.assert_close(await grad.detach().get(), wanted)
+
+
+def _of_the_pictures(x: Any) -> Any:
+    """Warped by a fixed field: the gradient of the field is not asked for."""
+    pictures = x.reshape(1, 1, 3, 4).clone().requires_grad_()
+    F.grid_sample(pictures, x.new_zeros(1, 2, 2, 2), align_corners=False).pow(2).sum().backward()
+    return pictures.grad
+
+
+def _of_the_bias(x: Any) -> Any:
+    """Of a convolution whose weights are frozen: only some of torch's kernels leave those of the weights away."""
+    pictures = x.reshape(1, 1, 3, 4).clone().requires_grad_()
+    bias = x.new_zeros(2, requires_grad=True)
+    for _ in range(2):
+        F.conv2d(pictures, x.new_ones(2, 1, 2, 2), bias).pow(2).sum().backward()
+        F.conv2d(x.reshape(1, 1, 3, 4), x.new_ones(2, 1, 2, 2), bias).pow(2).sum().backward()
+    return pictures.grad, bias.grad
+
+
+async def test_gradients_that_are_not_asked_for_may_come_all_the_same(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        assert await differences(g, {"pictures": _of_the_pictures, "bias": _of_the_bias}) == []

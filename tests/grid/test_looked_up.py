@@ -28,6 +28,8 @@ FORMS: dict[str, Lines] = {
     "of itself": lambda x, i: _from_itself(x, i),
     "gradients": lambda x, i: _gradients(x, i),
     "after a change": lambda x, i: _looked_up_again(x, i),
+    "of another object": lambda x, y, i: _renamed(x, y, i),
+    "of a vector": lambda x, y, i: _from_a_vector(x, y, i),
 }
 
 
@@ -72,6 +74,22 @@ def _looked_up_again(x: Any, i: Any) -> Any:
     before = x[i[1]].clone()
     x += 1
     return before, x[i[1]] + 0
+
+
+def _renamed(x: Any, y: Any, i: Any) -> Any:
+    """What was looked up is of the memory that x named then."""
+    before, other = x[i[1]], y.clone().reshape(3, 4)
+    x = x.detach()
+    x.set_(other)
+    x.mul_(2)
+    return before + 0, x[i[1]] + 0, other[i[1]] + 0
+
+
+def _from_a_vector(x: Any, y: Any, i: Any) -> Any:
+    layer = torch.nn.Parameter(x.clone())
+    before = layer.detach()[i[1]]
+    torch.nn.utils.vector_to_parameters(y.clone().flatten(), [layer])
+    return before + 0, layer.detach()[i[1]] + 0
 
 
 async def test_it_reads_and_writes_as_torch_does(peers: Folders) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import grid
+from compute.model import ProgramModule, capture_model
 from grid.files import write
 from grid.putting import Putting
 from peer.folders import Folders
@@ -206,6 +207,27 @@ def test_a_state_dict_of_another_architecture_says_so(tmp_path: Path) -> None:
         grid.read_model(tmp_path / "net.pt", into=nn.Linear(3, 4))
     with pytest.raises(BadFile, match="holds tensors and no model"):
         grid.read_model(tmp_path / "net.pt")
+
+
+class Named(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return {"b": [x + 1], "a": (x, {"c": x * 2})}
+
+
+def test_a_model_that_gives_dicts_is_written_and_read_again(tmp_path: Path) -> None:
+    x = torch.randn(5, 3)
+    spec = capture_model(Named(), x)
+    write(tmp_path / "net.pt2", ProgramModule(spec, spec.tensors(Named())))
+    assert same(called(grid.read_model(tmp_path / "net.pt2"), (x,)), Named()(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_state_dict_goes_into_a_module_that_keeps_what_it_computed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, other = (nn.utils.weight_norm(nn.Linear(3, 4)) for _ in range(2))
+    torch.save(module.state_dict(), tmp_path / "net.pt")
+    x = torch.randn(5, 3)
+    assert same(grid.read_model(tmp_path / "net.pt", into=other)(x).detach(), module(x).detach())
 
 
 def test_onnx_is_written_and_read_again(tmp_path: Path) -> None:

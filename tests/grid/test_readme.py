@@ -6,7 +6,6 @@ import ast
 import asyncio
 import os
 import re
-import sys
 import textwrap
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 
 import grid
 from peer.folders import Folders
+from tests import zygotes
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -24,13 +24,11 @@ def test_the_readme_has_programs() -> None:
     assert len(BLOCKS) >= 4
 
 
-async def test_the_first_program_runs_as_it_stands(peers: Folders) -> None:
+async def test_the_first_program_runs_as_it_stands(peers: Folders, zygotes_at_hand: zygotes.Nursery) -> None:
     (program,) = [block for block in BLOCKS if "asyncio.run" in block]
     home = peers.config.parent
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        program,
+        *zygotes_at_hand.program(program),
         env={**os.environ, "PEERGRID_HOME": str(home), "PYTHONPATH": str(README.parent)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

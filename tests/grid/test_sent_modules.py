@@ -71,3 +71,9 @@ async def test_a_part_that_was_replaced_by_one_that_is_here_is_named(peers: Fold
             await g["alice"].send(net)
         net[1][0] = await g["alice"].send(net[1][0])
         assert (await net(await g["alice"].send(torch.rand(5, 3))).get()).shape == (5, 2)
+
+
+async def test_a_lazy_module_is_run_before_it_is_sent(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        with pytest.raises(grid.GridError, match=r"lazy module has no parameters yet; run it on an example first"):
+            await g["alice"].send(nn.Sequential(nn.LazyLinear(2)))

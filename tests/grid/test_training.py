@@ -308,3 +308,25 @@ async def test_initial_values_are_drawn_at_the_peer(peers: Folders) -> None:
         ):
             await asyncio.to_thread(init, weight)  # type: ignore[arg-type]  # of one kind each
             assert check((await weight.fetch()).detach())
+
+
+async def test_scaled_gradients_are_looked_at_before_a_step(peers: Folders) -> None:
+    """Mixed precision: a step whose gradients are not finite is left out, and the scale halved."""
+
+    def train(net: Any, x: Any) -> float:
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for factor in (1.0, float("inf"), 2.0):
+            optimizer.zero_grad()
+            scaler.scale(net(x).pow(2).mean() * factor).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+        return scaler.get_scale()
+
+    net, x = nn.Linear(3, 2), torch.randn(4, 3)
+    async with grid.connect(folders=peers) as g:
+        there, remote = await g["alice"].send(copy.deepcopy(net)), await g["alice"].send(x)
+        assert await asyncio.to_thread(train, there, remote) == train(net, x) == 4.0
+        assert torch.allclose(await there.weight.fetch(), net.weight)

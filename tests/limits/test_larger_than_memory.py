@@ -21,7 +21,7 @@ from peer import machine
 from peer.folders import Folders
 from tests.limits.conftest import MIB, ROOT, LimitedPeer, MemoryGroup
 
-SIZE_MIB = int(os.environ.get("PEERGRID_LARGE_MIB", "640"))  # the full trial is 4096
+SIZE_MIB = int(os.environ.get("PEERGRID_LARGE_MIB", "544"))  # the full trial is 4096
 ROWS = SIZE_MIB  # of a mebibyte each
 COLUMNS = MIB // 4
 OVER_IDLE = 64 * MIB

@@ -73,8 +73,11 @@ async def test_what_is_remembered_of_a_copy_goes_when_it_is_over(folders: Folder
             assert await alice._store.moves.find(ticket) is None
 
 
-async def test_a_copy_does_not_wait_for_what_is_open_about_a_move(folders: Folders) -> None:
+async def test_a_copy_does_not_wait_for_what_is_open_about_a_move(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody loses anything by a copy, so it needs no confirmation."""
+    monkeypatch.setattr(limits, "RECONNECT_TIMEOUT", 0.2)
     async with two_peers(folders) as two:
         id = await moved_and_not_confirmed(two)
         carol = two.peers["alice"].id  # any other peer

@@ -38,20 +38,43 @@ def _plan(x: torch.Tensor, y: torch.Tensor) -> Any:
         lambda x: x * x - torch.arange(4.0),
         lambda x: torch.ones(3, 1) + x @ torch.ones(4, 1),
         lambda x: torch.nn.functional.linear(x, torch.ones(2, 4), torch.tensor([1.0, -2.0])),
+        lambda x: torch.rsub(x, x * 2 + 1, alpha=0.5),
     ],
 )
 def test_what_all_know_is_added(plan: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """At the parties, and in the script that the dealer finds on shapes alone."""
-    lowered = lower(capture(plan, {"x": _X}).program, [_X], [True])
-    hidden, holder, asker = Hidden(tuple(_X.shape), PRECISION, _X.dtype), fresh_seed(), fresh_seed()
-    masked = hide(_X, PRECISION, holder, 0)
+    _same(plan, _X)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        lambda x: x * 0.5,
+        lambda x: x * x,
+        lambda x: x.square() + 1,
+        lambda x: x.sum(0, dtype=torch.float64),
+    ],
+)
+def test_whole_numbers_times_reals_are_reals(plan: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    _same(plan, torch.tensor([[3, -5], [0, 1]]))
+
+
+def test_the_square_of_a_truth_value_is_a_whole_number() -> None:
+    _same(lambda x: x.square(), torch.tensor([True, False]))
+
+
+def _same(plan: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> None:
+    bits = PRECISION if x.is_floating_point() else 0
+    lowered = lower(capture(plan, {"x": x}).program, [x], [True])
+    hidden, holder, asker = Hidden(tuple(x.shape), bits, x.dtype), fresh_seed(), fresh_seed()
+    masked = hide(x, bits, holder, 0)
 
     def run(party: Party, told: torch.Tensor) -> Protocol[Any]:
         return whole(party, lowered.program, [hidden], lowered.public, lambda at: told, [holder, asker].__getitem__)
 
     made, ledger = run_together(lambda party: run(party, masked), [(), ()])
     got = shown(made[0].share, made[0].bits, made[0].dtype, asker, 1)
-    assert torch.allclose(got, plan(_X), atol=2e-3)
+    assert got.dtype == plan(x).dtype and torch.allclose(got, plan(x), atol=2e-3)
     script = script_of(lambda party: run(party, masked.to("meta")), 2)
     assert (script.rounds, script.nbytes, script.dealt) == (ledger.rounds, ledger.nbytes, ledger.dealt)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy
 import torch
-from torch.testing._internal import common_utils
-from torch.testing._internal.opinfo import core
 
 from grid.pointer import Pointer
 from grid.remote import RemotePeer
@@ -26,10 +25,18 @@ def _seed(seed: int) -> None:
     numpy.random.seed(seed)
 
 
-# For each sample torch.testing looks through the whole stack for a unittest, which we have not: six times what making
-# the samples and running them costs.
-common_utils.extract_test_fn = core.extract_test_fn = lambda: None
-common_utils.set_rng_seed = _seed  # type: ignore[assignment]
+@functools.cache
+def known() -> Sequence[Any]:
+    """torch's OpInfo entries. Imported when they are asked for: that takes seconds."""
+    from torch.testing._internal import common_utils
+    from torch.testing._internal.common_methods_invocations import op_db
+    from torch.testing._internal.opinfo import core
+
+    # For each sample torch.testing looks through the whole stack for a unittest, which we have not: six times what
+    # making the samples and running them costs.
+    common_utils.extract_test_fn = core.extract_test_fn = lambda: None
+    common_utils.set_rng_seed = _seed  # type: ignore[assignment]
+    return op_db
 
 
 def samples_of(op: Any, dtype: torch.dtype, *, requires_grad: bool, seed: int, most: int | None) -> Iterator[Any]:

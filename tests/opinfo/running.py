@@ -10,12 +10,11 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.testing._internal.common_methods_invocations import op_db
 
 from grid.remote import RemotePeer
 from tests.opinfo.compare import Outcome, check, failure, together
 from tests.opinfo.forms import forms_of
-from tests.opinfo.inputs import samples_of
+from tests.opinfo.inputs import known, samples_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
 _AT_ONCE = 48  # samples whose requests are under way together
@@ -71,7 +70,7 @@ class Choice:
 def operations(names: Iterable[str] = ()) -> list[Any]:
     """The OpInfo entries with these names, all without; in torch's order."""
     wanted = set(names)
-    return [op for op in op_db if not wanted or op.name in wanted or name_of(op) in wanted]
+    return [op for op in known() if not wanted or op.name in wanted or name_of(op) in wanted]
 
 
 def name_of(op: Any) -> str:

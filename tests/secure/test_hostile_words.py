@@ -11,7 +11,7 @@ import msgpack
 import pytest
 import torch
 
-from grid.secure_asking import _all_or_none
+from grid.secure_asking import _all_or_none, _name_peers
 from peer.agreement import Agreement
 from peer.calls import Call
 from peer.keys import Identity
@@ -142,3 +142,24 @@ async def test_a_process_that_ends_while_rules_are_awaited_ends_the_wait() -> No
         await asyncio.wait_for(_while_there(seat, asyncio.sleep(60)), 5)
     with pytest.raises(Failed, match="killed"):  # and before it
         await _while_there(seat, asyncio.sleep(0))
+
+
+async def test_who_was_named_by_others_that_are_not_asked_has_a_moment_to_say_it() -> None:
+    """A provider has no part in runs that were dealt for, and tells the parties what it hears all the same."""
+    alice, bob = (cast(Any, type("Peer", (), {"name": name})()) for name in ("alice", "bob"))
+    hearsay = PartyFailed("carol says: bob is gone", peer="carol", accused="bob")
+    own = PartyFailed("the process of bob was killed", peer="bob")
+
+    async def fails(after: float, error: PartyFailed) -> Any:
+        await asyncio.sleep(after)
+        raise error
+
+    with pytest.raises(PartyFailed, match="the process of bob was killed"):
+        await _all_or_none({alice: fails(0, hearsay), bob: fails(0.05, own)})
+
+
+def test_who_is_in_the_grid_no_more_is_named_as_the_asker_knows_it() -> None:
+    bob = cast(Any, SimpleNamespace(name="bob", id="b" * 52))
+    error = PartyFailed(f"alice finds no peer {bob.id[:12]} in the grid now", peer=bob.id[:12])
+    _name_peers(error, [bob])
+    assert (error.peer, error.message) == ("bob", "alice finds no peer bob in the grid now")

@@ -241,3 +241,15 @@ async def test_teams_that_are_used_no_more_make_room_for_others(team: Folders) -
             result = await g.run(short, "#room", parties=parties, provider=provider)
             assert torch.allclose(result.value, torch.tensor([2.0, -4.0]), atol=CLOSE)
         await x.delete()
+
+
+async def test_more_runs_at_once_than_a_peer_has_sessions_wait_for_each_other(
+    team: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SECURE_AT_ONCE", 2)  # as the asker counts; its peers would take more
+    async with joined(team) as g:
+        values = [torch.full((2,), float(number)) for number in range(6)]
+        results = await asyncio.gather(*(g.run(short, x=x, **TEAM) for x in values))
+        for x, result in zip(values, results, strict=True):
+            assert torch.allclose(result.value, 2 * x, atol=CLOSE)
+        assert len(g.sessions.of(_team(g))) <= 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-KILLS = int(os.environ.get("PEERGRID_KILLS", "30"))  # the full trial is 1000
+KILLS = int(os.environ.get("PEERGRID_KILLS", "15"))  # the full trial is 1000
 ROOT = Path(__file__).parents[2]
 
 

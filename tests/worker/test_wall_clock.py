@@ -193,7 +193,7 @@ def test_many_operations_may_take_longer_than_one(slow: Asker, monkeypatch: pyte
     async def work() -> None:
         requests = 0
         while len({at for at in seen if at is not None and at[1] > 0}) < 2:
-            await slow.worker.run([svd(x) for _ in range(100)])
+            await slow.worker.run([svd(x) for _ in range(160)])
             requests += 1
             assert requests < 1000, "it never said how far it was"
 
