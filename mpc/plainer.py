@@ -132,6 +132,51 @@ def _std_mean(
     return var.sqrt(), mean
 
 
+@rule("native_layer_norm.default")
+def _layer_norm(lowering: Lowering, arguments: Arguments) -> Any:
+    weight, bias = arguments["weight"], arguments["bias"]
+    if weight is None and bias is None:
+        return None
+    own = (arguments["input"], arguments["normalized_shape"], None, None, arguments["eps"])
+    made, mean, scale = lowering.apply(_aten.native_layer_norm.default, *own)
+    if weight is not None:
+        made = lowering.apply(_aten.mul.Tensor, made, weight)
+    if bias is not None:
+        made = lowering.apply(_aten.add.Tensor, made, bias)
+    return made, mean, scale
+
+
+@rule("native_batch_norm.default", "_native_batch_norm_legit.default")
+def _batch_norm(lowering: Lowering, arguments: Arguments) -> Any:
+    """In training each channel is a row."""
+    return lowering.written(lambda: _of_channels(**arguments)) if arguments["training"] else None
+
+
+def _of_channels(
+    input: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    swapped = input.transpose(0, 1)
+    rows = swapped.reshape(input.shape[1], -1)
+    normal, mean, scale = torch.native_layer_norm(rows, [rows.shape[1]], None, None, eps)
+    made, wide = normal.reshape(swapped.shape).transpose(0, 1), (-1, *(1,) * (input.dim() - 2))
+    if weight is not None:
+        made = made * weight.reshape(wide)
+    if bias is not None:
+        made = made + bias.reshape(wide)
+    if running_mean is not None:
+        running_mean.copy_(momentum * mean.flatten() + (1 - momentum) * running_mean)
+    if running_var is not None:
+        running_var.copy_(momentum * rows.var(1) + (1 - momentum) * running_var)
+    return made.contiguous(), mean.flatten(), scale.flatten()
+
+
 @_said("native_group_norm.default")
 def _group_norm(
     input: torch.Tensor,
@@ -144,9 +189,8 @@ def _group_norm(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     groups = input.reshape(N, group, C // group * HxW)
-    var, mean = torch.var_mean(groups, [2], correction=0, keepdim=True)
-    scale = (var + eps).rsqrt()
-    made = ((groups - mean) * scale).reshape(N, C, HxW)
+    rows, mean, scale = torch.native_layer_norm(groups, [groups.shape[2]], None, None, eps)
+    made = rows.reshape(N, C, HxW)
     if weight is not None:
         made = made * weight.reshape(C, 1)
     if bias is not None:

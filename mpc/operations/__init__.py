@@ -11,6 +11,7 @@ largest       largest, smallest, their places, pools
 choices       by secret truth values
 functions     of one secret: exponential, waves, what saturates
 quotients     reciprocals, roots, logarithms, powers
+normal        rows of mean 0 and variance 1
 softmax       softmax, its logarithm, losses of labels
 pools         pools and their gradients
 distances     products of many elements; distances of rows
@@ -28,6 +29,7 @@ from mpc.operations import (
     largest,
     linear,
     logic,
+    normal,
     ordering,
     places,
     pools,
@@ -49,6 +51,7 @@ __all__ = [
     "largest",
     "linear",
     "logic",
+    "normal",
     "ordering",
     "places",
     "pools",

@@ -56,7 +56,7 @@ _LOG: Final = _fit(  # 8.3e-6
         *(-0.192221398, -0.104437386, -0.033601031, -0.002733164, 0.003079829, 0.001542609, 0.00027211),
     ),
 )
-_RSQRT: Final = _fit(  # 1.6e-5
+RSQRT: Final = _fit(  # 1.6e-5
     5.023374655,
     (
         *(6.365110035, 3.497236411, 0.491939583, -1.535803332, -2.155752871, -1.716853142, -0.909211744),
@@ -93,7 +93,12 @@ def _places(digits: int) -> list[int]:
 
 def _digits(party: Party, x: Secret) -> Protocol[Digits]:
     """A positive x. Eight rounds, and one before where it is a product."""
-    words = yield from _words(party, x)
+    return (yield from digits_of_words(party, (yield from _words(party, x))))
+
+
+def digits_of_words(party: Party, words: torch.Tensor) -> Protocol[Digits]:
+    """Of words in [0, 2^(28 + precision)). Eight rounds."""
+    words = flat(words)
     first = yield from leading_digit(party, words, digits_of(party.precision, WIDE))
     return (yield from _normal(party, words, first))
 
@@ -104,7 +109,7 @@ def _normal(party: Party, size: torch.Tensor, first: Leading) -> Protocol[Digits
     return Digits(first, place, z)
 
 
-def _series_of_z(party: Party, digits: Digits, wanted: Series, bits: int) -> Protocol[torch.Tensor]:
+def series_of_z(party: Party, digits: Digits, wanted: Series, bits: int) -> Protocol[torch.Tensor]:
     """The series of z, with so many fractional bits. Two rounds."""
     z = Secret(digits.z, 4 * digits.first.digits, torch.float64)
     (value,) = yield from series(party, z, wanted)
@@ -122,10 +127,10 @@ def _series_and_power(
     party: Party, digits: Digits, wanted: Series, power: Callable[[int], float]
 ) -> Protocol[tuple[torch.Tensor, int]]:
     """The series of z times 2^power of its digit, and its fractional bits. Three rounds."""
-    numbers, bits = _powers(party, digits.first.digits, power)
-    value = yield from _series_of_z(party, digits, wanted, _value_bits(party))
+    numbers, bits = powers(party, digits.first.digits, power)
+    value = yield from series_of_z(party, digits, wanted, value_bits(party))
     share = yield from multiply(party, Multiply(), value, digits.first.chosen(numbers))
-    return share, _value_bits(party) + bits
+    return share, value_bits(party) + bits
 
 
 def _shaped(made: Secret, x: Secret) -> Secret:
@@ -133,15 +138,15 @@ def _shaped(made: Secret, x: Secret) -> Secret:
     return Secret(made.share[: x.share.numel()].view(x.shape), made.bits, x.dtype if x.is_real else torch.float32)
 
 
-def _value_bits(party: Party) -> int:
+def value_bits(party: Party) -> int:
     """Fractional bits of a series' value: with what it is multiplied by it has to fit a word."""
     return _VALUE_BITS if party.precision <= 16 else _VALUE_BITS - 4
 
 
-def _powers(party: Party, digits: int, power: Callable[[int], float]) -> tuple[list[int], int]:
+def powers(party: Party, digits: int, power: Callable[[int], float]) -> tuple[list[int], int]:
     """2^power of each digit, and how many fractional bits they have: as many as are needed, and fit."""
     exponents = [power(digit) for digit in range(digits)]
-    room = MAGNITUDE - 5 - _value_bits(party) - math.ceil(max(exponents))  # a value of z is at most 16
+    room = MAGNITUDE - 5 - value_bits(party) - math.ceil(max(exponents))  # a value of z is at most 16
     bits = min(math.ceil(-min(exponents)) + (0 if exponents[0].is_integer() else 8), room)
     return [round(2.0 ** (each + bits)) for each in exponents], bits
 
@@ -240,14 +245,12 @@ def _over_root(party: Party, x: Any, root: Digits, dtype: torch.dtype, shape: to
     """x / root of y, for |x| < 2^22, however large or small both are: first x is brought to the size of the quotient,
     then multiplied by the series. Three rounds."""
     half = party.precision / 2
-    numbers, bits = _powers(party, root.first.digits, lambda digit: half - 2 - 2 * digit)
+    numbers, bits = powers(party, root.first.digits, lambda digit: half - 2 - 2 * digit)
     count = shape.numel()
     scale = Secret(root.first.chosen(numbers)[:count].view(shape), 0, torch.int64)
     if not isinstance(x, Secret):
         x = known(party, torch.as_tensor(x, dtype=torch.float64), party.precision, scale)
-    size, value = yield from together(
-        _of_size(party, x, scale, bits), _series_of_z(party, root, _RSQRT, party.precision)
-    )
+    size, value = yield from together(_of_size(party, x, scale, bits), series_of_z(party, root, RSQRT, party.precision))
     return (yield from product(party, Multiply(), size, Secret(value[:count].view(shape), size.bits, dtype), dtype))
 
 
@@ -271,7 +274,7 @@ def rsqrt(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """1 / root of x, 2^-16 <= x < 2^28: relative error below 2e-5, or 4e-5. Twelve rounds."""
     half = party.precision / 2
     digits = yield from _digits(party, arguments["self"])
-    return (yield from _scaled(party, arguments["self"], digits, _RSQRT, lambda digit: half - 2 - 2 * digit))
+    return (yield from _scaled(party, arguments["self"], digits, RSQRT, lambda digit: half - 2 - 2 * digit))
 
 
 @secure("log")
@@ -280,7 +283,7 @@ def log(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     x: Secret = arguments["self"]
     digits = yield from _digits(party, x)
     bits, above = max(_VALUE_BITS, party.precision), 4 - party.precision
-    value = yield from _series_of_z(party, digits, _LOG, bits)
+    value = yield from series_of_z(party, digits, _LOG, bits)
     logs = [round((4 * digit + above) * _LOG_OF_2 * (1 << bits)) for digit in range(digits.first.digits)]
     made = yield from settled(party, Secret(value + digits.first.chosen(logs), bits, x.dtype))
     return Secret(made.share[: x.share.numel()].view(x.shape), made.bits, x.dtype)

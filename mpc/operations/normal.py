@@ -1,0 +1,88 @@
+"""Normalisation of rows: (x - mean) / root of (variance + eps).
+
+A variance of 0.01 has 650 units of 2^-16, and its rounding alone would move the result by more than it may: so variance
+and mean keep 26 fractional bits, and x - mean is brought to the size of the quotient before it is rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+
+from mpc.arithmetic import multiply
+from mpc.bilinear import Multiply
+from mpc.operations.quotients import RSQRT, digits_of_words, powers, series_of_z, value_bits
+from mpc.party import Party
+from mpc.rounds import Protocol, together
+from mpc.secret import Digits, Secret, real, rescaled, settled
+from mpc.table import Arguments, secure
+from protocol.errors import BadRequest
+
+_BITS: Final = 26  # fractional bits of mean and variance, or more where the run's precision is higher
+_OF_MEAN: Final = 20  # bits of the number by which sums become means
+_OF_VARIANCE: Final = 17
+
+
+@secure("native_layer_norm")
+def normalised(party: Party, name: str, arguments: Arguments) -> Protocol[tuple[Secret, Secret, Secret]]:
+    """Rows of mean 0 and variance 1, the means, and 1 / root of each variance and eps: to within 1e-3 for rows of n
+    elements with |mean| * n < 2^25, variance * n < 2^28 and variance < 2^18. Weight and bias come after it
+    (plainer.py). Sixteen rounds, and one before where x is a product."""
+    x, count = real(party, arguments["input"]), math.prod(arguments["normalized_shape"])
+    if count == 0:
+        raise BadRequest(f"{name}: rows of no elements have no mean", operation=name)
+    dims = list(range(x.share.dim() - len(arguments["normalized_shape"]), x.share.dim()))
+    x = rescaled((yield from settled(party, x)), party.precision)
+    bits = max(_BITS, party.precision)
+    sums = _over(x.share.sum(dims, keepdim=True), party.precision, count, _OF_MEAN)
+    centre, mean = yield from together(settled(party, sums, bits), settled(party, sums))
+    rest = x.share - rescaled(mean, party.precision).share
+    squares = (yield from multiply(party, Multiply(), rest, rest)).sum(dims, keepdim=True)
+    # What is cut off a sum is the less of a mean the more there are.
+    kept = party.precision + max(0, bits - party.precision - int(math.log2(count)))
+    total = yield from settled(party, Secret(squares, 2 * party.precision, torch.float64), kept)
+    variance = yield from settled(party, _over(total.share, total.bits, count, _OF_VARIANCE), bits)
+    words = rescaled(variance, bits).share
+    if party.is_first:
+        words = words + round(arguments["eps"] * (1 << bits))
+    root = yield from digits_of_words(party, words)
+    fine = Secret(rescaled(x, bits).share - rescaled(centre, bits).share, bits, x.dtype)
+    made, scale = yield from _over_root(party, fine, root, words.shape, bits)
+    return _as(made, x), _as(mean, x), _as(scale, x)
+
+
+def _over(sums: torch.Tensor, bits: int, count: int, more: int) -> Secret:
+    """The mean of so many, of their sum: one multiplication by a number of at most `more` + 1 bits."""
+    shift = more + math.ceil(math.log2(count))
+    return Secret(sums * round((1 << shift) / count), bits + shift, torch.float64)
+
+
+def _over_root(party: Party, x: Secret, root: Digits, shape: torch.Size, bits: int) -> Protocol[tuple[Secret, Secret]]:
+    """x / root of y, and 1 / root of y, for words of y with so many fractional bits. Four rounds."""
+    count, half = shape.numel(), bits / 2
+    numbers, moved = powers(party, root.first.digits, lambda digit: half - 2 - 2 * digit)
+    scale = root.first.chosen(numbers)
+    size, value = yield from together(
+        _brought(party, x, scale[:count].view(shape), moved),
+        series_of_z(party, root, RSQRT, value_bits(party)),
+    )
+    out, one = yield from together(
+        multiply(party, Multiply(), size.share, value[:count].view(shape)), multiply(party, Multiply(), value, scale)
+    )
+    out, one = yield from together(
+        settled(party, Secret(out, size.bits + value_bits(party), torch.float64)),
+        settled(party, Secret(one[:count].view(shape), moved + value_bits(party), torch.float64)),
+    )
+    return out, one
+
+
+def _brought(party: Party, x: Secret, scale: torch.Tensor, bits: int) -> Protocol[Secret]:
+    """x times a power of its digit. Two rounds."""
+    share = yield from multiply(party, Multiply(), x.share, scale)
+    return (yield from settled(party, Secret(share, x.bits + bits, x.dtype)))
+
+
+def _as(made: Secret, x: Secret) -> Secret:
+    return Secret(made.share, made.bits, x.dtype)
