@@ -76,11 +76,11 @@ def capture_model(module: nn.Module, example: Any = None) -> ModelSpec:
             try:
                 return looped_spec(module, args, kwargs)
             except CannotCapture as error:
-                raise CannotCapture(f"{refused.message}; nor does it go as a plan: {error.message}") from None
+                raise CannotCapture(f"{refused}; nor does it go as a plan: {error.message}") from None
 
 
-class _Refused(CannotCapture):
-    """Not by torch.export."""
+class _Refused(Exception):
+    """By torch.export; it says why. No error of ours yet: perhaps the module goes as a plan."""
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -233,7 +233,7 @@ async def test_budgets_hold_for_whoever_comes_over_the_wire(tmp_path: Path) -> N
     ann, bob = Identity.generate(), Identity.generate()
     plain = PoolSettings()
     worker = dataclasses.replace(plain.worker, memory=256 << 20, seconds=1.0)
-    settings = dataclasses.replace(plain, worker=worker, cpu=0.0001, burst=0.5)
+    settings = dataclasses.replace(plain, worker=worker, cpu=0.0001, burst=2.0)
     async with (
         alice(tmp_path, settings) as peer,
         joined(peer, tmp_path, ann) as g,
