@@ -120,7 +120,7 @@ def executor(objects: Objects) -> interpreter.Execute:
     return _Executor(objects) if objects.is_on_cpu else partial(run, objects)
 
 
-class _Unfilled:
+class Unfilled:
     """What `runtime.warm` has torch fill is not filled in this context."""
 
     __slots__ = ("_was",)
@@ -138,7 +138,7 @@ class _Executor:
 
     __slots__ = ("_objects",)
 
-    unfilled = _Unfilled
+    unfilled = Unfilled
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects

@@ -13,6 +13,7 @@ that it makes; each of its floats stands for the next one of a use.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ import torch
 
 from compute.dtypes import NAME_OF
 from compute.operations import OPERATIONS
-from peer.worker.execution import execute, keep, refused
+from compute.whole import is_whole
+from peer.worker.execution import Unfilled, execute, keep, refused
 from peer.worker.objects import Objects
 from peer.worker.steps import Learner, Step, count_floats, look_like, number_of, written_by
 from protocol import limits
@@ -40,11 +42,13 @@ Beat = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What is known of the uses whose given objects look so. `results` has what all operations give, as it is told."""
+    """What is known of the uses whose given objects look so. `results` has what all operations give, as it is told;
+    `is_whole`: all of them write every element of that (compute/whole.py)."""
 
     look: Look
     steps: list[Step]
     results: list[Any]
+    is_whole: bool
 
 
 class Stretch:
@@ -124,7 +128,8 @@ class Use:
         look = stretch.look(values, self._floats) if objects.is_on_cpu else None
         plan = None if look is None else stretch.find(look)
         if plan is not None:
-            done = self._run_known(plan, values, beat)
+            with Unfilled() if plan.is_whole else contextlib.nullcontext():
+                done = self._run_known(plan, values, beat)
             if done == len(plan.steps):
                 told, stretch.told = stretch.told, plan
                 return None if told is plan else plan.results
@@ -218,7 +223,9 @@ class Use:
                 beat(len(self._results))
         if not learner.is_good:
             return None
-        plan = Plan(look, learner.finish(len(self._given)), self._results)
+        steps = learner.finish(len(self._given))
+        whole = all(is_whole(step.entry) for step in steps)
+        plan = Plan(look, steps, self._results, whole)
         self._stretch.learn(plan)
         return plan
 

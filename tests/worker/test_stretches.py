@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import deterministic
 
 from compute.cost import ALLOWED
 from compute.values import tensor_bytes
 from peer.stretch import Stretch
-from peer.worker import repeated
+from peer.worker import repeated, stretches
 from peer.worker.runtime import Runtime
 from protocol import limits
 from tests.full import FULL
@@ -415,3 +416,36 @@ def test_one_that_is_to_be_forgotten_is() -> None:
     for number in range(3):
         world.runtime.handle(["stretch", number, [], number - 1 if number else None], [])
     assert list(world.runtime._stretches) == [2]
+
+
+@pytest.mark.parametrize(
+    ("operation", "is_filled"), [(["aten.mm.default", ["x", "x"]], False), (["aten.cumsum.default", ["x", 0]], True)]
+)
+def test_only_what_leaves_nothing_out_runs_in_memory_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, operation: list[Any], is_filled: bool
+) -> None:
+    seen, known = [], stretches.Use._run_known
+
+    def noted(use: stretches.Use, *given: Any) -> int:
+        seen.append(deterministic.fill_uninitialized_memory)
+        return known(use, *given)
+
+    monkeypatch.setattr(stretches.Use, "_run_known", noted)
+    world, x, number = World(), b"x" * 16, 0
+    world.provide(x, torch.ones(2, 2))
+    name, args = operation
+
+    def operations() -> list[Any]:
+        nonlocal number
+        number += 1
+        made = [number.to_bytes(16, "big"), (1000 + number).to_bytes(16, "big")]
+        given = [x if each == "x" else each for each in args]
+        return [[name, given, {}, made[:1]], ["aten.relu.default", made[:1], {}, made[1:]]]
+
+    stretch = Stretch.of(operations())
+    assert stretch is not None
+    world.keep(1, stretch)
+    for _ in range(3):
+        world.again(1, Used(operations()), None, [])
+    assert seen == [is_filled, is_filled]  # the first use is looked at one by one
+    assert deterministic.fill_uninitialized_memory
