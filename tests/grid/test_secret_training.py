@@ -93,7 +93,7 @@ async def test_a_training_loop_is_the_one_in_the_clear(model: str, optimizer: st
 @pytest.mark.parametrize("optimizer", list(_OTHERS))
 async def test_optimisers_step_by_step_are_those_in_the_clear(optimizer: str) -> None:
     """Each step is computed before the next: squares of gradients lie at the parties meanwhile, with all digits."""
-    torch.manual_seed(1)
+    torch.manual_seed(2)  # so that no gradient is nearly 0: what is rounded off would be much of the step
     of, plain = secrets(), nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
     before = copy.deepcopy(plain)
     both = _both(of, plain, _OTHERS[optimizer])
@@ -105,7 +105,7 @@ async def test_optimisers_step_by_step_are_those_in_the_clear(optimizer: str) ->
     for got, want, old in zip(made.parameters(), plain.parameters(), before.parameters(), strict=True):
         moved = float((want - old).detach().abs().max())
         assert moved > 5e-3
-        torch.testing.assert_close(got, want, atol=0.03 * moved, rtol=0)
+        torch.testing.assert_close(got, want, atol=0.01 * moved, rtol=0)
     for state, theirs in zip(both[0][1].state.values(), both[1][1].state.values(), strict=True):
         if "exp_avg_sq" in state:
             got = (await state["exp_avg_sq"].get()).double()
