@@ -31,6 +31,5 @@ _WHOLE: Final = frozenset(
 
 
 def is_whole(entry: Entry) -> bool:
-    """Whether its kernel writes all of what it gives, or gives views, or what was there."""
-    is_old = entry.category == "view" or entry.is_inplace
-    return is_old or torch.Tag.pointwise in entry.overload.tags or entry.name in _WHOLE
+    """Whether its kernel writes all of what it gives, or gives views."""
+    return entry.category == "view" or torch.Tag.pointwise in entry.overload.tags or entry.name in _WHOLE

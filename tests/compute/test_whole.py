@@ -111,6 +111,11 @@ def test_what_leaves_something_out_is_found() -> None:
     assert not is_said(torch.ops.aten.empty_like.default)
 
 
+def test_in_place_an_operation_is_no_more_whole_than_its_kernel() -> None:
+    """It may compute elsewhere first."""
+    assert is_whole(lookup("aten.add_.Tensor")) and not is_whole(lookup("aten.cumsum_.default"))
+
+
 def test_a_program_of_such_operations_runs_in_memory_as_it_is_and_no_other() -> None:
     was = deterministic.fill_uninitialized_memory
     objects = Objects()
