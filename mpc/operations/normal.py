@@ -13,7 +13,7 @@ import torch
 
 from mpc.arithmetic import multiply
 from mpc.bilinear import Multiply
-from mpc.operations.quotients import RSQRT, digits_of_words, powers, series_of_z, value_bits
+from mpc.operations.quotients import RSQRT, digits_of_words, of_size, powers, series_of_z, value_bits
 from mpc.party import Party
 from mpc.rounds import Protocol, together
 from mpc.secret import Digits, Secret, real, rescaled, settled
@@ -41,7 +41,7 @@ def normalised(party: Party, name: str, arguments: Arguments) -> Protocol[tuple[
     rest = x.share - rescaled(mean, party.precision).share
     squares = (yield from multiply(party, Multiply(), rest, rest)).sum(dims, keepdim=True)
     # What is cut off a sum is the less of a mean the more there are.
-    kept = party.precision + max(0, bits - party.precision - int(math.log2(count)))
+    kept = party.precision + max(0, bits - party.precision - (count.bit_length() - 1))
     total = yield from settled(party, Secret(squares, 2 * party.precision, torch.float64), kept)
     variance = yield from settled(party, _over(total.share, total.bits, count, _OF_VARIANCE), bits)
     words = rescaled(variance, bits).share
@@ -55,7 +55,7 @@ def normalised(party: Party, name: str, arguments: Arguments) -> Protocol[tuple[
 
 def _over(sums: torch.Tensor, bits: int, count: int, more: int) -> Secret:
     """The mean of so many, of their sum: one multiplication by a number of at most `more` + 1 bits."""
-    shift = more + math.ceil(math.log2(count))
+    shift = more + (count - 1).bit_length()
     return Secret(sums * round((1 << shift) / count), bits + shift, torch.float64)
 
 
@@ -65,7 +65,7 @@ def _over_root(party: Party, x: Secret, root: Digits, shape: torch.Size, bits: i
     numbers, moved = powers(party, root.first.digits, lambda digit: half - 2 - 2 * digit)
     scale = root.first.chosen(numbers)
     size, value = yield from together(
-        _brought(party, x, scale[:count].view(shape), moved),
+        of_size(party, x, scale[:count].view(shape), moved, bits),
         series_of_z(party, root, RSQRT, value_bits(party)),
     )
     out, one = yield from together(
@@ -76,12 +76,6 @@ def _over_root(party: Party, x: Secret, root: Digits, shape: torch.Size, bits: i
         settled(party, Secret(one[:count].view(shape), moved + value_bits(party), torch.float64)),
     )
     return out, one
-
-
-def _brought(party: Party, x: Secret, scale: torch.Tensor, bits: int) -> Protocol[Secret]:
-    """x times a power of its digit. Two rounds."""
-    share = yield from multiply(party, Multiply(), x.share, scale)
-    return (yield from settled(party, Secret(share, x.bits + bits, x.dtype)))
 
 
 def _as(made: Secret, x: Secret) -> Secret:

@@ -250,13 +250,17 @@ def _over_root(party: Party, x: Any, root: Digits, dtype: torch.dtype, shape: to
     scale = Secret(root.first.chosen(numbers)[:count].view(shape), 0, torch.int64)
     if not isinstance(x, Secret):
         x = known(party, torch.as_tensor(x, dtype=torch.float64), party.precision, scale)
-    size, value = yield from together(_of_size(party, x, scale, bits), series_of_z(party, root, RSQRT, party.precision))
+    size, value = yield from together(
+        of_size(party, x, scale.share, bits, party.precision), series_of_z(party, root, RSQRT, party.precision)
+    )
     return (yield from product(party, Multiply(), size, Secret(value[:count].view(shape), size.bits, dtype), dtype))
 
 
-def _of_size(party: Party, x: Secret, scale: Secret, bits: int) -> Protocol[Secret]:
-    x = yield from settled(party, x)
-    share = yield from multiply(party, Multiply(), x.share, scale.share)
+def of_size(party: Party, x: Secret, scale: torch.Tensor, bits: int, most: int) -> Protocol[Secret]:
+    """x, with at most so many fractional bits, times a power of its digit, which has `bits`. Two rounds, and one before
+    where x has more."""
+    x = yield from settled(party, x, most)
+    share = yield from multiply(party, Multiply(), x.share, scale)
     return (yield from settled(party, Secret(share, x.bits + bits, x.dtype)))
 
 
