@@ -204,7 +204,7 @@ class Programs:
         return running
 
     def _unwanted(self, asker: str, asked: Asked, worker: Worker) -> tuple[list[bytes], list[bytes]]:
-        """What is to go before the run: what its worker has, and what others have."""
+        """What is not wanted any more: what the run's worker has, for it to let go of first, and what others have."""
         there: list[bytes] = []
         elsewhere: list[bytes] = []
         for id in set(asked.release).difference(asked.inputs):
