@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from mpc.rewrites import RULES, Arguments, Lowering, Rule, rule
+from mpc.rewrites import RULES, Arguments, Lowering, Rule, overload, rule
 from protocol.errors import OperationNotAllowed
 
 __all__ = ["RULES"]
@@ -21,9 +21,9 @@ _aten = torch.ops.aten
 # --- dtypes -------------------------------------------------------------------------------------------------
 
 
-def _convertedfirst(name: str) -> Rule:
+def _converted_first(name: str) -> Rule:
     """What is computed in another dtype is of that before: of reals no whole numbers are added up."""
-    operation = getattr(getattr(_aten, name.split(".")[0]), name.split(".")[1])
+    operation = overload(f"aten.{name}")
 
     def said(lowering: Lowering, arguments: Arguments) -> Any:
         value, dtype = arguments["self"], arguments["dtype"]
@@ -39,7 +39,7 @@ for _name in (
     *("softmax.int", "log_softmax.int", "sum.default", "sum.dim_IntList", "cumsum.default", "mean.default"),
     *("mean.dim", "cumprod.default", "prod.default", "prod.dim_int"),
 ):
-    rule(_name)(_convertedfirst(_name))
+    rule(_name)(_converted_first(_name))
 
 # --- truth values of numbers --------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ def _sum_of_truths(lowering: Lowering, arguments: Arguments) -> Any:
 
 def _truths_added(name: str) -> Rule:
     """True and True are True, wherever they meet."""
-    operation = getattr(getattr(_aten, name.split(".")[0]), name.split(".")[1])
+    operation = overload(f"aten.{name}")
 
     def said(lowering: Lowering, arguments: Arguments) -> Any:
         if arguments["self"].dtype != torch.bool or arguments.get("accumulate") is False:
@@ -97,7 +97,7 @@ def _filled(lowering: Lowering, arguments: Arguments) -> Any:
 
 def _of_bytes(name: str) -> Rule:
     """Whether all bytes, or any, are above zero is a byte, as torch has it."""
-    operation = getattr(getattr(_aten, name.split(".")[0]), name.split(".")[1])
+    operation = overload(f"aten.{name}")
 
     def said(lowering: Lowering, arguments: Arguments) -> Any:
         value = arguments["self"]

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from mpc.kinds import RULES
-from mpc.rewrites import Arguments, Lowering, Rule, rule
+from mpc.rewrites import Arguments, Lowering, Rule, overload, rule
 from protocol.errors import OperationNotAllowed
 
 __all__ = ["RULES"]
@@ -36,7 +36,7 @@ def _said(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _as_a_row(name: str) -> Rule:
     """A number is reduced, picked from or put into as a row of one element is."""
-    operation = getattr(getattr(_aten, name.split(".")[0]), name.split(".")[1])
+    operation = overload(f"aten.{name}")
 
     def said(lowering: Lowering, arguments: Arguments) -> Any:
         tensors = {key: each for key, each in arguments.items() if isinstance(each, torch.Tensor)}

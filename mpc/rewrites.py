@@ -67,6 +67,12 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return note
 
 
+def overload(name: str) -> Any:
+    """The overload of a name such as aten.add.Tensor."""
+    _, base, which = name.split(".")
+    return getattr(getattr(_aten, base), which)
+
+
 def _first(one: Rule, other: Rule) -> Rule:
     def said(lowering: Lowering, arguments: Arguments) -> Any:
         made = one(lowering, arguments)

@@ -17,10 +17,11 @@ from compute.rewrites import rewritten
 from compute.table import lookup
 from grid.secret import refusals
 from grid.secret.memory import View
-from grid.secret.recording import Call, Recorder, Results, meta_of, overload
+from grid.secret.recording import Call, Recorder, Results, meta_of
 from grid.secret.team import Secrets
 from grid.secret.values import Value
 from mpc.in_place import plain_form
+from mpc.rewrites import overload
 from protocol.errors import NotCollocated, OperationNotAllowed
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from compute.values import decode, encode
 from grid.secret.checked import check
 from grid.secret.team import Secrets
 from grid.secret.values import Public, Step, Value, values_in
+from mpc.rewrites import overload
 from protocol import limits
 from protocol.errors import BadRequest
 
@@ -182,12 +183,6 @@ class Recorder:
         if isinstance(values, list | tuple):
             return all(map(self.is_public, values))
         return not isinstance(values, self._kind) or isinstance(self.value_of(values).source, Public)
-
-
-def overload(name: str) -> Any:
-    """The overload of a name such as aten.add.Tensor."""
-    _, base, which = name.split(".")
-    return getattr(getattr(torch.ops.aten, base), which)
 
 
 def meta_of(tensor: torch.Tensor) -> torch.Tensor:
