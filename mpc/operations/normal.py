@@ -13,7 +13,7 @@ import torch
 
 from mpc.arithmetic import multiply
 from mpc.bilinear import Multiply
-from mpc.operations.quotients import RSQRT, digits_of_words, of_size, powers, series_of_z, value_bits
+from mpc.operations.quotients import VALUE_BITS, digits_of_words, of_size, powers, rsqrt_of, series_of_z
 from mpc.party import Party
 from mpc.rounds import Protocol, together
 from mpc.secret import Digits, Secret, real, rescaled, settled
@@ -61,19 +61,19 @@ def _over(sums: torch.Tensor, bits: int, count: int, more: int) -> Secret:
 
 def _over_root(party: Party, x: Secret, root: Digits, shape: torch.Size, bits: int) -> Protocol[tuple[Secret, Secret]]:
     """x / root of y, and 1 / root of y, for words of y with so many fractional bits. Four rounds."""
-    count, half = shape.numel(), bits / 2
-    numbers, moved = powers(party, root.first.digits, lambda digit: half - 2 - 2 * digit)
+    count, (wanted, power) = shape.numel(), rsqrt_of(bits)
+    numbers, moved = powers(root.first.digits, power)
     scale = root.first.chosen(numbers)
     size, value = yield from together(
         of_size(party, x, scale[:count].view(shape), moved, bits),
-        series_of_z(party, root, RSQRT, value_bits(party)),
+        series_of_z(party, root, wanted, VALUE_BITS),
     )
     out, one = yield from together(
         multiply(party, Multiply(), size.share, value[:count].view(shape)), multiply(party, Multiply(), value, scale)
     )
     out, one = yield from together(
-        settled(party, Secret(out, size.bits + value_bits(party), torch.float64)),
-        settled(party, Secret(one[:count].view(shape), moved + value_bits(party), torch.float64)),
+        settled(party, Secret(out, size.bits + VALUE_BITS, torch.float64)),
+        settled(party, Secret(one[:count].view(shape), moved + VALUE_BITS, torch.float64)),
     )
     return out, one
 

@@ -33,7 +33,7 @@ from mpc.table import Arguments, secure
 from mpc.waves import Series, series
 
 _PERIOD: Final = 4 / 3  # longer than z's 15/16: a series that need not repeat is a better fit
-_VALUE_BITS: Final = 24
+VALUE_BITS: Final = 24
 _LEAST_BITS: Final = 17  # fractional bits of 1 / z, which is 1 to 16: relative error 2^-17
 _MOST_BITS: Final = 24
 _TOP_BITS: Final = 22  # of x / y * z: what is below comes 16 times as large out of the quotient
@@ -56,7 +56,7 @@ _LOG: Final = _fit(  # 8.3e-6
         *(-0.192221398, -0.104437386, -0.033601031, -0.002733164, 0.003079829, 0.001542609, 0.00027211),
     ),
 )
-RSQRT: Final = _fit(  # 1.6e-5
+_RSQRT: Final = _fit(  # 1.6e-5
     5.023374655,
     (
         *(6.365110035, 3.497236411, 0.491939583, -1.535803332, -2.155752871, -1.716853142, -0.909211744),
@@ -78,6 +78,27 @@ _SQRT: Final = _fit(  # 8.9e-7
         *(-0.013449438, -0.007571527, -0.002386292, -0.00012469, 0.000258, 0.000116527, 1.8292e-05),
     ),
 )
+
+
+def _with_odd(wanted: Series) -> tuple[Series, Series]:
+    """The series, and the one times the root of 2: for words of an even and of an odd number of fractional bits."""
+    root = math.sqrt(2.0)  # exactly rounded everywhere, as IEEE 754 has it
+    cosines, sines = (tuple(each * root for each in some) for some in (wanted.cosines, wanted.sines))
+    return wanted, replace(wanted, cosines=cosines, sines=sines, constant=wanted.constant * root)
+
+
+_ROOTS: Final = _with_odd(_SQRT)
+_OVER_ROOTS: Final = _with_odd(_RSQRT)
+
+
+def sqrt_of(bits: int) -> tuple[Series, Callable[[int], int]]:
+    """Of the root of a word with so many fractional bits: the series of z, and for each digit the exponent of 2."""
+    return _ROOTS[bits % 2], lambda digit: 2 * digit + 2 - (bits + 1) // 2
+
+
+def rsqrt_of(bits: int) -> tuple[Series, Callable[[int], int]]:
+    """Of 1 / root of a word with so many fractional bits: the series of z, and for each digit the exponent of 2."""
+    return _OVER_ROOTS[bits % 2], lambda digit: bits // 2 - 2 - 2 * digit
 
 
 def _words(party: Party, x: Secret) -> Protocol[torch.Tensor]:
@@ -116,7 +137,7 @@ def series_of_z(party: Party, digits: Digits, wanted: Series, bits: int) -> Prot
     return (yield from settled(party, value, bits)).share
 
 
-def _scaled(party: Party, x: Secret, digits: Digits, wanted: Series, power: Callable[[int], float]) -> Protocol[Secret]:
+def _scaled(party: Party, x: Secret, digits: Digits, wanted: Series, power: Callable[[int], int]) -> Protocol[Secret]:
     """The series of z times 2^power of its digit, in the shape of x. Four rounds."""
     share, bits = yield from _series_and_power(party, digits, wanted, power)
     made = yield from settled(party, Secret(share, bits, x.dtype))
@@ -124,13 +145,13 @@ def _scaled(party: Party, x: Secret, digits: Digits, wanted: Series, power: Call
 
 
 def _series_and_power(
-    party: Party, digits: Digits, wanted: Series, power: Callable[[int], float]
+    party: Party, digits: Digits, wanted: Series, power: Callable[[int], int]
 ) -> Protocol[tuple[torch.Tensor, int]]:
     """The series of z times 2^power of its digit, and its fractional bits. Three rounds."""
-    numbers, bits = powers(party, digits.first.digits, power)
-    value = yield from series_of_z(party, digits, wanted, value_bits(party))
+    numbers, bits = powers(digits.first.digits, power)
+    value = yield from series_of_z(party, digits, wanted, VALUE_BITS)
     share = yield from multiply(party, Multiply(), value, digits.first.chosen(numbers))
-    return share, value_bits(party) + bits
+    return share, VALUE_BITS + bits
 
 
 def _shaped(made: Secret, x: Secret) -> Secret:
@@ -138,17 +159,12 @@ def _shaped(made: Secret, x: Secret) -> Secret:
     return Secret(made.share[: x.share.numel()].view(x.shape), made.bits, x.dtype if x.is_real else torch.float32)
 
 
-def value_bits(party: Party) -> int:
-    """Fractional bits of a series' value: with what it is multiplied by it has to fit a word."""
-    return _VALUE_BITS if party.precision <= 16 else _VALUE_BITS - 4
-
-
-def powers(party: Party, digits: int, power: Callable[[int], float]) -> tuple[list[int], int]:
-    """2^power of each digit, and how many fractional bits they have: as many as are needed, and fit."""
+def powers(digits: int, power: Callable[[int], int]) -> tuple[list[int], int]:
+    """2^power of each digit, and how many fractional bits they have. Exponents are at most 28 apart: times a value of z
+    with its 24 bits, that fits a word."""
     exponents = [power(digit) for digit in range(digits)]
-    room = MAGNITUDE - 5 - value_bits(party) - math.ceil(max(exponents))  # a value of z is at most 16
-    bits = min(math.ceil(-min(exponents)) + (0 if exponents[0].is_integer() else 8), room)
-    return [round(2.0 ** (each + bits)) for each in exponents], bits
+    bits = max(0, -min(exponents))
+    return [1 << (each + bits) for each in exponents], bits
 
 
 # --- reciprocals and quotients ------------------------------------------------------------------------------
@@ -244,14 +260,14 @@ def _inverse_of(
 def _over_root(party: Party, x: Any, root: Digits, dtype: torch.dtype, shape: torch.Size) -> Protocol[Secret]:
     """x / root of y, for |x| < 2^22, however large or small both are: first x is brought to the size of the quotient,
     then multiplied by the series. Three rounds."""
-    half = party.precision / 2
-    numbers, bits = powers(party, root.first.digits, lambda digit: half - 2 - 2 * digit)
+    wanted, power = rsqrt_of(party.precision)
+    numbers, bits = powers(root.first.digits, power)
     count = shape.numel()
     scale = Secret(root.first.chosen(numbers)[:count].view(shape), 0, torch.int64)
     if not isinstance(x, Secret):
         x = known(party, torch.as_tensor(x, dtype=torch.float64), party.precision, scale)
     size, value = yield from together(
-        of_size(party, x, scale.share, bits, party.precision), series_of_z(party, root, RSQRT, party.precision)
+        of_size(party, x, scale.share, bits, party.precision), series_of_z(party, root, wanted, party.precision)
     )
     return (yield from product(party, Multiply(), size, Secret(value[:count].view(shape), size.bits, dtype), dtype))
 
@@ -266,19 +282,19 @@ def of_size(party: Party, x: Secret, scale: torch.Tensor, bits: int, most: int) 
 
 @secure("sqrt")
 def sqrt(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
-    """Root of x, 0 <= x < 2^28: error below 4e-5, or 1e-6 of the value. Twelve rounds."""
-    x, half = arguments["self"], party.precision / 2
+    """Root of x, 0 <= x < 2^28: error below 4e-5, or 3e-6 of the value. Twelve rounds."""
+    x: Secret = arguments["self"]
     digits = yield from _digits(party, x)
-    made = yield from _scaled(party, x, digits, _SQRT, lambda digit: 2 * digit + 2 - half)
+    made = yield from _scaled(party, x, digits, *sqrt_of(party.precision))
     return replace(made, root=digits)
 
 
 @secure("rsqrt")
 def rsqrt(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """1 / root of x, 2^-16 <= x < 2^28: relative error below 2e-5, or 4e-5. Twelve rounds."""
-    half = party.precision / 2
-    digits = yield from _digits(party, arguments["self"])
-    return (yield from _scaled(party, arguments["self"], digits, RSQRT, lambda digit: half - 2 - 2 * digit))
+    x: Secret = arguments["self"]
+    digits = yield from _digits(party, x)
+    return (yield from _scaled(party, x, digits, *rsqrt_of(party.precision)))
 
 
 @secure("log")
@@ -286,7 +302,7 @@ def log(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """Natural logarithm of x, 2^-16 <= x < 2^28: error below 5e-5. Eleven rounds."""
     x: Secret = arguments["self"]
     digits = yield from _digits(party, x)
-    bits, above = max(_VALUE_BITS, party.precision), 4 - party.precision
+    bits, above = max(VALUE_BITS, party.precision), 4 - party.precision
     value = yield from series_of_z(party, digits, _LOG, bits)
     logs = [round((4 * digit + above) * _LOG_OF_2 * (1 << bits)) for digit in range(digits.first.digits)]
     made = yield from settled(party, Secret(value + digits.first.chosen(logs), bits, x.dtype))

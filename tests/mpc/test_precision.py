@@ -56,6 +56,18 @@ def test_errors_are_those_of_the_function_and_units_of_the_last_place(name: str,
     assert float((got.double() - function(x).double()).abs().max()) <= own + units * 2.0**-precision
 
 
+@pytest.mark.parametrize("precision", [11, 16, 17, 23, 24])
+@pytest.mark.parametrize(("function", "own"), [(torch.sqrt, 3e-6), (torch.rsqrt, 2e-5)])
+def test_roots_of_all_sizes_are_as_exact_at_an_odd_number_of_bits(
+    function: Callable[[torch.Tensor], torch.Tensor], own: float, precision: int
+) -> None:
+    """Where half of the bits is no whole number, a power of two is no word: the error was 1e-4 of the value."""
+    exact = torch.exp2(torch.linspace(-10, 27.9, 500, dtype=torch.float64))
+    x = torch.round(exact * 2.0**precision) / 2.0**precision
+    off = (on_shares(function, {"x": x}, 2, (), precision).double() - function(x)).abs()
+    assert bool((off <= own * function(x) + 1.5 * 2.0**-precision).all())
+
+
 @pytest.mark.parametrize("count", [3, 5])
 def test_more_parties_have_it_too(count: int) -> None:
     x = _points(-3, 3, 22)
