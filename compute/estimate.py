@@ -7,6 +7,8 @@ few microseconds. Operations whose result depends on data have a bound from thei
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +21,9 @@ from compute.bounds import BOUNDS, Result
 from compute.cost import ALLOWED, NOTHING, Cost, base_name, check_possible, cost, named
 from compute.layer_guards import differentiable
 from compute.shape_guards import SHAPE_GUARDS
-from compute.table import Entry
+from compute.table import Entry, lookup
 from protocol import limits
-from protocol.errors import GridError, OperationFailed, TooLarge
+from protocol.errors import GridError, OperationFailed, OperationNotAllowed, TooLarge
 from protocol.sizes import beyond
 
 
@@ -97,10 +99,29 @@ _seen: Final[OrderedDict[tuple[Any, ...], Estimate]] = OrderedDict()
 _OPEN: Final = Estimate((), 0, 0)
 
 
+@functools.cache
+def hangs_on_floats(name: str) -> bool:
+    """Whether what the checks of an operation find out may be another thing for other values of its floats. Elsewhere
+    these are left out of what calls are known by, so that a learning rate that changes every step does not miss.
+
+    They shape the results of factories (arange, linspace) and, as lists, of others (the factors by which an image
+    grows); and guards and bounds look at some (a scale by which a kernel would read beside the image).
+    """
+    try:
+        entry = lookup(name)
+    except OperationNotAllowed:
+        return False  # there is nothing to find out
+    kinds = [parameter.kind for parameter in entry.parameters if _MAY_BE_FLOAT & set(_WORD.findall(parameter.kind))]
+    is_looked_at = name in SHAPE_GUARDS or name in BOUNDS
+    return entry.category == "factory" or any(is_looked_at or "List[" in kind for kind in kinds)
+
+
+_WORD: Final = re.compile(r"\w+")
+_MAY_BE_FLOAT: Final = frozenset({"float", "number"})
+
+
 def _signature(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    # Floats shape the results of factories alone (arange, linspace); elsewhere their value is left out, so that a
-    # learning rate that changes every step does not miss.
-    keep = entry.category == "factory"
+    keep = hangs_on_floats(entry.name)
     key: list[Any] = [entry.name, torch.get_default_dtype()]
     for value in args:
         key.append(_key(value, keep))

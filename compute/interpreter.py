@@ -184,7 +184,7 @@ class _Run:
             values += [self._constants[number] for number in block.constants]
         for number in block.copies:
             values[number] = self._copy(values[number])
-        key = None if self._again is None else looks_of(values[:count])
+        key = None if self._again is None or block.reshapes else looks_of(values[:count])
         known = None if key is None else block.known.get(key)
         if known is not None:
             if known.is_whole and self._unfilled is not None:

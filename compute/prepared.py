@@ -67,6 +67,8 @@ class Block:
         copies: values that it writes and that are not its own: it works on copies of them.
         results: the values in `outputs`, in the order of outputs.references.
         known: what is known of runs on inputs that look alike (compute/known.py).
+        reshapes: it changes the shape of a tensor in place: what it gives hangs on which inputs are one tensor, and so
+            nothing is known of it by looks.
     """
 
     body: int | None
@@ -77,6 +79,7 @@ class Block:
     constants: tuple[int, ...]
     copies: tuple[int, ...]
     known: dict[tuple[Any, ...], Any]
+    reshapes: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +137,8 @@ def _block(body: int | None, block: Body | Program, its: Sharing) -> Block:
     frees = _frees(drafts, set(_used(outputs)), end)
     steps = tuple(replace(step, frees=tuple(frees.get(step.at, ())), copies=step.at in its.copied) for step in drafts)
     copies = tuple(sorted(number if number >= 0 else place[-1 - number] for number in its.written))
-    return Block(body, block.inputs, steps, outputs, results, tuple(place), copies, {})
+    reshapes = any(step.entry is not None and step.entry.reshapes for step in steps)
+    return Block(body, block.inputs, steps, outputs, results, tuple(place), copies, {}, reshapes)
 
 
 def _step(node: Node, at: int, number: int, refer: Any) -> Step:

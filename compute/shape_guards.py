@@ -94,6 +94,35 @@ def _grid(call: Call) -> torch.Tensor:
     return _zeros([*given.shape[:2], *grid.shape[1:-1]])
 
 
+def _sampled(call: Call) -> None:
+    """The kernel for 16-bit numbers counts its pixels in them: it reads beside an image that they do not reach."""
+    given = call["input"]
+    if given.dtype.itemsize > 2 or given.dim() != 4:
+        return
+    sides, steps = given.shape[2:], given.stride()[2:]
+    reach = max(math.prod(sides) - 1, sum((side - 1) * step for side, step in zip(sides, steps, strict=True)))
+    require(
+        max(sides) <= _SIDE and reach <= _REACH,
+        f"images of {NAME_OF.get(given.dtype)} have sides of at most {_SIDE} here, and {_REACH + 1} pixels: "
+        "use .float()",
+    )
+
+
+_SIDE: Final = 256  # bfloat16 tells all places up to it apart
+_REACH: Final = (1 << 15) - 1
+
+
+def _sampled_backward(call: Call) -> None:
+    _as_forward("grad_output", _grid)(call)
+    _sampled(call)
+
+
+def _summed(call: Call) -> None:
+    """With nothing to add up, the kernel for 16-bit numbers writes nothing."""
+    is_short = call["batch1"].dtype.itemsize <= 2
+    require(not is_short or bool(call["alpha"] or call["beta"]), "with alpha = 0 and beta = 0: write zeros instead")
+
+
 def _upsample(call: Call) -> None:
     out = [call["output_size"]] if isinstance(call["output_size"], int) else call["output_size"]
     if "input_size" in call:
@@ -245,7 +274,8 @@ SHAPE_GUARDS: Final[Mapping[str, Guard]] = {
         "avg_pool3d_backward": _as_forward("grad_output", lambda call: _avg_pool(call, 3)),
         **{f"{pad}_backward": _padded(pad) for pad in _PADS},
         **{f"{name}{form}": _upsample for name in (*_UPSAMPLES, *_SMOOTHED) for form in ("", "_backward")},
-        "grid_sampler_2d_backward": _as_forward("grad_output", _grid),
+        **dict.fromkeys(("grid_sampler", "grid_sampler_2d"), _sampled),
+        "grid_sampler_2d_backward": _sampled_backward,
         "grid_sampler_3d_backward": _as_forward("grad_output", _grid),
         "_scaled_dot_product_flash_attention_for_cpu": layers.attention,
         "_scaled_dot_product_flash_attention_for_cpu_backward": layers.attention,
@@ -261,6 +291,7 @@ SHAPE_GUARDS: Final[Mapping[str, Guard]] = {
         "_standard_gamma_grad": lambda call: same_shapes(call, "self", "output"),
         "_dirichlet_grad": lambda call: same_shapes(call, "x", "alpha", "total"),
         "binomial": lambda call: same_shapes(call, "count", "prob"),
+        **dict.fromkeys(("baddbmm", "baddbmm_"), _summed),
         "lstm.input": layers.rnn(4),
         "gru.input": layers.rnn(3),
         "rnn_tanh.input": layers.rnn(1),

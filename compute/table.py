@@ -118,6 +118,11 @@ class Entry:
             return ()
         return self.writes
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether its first argument has another shape afterwards: then so does whatever else is that very tensor."""
+        return torch.Tag.inplace_view in self.overload.tags and self.name != _DETACHED
+
     def _check_required(self, given: int, kwargs: Mapping[str, object]) -> None:
         for position in self._required:
             if position >= given and self.parameters[position].name not in kwargs:
@@ -130,6 +135,7 @@ class Entry:
         return beyond("MAX_INT", size, "{operation} {what}", operation=self.name, what=what)
 
 
+_DETACHED: Final = "aten.detach_.default"  # a view in place, but of the same shape
 _ENTRIES: Final[dict[str, Entry]] = {}
 
 

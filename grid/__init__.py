@@ -39,6 +39,7 @@ Files in import order:
     runs.py       what runs at peers: listed, ended
     searching.py  a search of all peers at once
     mesh.py       the grid without tensors: who is there, and what they say they have
+    opening.py    what connect and local return, to be awaited
     found.py      objects of any kind where they are: changed, deleted, moved, copied
     stored_programs.py  the programs of stored plans and models, to be read
     putting.py    files into peers
@@ -236,6 +237,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module 'grid' has no attribute {name!r}")
+        from grid.hints import for_name_of_grid
+
+        hint = for_name_of_grid(name)
+        raise AttributeError(f"module 'grid' has no attribute {name!r}{hint and f': {hint}'}", name=name)
     value = globals()[name] = getattr(importlib.import_module(home), name)
     return value

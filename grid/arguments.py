@@ -68,9 +68,9 @@ def _is_number(tensor: torch.Tensor) -> bool:
 def _tells_nothing(tensor: torch.Tensor) -> bool:
     if bool(((tensor == 0) | (tensor == float("-inf"))).all()):
         return True
-    if tensor.is_floating_point() or tensor.is_complex():
-        rows = len(tensor)
-        return tensor.shape == (rows, rows) and torch.equal(tensor, torch.eye(rows).to(tensor) * tensor[0, 0])
+    rows, is_number = len(tensor), tensor.is_floating_point() or tensor.is_complex()
+    if is_number and tensor.shape == (rows, rows) and torch.equal(tensor, torch.eye(rows).to(tensor) * tensor[0, 0]):
+        return True
     return bool((tensor.flatten() == torch.arange(tensor.numel())).all())
 
 
@@ -120,7 +120,8 @@ class Arguments:
         is_made = " (torch.istft makes such a window itself: send one, and give it that)" if _is_window(tensor) else ""
         raise NotCollocated(
             f"one tensor, {list(tensor.shape)}, is here and the others are at {home}: send it there first "
-            f"(y = await g[{home!r}].send(y)), or get the others (await x.get()){is_made}"
+            f"(y = await g[{home!r}].send(y); a small one without waiting: y = x.new_tensor(y)), or get the others "
+            f"(await x.get()){is_made}"
         )
 
     def _find_along(self, entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -6,7 +6,10 @@ In the loop's own thread nobody can wait, or the answer would never be read: the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
     from grid.remote import RemotePeer
 
 T = TypeVar("T")
+
+STUCK: Final = 2.0
+"""Every so many seconds somebody who waits for a value looks whether the loop, which would bring it, waits for him."""
+_LIBRARY: Final = os.path.dirname(threading.__file__)
 
 IN_A_THREAD: Final = "or run the code in a thread, where it waits by itself (await asyncio.to_thread(function))"
 """How the sentence of a NeedsAwait ends."""
@@ -31,12 +38,34 @@ def block(home: RemotePeer, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """What the coroutine gives that `make` makes, run in the loop that `home` was connected in.
 
     Raises:
-        BadRequest: that loop does not run any more.
+        BadRequest: that loop does not run, or not any more; or its thread waits for another, this one as a rule.
     """
     check_loop(home)
     if not home.loop.is_running():
-        raise over(home.loop, home.name)
-    return asyncio.run_coroutine_threadsafe(make(), home.loop).result()
+        raise BadRequest(_STANDING.format(home=home.name))
+    asked = asyncio.run_coroutine_threadsafe(make(), home.loop)
+    turned, where = None, None
+    while True:
+        with contextlib.suppress(TimeoutError):
+            return asked.result(STUCK)
+        if asked.done():
+            return asked.result()  # or its own TimeoutError
+        if turned is not None and not turned.is_set() and where == _waits_at(home.grid.thread):
+            if where is not None or not home.loop.is_running():
+                asked.cancel()
+                raise BadRequest((_STANDING if where is None else _STUCK).format(home=home.name, where=where))
+        turned, where = threading.Event(), _waits_at(home.grid.thread)
+        home.loop.call_soon_threadsafe(turned.set)
+
+
+def _waits_at(thread: int) -> str | None:
+    """Where a thread waits for another one: the line that says so; None where it does not."""
+    frame = sys._current_frames().get(thread)
+    if frame is None or frame.f_code.co_filename != threading.__file__:
+        return None
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARY):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def check_loop(home: RemotePeer) -> None:
@@ -95,6 +124,15 @@ _ELSEWHERE: Final = (
     "this belongs to a connection to {home} that another process made, from which this one was forked (a DataLoader "
     "with num_workers, multiprocessing): use pointers in the process that connected (num_workers=0), or connect again "
     "here, and search for what is published"
+)
+_STUCK: Final = (
+    "the value is at {home}, and the event loop that would bring it here stands still: its thread waits for another "
+    "one at {where}. Do not wait for a thread there (join(), result(), map() of an executor): await it (await "
+    "asyncio.to_thread(function))"
+)
+_STANDING: Final = (
+    "this belongs to a connection to {home} whose event loop does not run now, so nothing can be waited for: await it "
+    "in that loop (loop.run_until_complete(pointer.get())), or run this code in a thread while the loop runs"
 )
 _OVER: Final = (
     "this belongs to a connection to {home} that ended with its event loop (asyncio.run ends one each time): do all "

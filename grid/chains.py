@@ -38,6 +38,7 @@ def link_soon(home: RemotePeer, target: Pointer) -> Pointer:
     if can_block():
         block(home, lambda: _link_now(home, handle, target))
     else:
+        check_own_loop(home)
         task = home.loop.create_task(_link_now(home, handle, target))
         _under_way.add(task)
         task.add_done_callback(_under_way.discard)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from typing import Any
 
 from grid.explaining import Explanation
@@ -14,6 +15,7 @@ from grid.mapping import Mapper
 from grid.mesh import Mesh, PeerInfo
 from grid.modules import fetch_state
 from grid.multi import MultiPointer, at_each
+from grid.opening import Opening
 from grid.plans import Plan
 from grid.remote import RemotePeer
 from grid.running import Runner
@@ -48,6 +50,7 @@ class Grid(Mesh):
     ) -> None:
         super().__init__(identity, name, neighbours, patience)
         self._remotes: dict[str, RemotePeer] = {}  # by id
+        self._first_look = threading.Lock()  # one peer is one object
         self._runner = Runner(self)
         self._mapper = Mapper(self, self._runner)
         self.sessions = Sessions(self)  # the secure ones of this client
@@ -70,6 +73,8 @@ class Grid(Mesh):
 
     def __getitem__(self, name_or_id: str) -> RemotePeer:
         """The peer of that name, id or beginning of an id. UnknownPeer, AmbiguousPeer."""
+        if not isinstance(name_or_id, str):
+            raise BadRequest(f"a peer is asked for by its name or id, as in g['alice'], not by {name_or_id!r:.60}")
         return self._remote(self.find_member(name_or_id))
 
     def __iter__(self) -> Iterator[RemotePeer]:
@@ -78,8 +83,11 @@ class Grid(Mesh):
     def _remote(self, member: Member) -> RemotePeer:
         remote = self._remotes.get(member.id)
         if remote is None:
-            loop = asyncio.get_running_loop()
-            remote = self._remotes[member.id] = RemotePeer(member, self._links, self.identity.id, loop, self)
+            with self._first_look:  # whatever thread asks, and whatever loop runs there
+                remote = self._remotes.get(member.id)
+                if remote is None:
+                    remote = RemotePeer(member, self._links, self.identity.id, self._loop, self)
+                    self._remotes[member.id] = remote
         remote.member = member
         return remote
 
@@ -143,6 +151,7 @@ class Grid(Mesh):
 
         What failed is still told where its result is awaited.
         """
+        self.check_loop()
         for remote in list(self._remotes.values()):
             await remote.outbox.settle()
 
@@ -191,6 +200,7 @@ class Grid(Mesh):
             On shares also: OperationNotAllowed: something has no secure form; Denied: an owner does not let you learn
             what is computed from an object (`reveal`); PartyFailed: it names who failed, and nothing was revealed.
         """
+        self.check_loop()
         how = OnShares(parties, provider, reveal_to, precision, checked, keep, patience)
         if not how.is_asked:
             ready = self._runner.at_hand(plan, args, kwargs)
@@ -237,6 +247,7 @@ class Grid(Mesh):
         Raises:
             NotFound, Ambiguous, CannotCapture: as `run`.
         """
+        self.check_loop()
         how = OnShares(parties, provider, reveal_to, precision, checked, keep)
         if how.is_asked or self.has_secrets(args, kwargs):
             return await self._secure.explain(plan, args, kwargs, how)
@@ -262,6 +273,7 @@ class Grid(Mesh):
         Raises:
             TooLarge: it is more than a party keeps (`SECURE_STOCK`). What `run` raises.
         """
+        self.check_loop()
         how = OnShares(parties, provider, precision=precision, checked=checked)
         return await self._secure.prepare(plan, args, kwargs, how, runs)
 
@@ -272,6 +284,7 @@ class Grid(Mesh):
         Raises:
             NotFound, Ambiguous, CannotCapture: as `run`.
         """
+        self.check_loop()
         return await self._runner.build(plan, args, kwargs)
 
     async def map(self, plan: Any, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -286,6 +299,7 @@ class Grid(Mesh):
             peers, or something private would have to go elsewhere. What `run` raises, before any peer runs.
             The first failure where some peers failed: it names them, and its `results` is what the others gave.
         """
+        self.check_loop()
         return await self._mapper.map(plan, args, kwargs)
 
     async def reduce(self, results: Any, /, *args: Any, how: Any = "mean", weights: Any = None, **kwargs: Any) -> Any:
@@ -304,6 +318,7 @@ class Grid(Mesh):
         Raises:
             NotCollocated: private results are at different peers. BadRequest: shapes that have no sum.
         """
+        self.check_loop()
         if callable(results) or isinstance(results, str):
             results = await self.map(results, *args, **kwargs)
         elif args or kwargs:
@@ -320,7 +335,7 @@ def connect(
     folders: Folders | None = None,
     name: str = "",
     patience: float = limits.RECONNECT_TIMEOUT,
-) -> Connecting:
+) -> Opening[Grid]:
     """Join a grid: `async with grid.connect() as g`, or `g = await grid.connect()` and `await g.close()` later.
 
     Args:
@@ -328,29 +343,8 @@ def connect(
         identity: who you are; without it, the key in your configuration folder, made on first use.
         patience: when a connection breaks, how many seconds to try for another before what waits for it fails.
     """
-    return Connecting(url, identity, folders, name, patience)
 
+    def opened() -> Awaitable[Grid]:
+        return Grid.open(url, identity=identity, folders=folders, name=name, patience=patience)
 
-class Connecting:
-    """What `connect` returns: awaitable, and an async context manager."""
-
-    def __init__(
-        self, url: str | None, identity: Identity | None, folders: Folders | None, name: str, patience: float
-    ) -> None:
-        self._arguments = (url, identity, folders, name, patience)
-        self._grid: Grid | None = None
-
-    async def _open(self) -> Grid:
-        url, identity, folders, name, patience = self._arguments
-        return await Grid.open(url, identity=identity, folders=folders, name=name, patience=patience)
-
-    def __await__(self) -> Any:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Grid:
-        self._grid = await self._open()
-        return self._grid
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._grid is not None:
-            await self._grid.close()
+    return Opening("grid.connect()", opened)

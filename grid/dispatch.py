@@ -18,6 +18,7 @@ from compute.nested import mapped, tensors_in
 from compute.operations import OPERATIONS, substitute
 from compute.rewrites import rewritten
 from compute.table import Entry, lookup
+from grid import hints
 from grid.arguments import Arguments
 from grid.awaited import Awaited
 from grid.local_forms import ANSWERED_HERE, check_place
@@ -195,6 +196,8 @@ class Dispatch:
 
     def _share(self, pointer: Pointer) -> Pointer:
         """A second tensor for the same object: what detach() and alias() are."""
+        if pointer.grad_fn is not None:
+            pointer._handle.is_detached = True
         offset = int(pointer.storage_offset())
         shape, stride = pointer.shape, pointer.stride()
         return self._kind.of(pointer._handle, pointer.dtype, shape, stride, offset=offset, view_of=pointer)
@@ -240,6 +243,7 @@ class Dispatch:
     def _target(self, value: Any) -> Any:
         if not isinstance(value, self._kind):
             return value
+        value._handle.check()
         if value._handle.target is None:
             raise NotCollocated(
                 f"{value!r} holds its data itself, the others are pointers to pointers: pull those first "
@@ -303,10 +307,19 @@ def _home(name: str, pointers: list[Pointer]) -> RemotePeer:
     first = pointers[0]
     for other in pointers:
         if other._handle.home is not first._handle.home:
+            for pointer in pointers:
+                pointer._handle.check()  # of what is gone it is said where it went
             here, there = first.location.name, other.location.name
+            if other.location.id == first.location.id:
+                raise NotCollocated(
+                    f"{first!r} and {other!r} are both at {here}, but belong to two connections (grid.connect() was "
+                    "called twice): use pointers of one of them, or publish the other (await y.tag('#y')), and find it "
+                    "over this one (y = await g.find('#y'))",
+                    operation=name,
+                )
+            usual = f"bring them together first, for example 'y = await y.move(g[{here!r}])'"
             raise NotCollocated(
-                f"{first!r} is at {here}, {other!r} is at {there}: bring them together first, for example "
-                f"'y = await y.move(g[{here!r}])'",
+                f"{first!r} is at {here}, {other!r} is at {there}: {hints.for_library_apart() or usual}",
                 operation=name,
             )
     return first._handle.home

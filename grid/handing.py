@@ -21,8 +21,9 @@ class Holder(Protocol):
 
 def check_peer(given: object, call: str) -> None:
     """BadRequest for what is no peer: a name, as a rule."""
-    if not hasattr(given, "request"):
-        raise BadRequest(f"{call} takes a peer, not {given!r:.60}: for example {call[:-1]}g['alice'])")
+    if not hasattr(given, "outbox"):
+        what = "" if given is None else f", not {given!r:.60}"
+        raise BadRequest(f"{call} takes a peer{what}: for example {call[:-1]}g['alice'])")
 
 
 async def hand_over(

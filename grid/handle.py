@@ -51,6 +51,7 @@ class Handle:
         "fixed",
         "home",
         "id",
+        "is_detached",
         "looked_up",
         "memory",
         "owns",
@@ -75,6 +76,7 @@ class Handle:
         self.era = home.outbox.era
         self.fixed = ""  # why it is not changed in place, though it is not published itself
         self.looked_up: Callable[[], bool] | None = None  # whether what it was copied from is as it was
+        self.is_detached = False  # something without a history names it too, beside what `backward()` needs
         self.memory: Memory | None = None  # that of its views too; made when somebody asks
         self._failure: GridError | None = None
         self._gone: str | None = None

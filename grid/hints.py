@@ -7,7 +7,7 @@ what it may be.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Final
 
@@ -17,6 +17,12 @@ _BY_MODULE: Final = {
     "torch.nn.init": "initialise before the tensor goes there (trunc_normal_ draws until all numbers fit)",
     "torch.nn.utils.clip_grad": "clip without error_if_nonfinite",
 }
+# By the module of the library that brings tensors together which are at different peers: what it is about.
+_APART: Final = {
+    "torch.optim": "one optimiser for the parameters at each peer; one that was given a state and has made no step "
+    "moves with its module if that is said, 'await net.move(peer, optimizer)'",
+    "torch.nn.utils.clip_grad": "clip the parameters at each peer by themselves",
+}
 ITEM: Final = "say what torch looks for there (F.one_hot: num_classes; x[i, j] with a number i: i.view(1))"
 EQUAL: Final = "(x == y).all() stays there; where torch's own code compares (torch.istft does), do without its check"
 
@@ -24,9 +30,18 @@ EQUAL: Final = "(x == y).all() stays there; where torch's own code compares (tor
 def for_library() -> str:
     """For the code of the library that called us, through whatever of ours: an end of "use ..."; empty where there is
     nothing to say."""
+    return _hint(_BY_MODULE)
+
+
+def for_library_apart() -> str:
+    """For the code of the library that took together what is at different peers; empty if there is nothing to say."""
+    return _hint(_APART)
+
+
+def _hint(hints: Mapping[str, str]) -> str:
     for frame in _of_library():
         module = str(frame.f_globals.get("__name__"))
-        for known, hint in _BY_MODULE.items():
+        for known, hint in hints.items():
             if module == known or module.startswith(f"{known}."):
                 return hint
     return ""
@@ -48,3 +63,46 @@ def _of_library() -> Iterator[FrameType]:
         elif package not in ("grid", "compute"):
             return
         frame = frame.f_back
+
+
+# What old programs ask of a pointer, and names that grid.hook() adds.
+_OLD: Final = {
+    "child": "there are no tensors in tensors here; what it points to is its id_at_location, at its location",
+    "id": "the object's is id_at_location",
+    "point_to_attr": "an attribute, such as x.grad, is a pointer of its own",
+    "garbage_collect_data": "an object that is to outlive its pointers gets a tag (await x.tag('#kept'))",
+    "is_wrapper": "there are no tensors in tensors here",
+} | dict.fromkeys(
+    ("get_", "move_", "send_", "fix_prec", "fix_precision", "float_prec", "float_precision"),
+    "grid.hook() adds it",
+)
+
+
+_OLD_OF_GRID: Final = {
+    "TorchHook": "grid.hook()",
+    "VirtualWorker": "bob = g['bob'], of 'async with grid.local(\"alice\", \"bob\") as g'",
+    "WebsocketClientWorker": "g = await grid.connect(url), and g['bob']",
+    "search": "await g.search('#a #b'), where g = await grid.connect()",
+    "combine_pointers": "grid.combine(p, q)",
+    "func2plan": "@grid.plan",
+    "FederatedDataLoader": "a list of pointers",
+}
+_OLD_OF_PEER: Final = {
+    "search": "await g.search('#a peer:bob')",
+    "clear_objects": "await bob.clear(), or grid.hook() adds it",
+} | dict.fromkeys(("_objects", "objects_count", "objects_count_remote", "list_objects_remote"), "await bob.objects()")
+
+
+def for_name(name: str) -> str:
+    """For whoever asks a pointer for something that it has not; empty where there is nothing to say."""
+    return _OLD.get(name, "")
+
+
+def for_name_of_grid(name: str) -> str:
+    """The same, of this package."""
+    return _OLD_OF_GRID.get(name, "")
+
+
+def for_name_of_peer(name: str) -> str:
+    """The same, of a peer."""
+    return _OLD_OF_PEER.get(name, "")

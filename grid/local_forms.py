@@ -41,7 +41,10 @@ class LocalForms:
                 f"pointer.get()) or (await pointer.fetch()) first, keep computing on the pointer, {IN_A_THREAD}",
                 peer=home.name,
             )
-        value: torch.Tensor = block(home, pointer.fetch).detach()
+        while pointer._handle.target is not None:  # of a chain that of its end
+            pointer._handle.check()
+            pointer = pointer._handle.target
+        value: torch.Tensor = block(pointer._handle.home, pointer.fetch).detach()
         return value
 
     def _as_pointer(self) -> Any:
@@ -209,6 +212,12 @@ def _of_memory(name: str) -> Any:
     return refuse
 
 
+def _without(self: LocalForms, name: str) -> NoReturn:
+    hint = hints.for_name(name)
+    raise AttributeError(f"a pointer has no {name!r}{hint and f': {hint}'}", name=name, obj=self)
+
+
+setattr(LocalForms, "__getattr__", _without)  # noqa: B010  # in the class it would tell mypy that there is every name
 for _name in "share_memory_ pin_memory data_ptr storage apply_ map_ map2_".split():
     setattr(LocalForms, _name, _of_memory(_name))
 

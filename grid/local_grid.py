@@ -7,11 +7,11 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from grid.client import Grid
+from grid.opening import Opening
 from grid.remote import RemotePeer
 from peer.folders import Folders
 from peer.jail_rules import JailRules
@@ -75,6 +75,16 @@ class LocalGrid(Grid):
     """A grid whose peers were started here: `grid.local(...)` gives it. Peers may come and go while it is open."""
 
     processes: Processes
+    _undo: contextlib.AsyncExitStack | None = None  # what is left to be done when it is closed
+
+    async def close(self) -> None:
+        """Leave, and end the peers."""
+        try:
+            await super().close()
+        finally:
+            undo, self._undo = self._undo, None
+            if undo is not None:
+                await undo.aclose()
 
     @property
     def folders(self) -> Folders:
@@ -93,8 +103,7 @@ class LocalGrid(Grid):
         await self.processes.stop(name, kill=kill)
 
 
-@contextlib.asynccontextmanager
-async def local(
+def local(
     *names: str,
     folders: Folders | None = None,
     identity: Identity | None = None,
@@ -102,8 +111,9 @@ async def local(
     patience: float = limits.RECONNECT_TIMEOUT,
     unsafe_no_sandbox: bool = False,
     jails: bool | Sequence[str] = False,
-) -> AsyncIterator[LocalGrid]:
-    """Start peers of these names as processes here, join them, and end them at the end of the block.
+) -> Opening[LocalGrid]:
+    """Start peers of these names as processes here, join them, and end them at the end of the block: `async with
+    grid.local("alice") as g`; or `g = await grid.local("alice")`, and `await g.close()` later.
 
     They keep their things in a temporary folder, or in `folders`, which are left as they are at the end. The
     processes end with this one, however it ends. `identity`, `name` and `patience` are yours; see `connect`.
@@ -113,18 +123,21 @@ async def local(
     Raises:
         what PeerProcess.start raises.
     """
-    if not names:
-        raise BadRequest('a grid needs a peer: grid.local("alice")')
-    async with contextlib.AsyncExitStack() as undo:
-        processes = Processes(
-            folders or Folders.under(await _temporary_folder(undo)), _workers(unsafe_no_sandbox, jails)
-        )
-        undo.push_async_callback(processes.close)
-        await processes.start(*names)
-        opened: Any = await LocalGrid.open(identity=identity, folders=processes.folders, name=name, patience=patience)
-        undo.push_async_callback(opened.close)
-        opened.processes = processes
-        yield opened
+    workers = _workers(unsafe_no_sandbox, jails)
+
+    async def opened() -> LocalGrid:
+        if not names:
+            raise BadRequest('a grid needs a peer: grid.local("alice")')
+        async with contextlib.AsyncExitStack() as undo:
+            processes = Processes(folders or Folders.under(await _temporary_folder(undo)), workers)
+            undo.push_async_callback(processes.close)
+            await processes.start(*names)
+            made = await LocalGrid.open(identity=identity, folders=processes.folders, name=name, patience=patience)
+            made.processes = processes
+            made._undo = undo.pop_all()
+            return made
+
+    return Opening(f"grid.local({', '.join(map(repr, names))})", opened)
 
 
 def _workers(unsafe_no_sandbox: bool, jails: bool | Sequence[str]) -> PoolSettings:

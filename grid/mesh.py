@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -67,6 +68,7 @@ class Mesh:
         self._entry = ""  # the id of the peer that is asked who else is there
         self._refresher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()  # in which that runs
         self._searcher = Searcher(self._membership, self._learn_members, self._read)
 
     def __repr__(self) -> str:
@@ -143,7 +145,7 @@ class Mesh:
 
     async def close(self) -> None:
         """Leave. Temporaries of this client live a while longer at their peers, then go."""
-        check_running(self._loop, "the grid")
+        self.check_loop()
         if self._refresher is not None:
             self._refresher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -159,6 +161,11 @@ class Mesh:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def check_loop(self) -> None:
+        """For what is awaited: BadRequest in another event loop than that in which it was opened."""
+        if asyncio._get_running_loop() is not self._loop:
+            check_running(self._loop, "the grid")  # says what is wrong
 
     # --- peers --------------------------------------------------------------------------------------------
 
@@ -204,6 +211,7 @@ class Mesh:
 
     async def to(self, member: Member, *, bulk: bool = False) -> Connection:
         """An open connection to that peer: for requests, or the other one, for large payloads. LinkError."""
+        self.check_loop()
         return await self._links.to(member, bulk=bulk)
 
     def others(self, record: Record) -> Others | None:
@@ -220,6 +228,7 @@ class Mesh:
 
     async def request(self, member: Member, op: str, args: Record) -> Record:
         """Ask it, over whatever connection there is (peer/lasting.py); the result map."""
+        self.check_loop()
         return (await self._links.lasting(member).request(op, args)).result
 
     async def _read(self, member: Member, op: str, args: dict[str, Any]) -> tuple[dict[str, Any], Buffer]:
@@ -243,7 +252,7 @@ class Mesh:
 
     async def _learn_members(self) -> None:
         """Ask the entry peer for its members; where it is gone, any other."""
-        check_running(self._loop, "the grid")
+        self.check_loop()
         for candidate in sorted(self._membership.all(), key=lambda member: member.id != self._entry):
             try:
                 _, rows = await self._read(candidate, "peers", {})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from grid.at_each import AtEach, by_peer
+from grid.handing import check_peer
 from grid.pointer import Pointer
 from grid.several import ask_all, check_apart, names_of, raise_failures, settled
 from protocol.errors import BadRequest, NotCollocated
@@ -212,6 +213,8 @@ def combine(*pointers: Any) -> Any:
 
 async def send_to_all(value: Any, peers: Sequence[RemotePeer], tags: Sequence[str] | str, description: str) -> Any:
     """Send it to each of the peers (one: as `peer.send`), and combine what comes of it."""
+    for peer in peers or (None,):
+        check_peer(peer, "send()")
     check_apart(peers)
     if len(peers) == 1:
         return await peers[0].send(value, tags, description)

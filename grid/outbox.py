@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgpack
 
+from grid.blocking import check_running
 from grid.handle import Handle
 from grid.stretches import Kept, Look, Stretches
 from peer.asking import Asked, forget
@@ -160,7 +161,10 @@ class Outbox:
 
     async def flush(self, holds: Sequence[Hold] | None = None) -> Lasting:
         """Send what is queued, or have it sent when there is a connection again; later requests on the link that is
-        returned come after it. Waits until nothing of it is held; with `holds`, for these only."""
+        returned come after it. Waits until nothing of it is held; with `holds`, for these only. BadRequest in another
+        event loop."""
+        if asyncio._get_running_loop() is not self.loop:
+            check_running(self.loop, self._link.name)  # says what is wrong
         self._send()
         for hold in list(self._holds) if holds is None else holds:
             while not hold.is_over:

@@ -145,6 +145,8 @@ class Pointer(Augmented, LocalForms, torch.Tensor):  # type: ignore[misc]  # two
         As with torch's, what is written through it is no change that `backward()` would complain of.
         """
         offset = int(self.storage_offset())
+        if self.grad_fn is not None:
+            self._handle.is_detached = True
         return Pointer.of(self._handle, self.dtype, self.shape, self.stride(), offset=offset, view_of=self)
 
     @data.setter
@@ -187,6 +189,11 @@ class Pointer(Augmented, LocalForms, torch.Tensor):  # type: ignore[misc]  # two
         """The value, as a tensor of one's own; nothing changes at the peer. A grad that it has comes along."""
         handle = self._handle
         handle.check_awaited()
+        if handle.target is not None:
+            raise BadRequest(
+                f"{self!r} points to a pointer: the value is a step further, (await (await x.get()).fetch()), or is "
+                f"pulled to {handle.home.name} first, await x.remote_get()"
+            )
         try:
             value = await handle.home.fetch(handle, self.nbytes, progress)
         except NotFound:
@@ -221,15 +228,16 @@ class Pointer(Augmented, LocalForms, torch.Tensor):  # type: ignore[misc]  # two
         """Send the data to `peer` directly; the pointer there. To where it is: does nothing.
 
         The holder gives its copy up only when the target has it safely. Only the owner may move a published object.
-        One that was computed from what requires a gradient stays as well: `backward()` needs it, and goes on from the
-        pointer there to this one, the gradient directly from peer to peer.
+        One that was computed from what requires a gradient stays as well, its detach() included: `backward()` needs it,
+        and goes on from the pointer there to this one, the gradient directly from peer to peer.
         """
         check_peer(peer, "move()")
         if peer.id == self.location.id:
             self._handle.check_awaited()
             return self
-        moved = await self.location.transfer(self, peer, move=True)
-        if moved.grad_fn is None:
+        stays = self._handle.is_detached
+        moved = await self.location.transfer(self, peer, move=not stays)
+        if moved.grad_fn is None and not stays:
             self._handle.give_up(f"it was moved to {peer.name}; use the pointer that move() returned")
         return moved
 

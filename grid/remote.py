@@ -6,12 +6,12 @@ import asyncio
 import os
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import torch
 
 from compute.dtypes import DTYPE_OF
-from grid import chains, sending
+from grid import chains, hints, sending
 from grid.blocking import check_loop, check_own_loop, noted
 from grid.came import Came
 from grid.fetching import fetch, into_memory
@@ -54,7 +54,7 @@ class RemotePeer:
         self.loop = loop
         self._links = links
         self.elsewhere = Elsewhere(links, asker, links.members)
-        self.outbox = Outbox(links.lasting(member), loop)
+        self.outbox = Outbox(links.lasting(member, loop), loop)
         self.came = Came(self.outbox.link)
         noted(self)
 
@@ -292,6 +292,14 @@ class RemotePeer:
         """See grid/handing.py; what was asked here before comes first."""
         await self.outbox.settle()
         return await hand_over(self, target, self.asker, id, new_id, move=move, publish=publish)
+
+
+def _without(self: RemotePeer, name: str) -> NoReturn:
+    hint = hints.for_name_of_peer(name)
+    raise AttributeError(f"a peer has no {name!r}{hint and f': {hint}'}", name=name, obj=self)
+
+
+setattr(RemotePeer, "__getattr__", _without)  # noqa: B010  # in the class it would tell mypy that there is every name
 
 
 def pointer_to(home: RemotePeer, record: dict[str, Any], target: Pointer | None = None) -> Pointer:

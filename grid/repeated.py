@@ -16,8 +16,7 @@ import msgpack
 import torch
 
 from compute.bounds import Result
-from compute.estimate import Estimate
-from compute.operations import OPERATIONS
+from compute.estimate import Estimate, hangs_on_floats
 from compute.table import Entry
 from compute.values import encode
 from grid.handle import PUBLISHED, Handle
@@ -133,8 +132,8 @@ class Repeated:
             else:
                 return None
         named = _read_named(kwargs, key, floats) if kwargs else {}
-        if floats and OPERATIONS.get(name) == "factory":
-            key += floats  # there a float shapes the result
+        if floats and hangs_on_floats(name):
+            key += floats
         home = _home_of(pointers)
         if home is None or named is None:
             return None

@@ -203,6 +203,9 @@ class Runner:
     # --- bringing together --------------------------------------------------------------------------------
 
     async def _run_there(self, job: Job | JailJob, home: RemotePeer, placement: Candidate | None = None) -> Any:
+        for other in {each._handle.home for each in job.inputs if isinstance(each, Pointer)} - {home}:
+            if other.id == home.id:  # over another connection to it, and what is queued there comes first
+                await other.outbox.settle()
         brought = {} if placement is None or not placement.brought else await self._bring(job, placement, home)
         named = job.held if isinstance(job, Job) else {}
         ids = [_at(home, each, brought)._handle.id for number, each in enumerate(job.inputs) if number not in named]

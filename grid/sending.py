@@ -120,5 +120,6 @@ def put_soon(home: RemotePeer, handle: Handle, fields: dict[str, Any], data: byt
     if can_block():
         block(home, post)
     else:
+        check_own_loop(home)
         with contextlib.suppress(StopIteration):
             post().send(None)

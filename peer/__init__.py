@@ -4,6 +4,7 @@ Files in import order:
 
     folders.py      where things are kept on this machine
     machine.py      what the machine has to give, and what other processes take of it
+    logs.py         what it says of itself, and how often
     awake.py        staying awake while what is waited for is due: decides when
     apart.py        not on the asker's core, where cores are few
     keys.py         Ed25519 keys

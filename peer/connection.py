@@ -75,6 +75,7 @@ class Connection:
         sending.on_room = self._begin_held
         self._ending: asyncio.Task[None] | None = None
         self.on_over: Callable[[LinkError | None], None] | None = None  # told at once when it is over, and why
+        self.is_abandoned = False  # the event loop ends: it begins nothing new
         self._reason: LinkError | None = None
         self._loop = loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[LinkError | None] = loop.create_future()
@@ -149,6 +150,9 @@ class Connection:
             reason = PeerLost(f"{self.peer_name} closed the connection", peer=self.peer_name)
         except LinkError as error:
             reason = error
+        except asyncio.CancelledError:
+            self.is_abandoned = True  # if this end did not do that itself
+            raise
         except Exception:
             _log.exception("defect while reading from %s", self.peer_name)
             reason = PeerLost(_DEFECT, peer=self.peer_name)

@@ -37,6 +37,7 @@ class Lasting:
         name: the member's, for messages.
         connect: an open connection; one try.
         has_ended: whether it is known that the member's process is gone.
+        loop: in which it waits; else the one that runs.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class Lasting:
         connect: Callable[[], Awaitable[Connection]],
         has_ended: Callable[[], bool] = lambda: False,
         patience: float = limits.RECONNECT_TIMEOUT,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.name = name
-        self.loop = asyncio.get_running_loop()
+        self.loop = loop or asyncio.get_running_loop()
         self.era = 0  # how often the member forgot what this end had there
         self.is_closed = False
         self.on_open: Callable[[], None] = lambda: None  # there is a connection, and what waited was asked
@@ -251,8 +253,11 @@ class Lasting:
         self.on_open()
 
     def _on_over(self, reason: LinkError | None) -> None:
-        self._connection = None
+        connection, self._connection = self._connection, None
         if self.is_closed:
+            return
+        if connection is not None and connection.is_abandoned:
+            self._end()
             return
         if reason is not None and misunderstanding(reason) is not None:
             self._misunderstood(reason)
@@ -292,11 +297,14 @@ class Lasting:
 
     async def close(self) -> None:
         """Everything that waits fails with PeerLost."""
+        self._end()
+        if self._dialling is not None:
+            await asyncio.gather(self._dialling, return_exceptions=True)
+
+    def _end(self) -> None:
         self.stop()
         for asked in list(self._unanswered.values()):
             asked.fail(self._closed(asked.op))
-        if self._dialling is not None:
-            await asyncio.gather(self._dialling, return_exceptions=True)
 
     def _closed(self, op: str) -> PeerLost:
         return PeerLost(

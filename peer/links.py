@@ -131,12 +131,13 @@ class Links:
         self._dialled: set[Connection] = set()  # those that have been given up, and are not closed yet, among them
         self.traffic = TrafficLog()
 
-    def lasting(self, member: Member) -> Lasting:
-        """The link for requests to that peer, which outlives its connections. It dials when it is first used."""
+    def lasting(self, member: Member, loop: asyncio.AbstractEventLoop | None = None) -> Lasting:
+        """The link for requests to that peer, which outlives its connections. It dials when it is first used. `loop`:
+        in which it waits, where that is not the one that runs."""
         link = self._lasting.get(member.id)
         if link is None:
             link = self._lasting[member.id] = Lasting(
-                member.name, lambda: self.to(member), lambda: self._has_ended(member.id), self._patience
+                member.name, lambda: self.to(member), lambda: self._has_ended(member.id), self._patience, loop
             )
         return link
 

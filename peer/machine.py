@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from peer.worker import kernel
 from protocol import limits
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -41,10 +42,9 @@ def waits(pid: int) -> dict[int, float]:
     Reference: Documentation/scheduler/sched-stats.rst of Linux, "/proc/<pid>/schedstat".
     """
     found: dict[int, float] = {}
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                found[int(thread)] = int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[1]) / 1e9
+    for thread in _threads(pid):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            found[thread] = int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[1]) / 1e9
     return found
 
 
@@ -54,31 +54,74 @@ def give_way(pid: int) -> None:
     for which in (os.PRIO_PGRP, os.PRIO_PROCESS):
         with contextlib.suppress(OSError):
             os.setpriority(which, pid, limits.WORKER_NICE)
+    _weigh_session(pid, limits.WORKER_NICE)
+
+
+def stand_back(pid: int, *, is_back: bool) -> None:
+    """Whether a process computes when nobody else wants to, and is interrupted by everybody. As `give_way` where not.
+
+    Linux lets a process that it has begun with run for its slice (EEVDF), 3 to 4 ms, whoever wakes meanwhile, unless
+    that one's slice is shorter and it has had less than its share. So who stands back has a long slice, and its session
+    little weight. The first needs Linux 6.12, the second a worker that is ours to write to, as root's are.
+
+    References: sched(7), autogroup; sched_setattr(2); Documentation/scheduler/sched-eevdf.rst of Linux, latency-nice.
+    """
+    _weigh_session(pid, limits.TURN_NICE if is_back else limits.WORKER_NICE)
+    for thread in _threads(pid):
+        with contextlib.suppress(OSError):
+            kernel.set_slice(thread, limits.TURN_SLICE if is_back else 0.0)
+
+
+def _weigh_session(pid: int, nice: int) -> None:
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(limits.WORKER_NICE))
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+
+def _threads(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(thread) for thread in os.listdir(f"/proc/{pid}/task")]
+    return []
 
 
 def own_memory(pid: int) -> int | None:
-    """Bytes of memory that a process has to itself, files left out; its memory files count where we may see them (as
-    root). None where that cannot be known. proc(5), statm."""
+    """Bytes of memory that a process has to itself, files left out; what the kernel keeps to find its pages counts, and
+    its memory files where we may see them (as root). None where that cannot be known. proc(5), status."""
     try:
-        resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
-    except (OSError, ValueError):
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        own = sum(int(fields[name].split()[0]) for name in ("RssAnon", "VmSwap", "VmPTE")) * limits.KIB
+        mapped = int(fields["VmSize"].split()[0]) * limits.KIB
+    except (OSError, ValueError, KeyError):
         return None
-    return (int(resident) - int(shared)) * resource.getpagesize() + _memory_files(pid)
+    return own + _memory_files(pid, has_room=mapped - own > limits.WORKER_MAPS)
 
 
-def _memory_files(pid: int) -> int:
-    """Bytes of those that a process has open, each once: what it maps of them is among its shared pages."""
+def _memory_files(pid: int, has_room: bool = False) -> int:
+    """Bytes of those that a process has open or, if there is room for that in what it maps, has mapped and closed; each
+    once. What it maps of them is among its shared pages, or among nobody's until it touches them."""
     sizes: dict[int, int] = {}
     with contextlib.suppress(OSError):
         for number in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                path = f"/proc/{pid}/fd/{number}"
-                if os.readlink(path).startswith("/memfd:"):
-                    status = os.stat(path)
-                    sizes[status.st_ino] = status.st_blocks * 512
+            _weigh_file(f"/proc/{pid}/fd/{number}", sizes)
+    if has_room and sys.platform == "linux":
+        theirs: dict[int, int] = {}
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
+            for line in maps:
+                if "/memfd:" in line:
+                    start, end = (int(at, 16) for at in line.split(maxsplit=1)[0].split("-"))
+                    _weigh_file(f"/proc/{pid}/map_files/{start:x}-{end:x}", theirs)
+        # What we have open as well is ours, or on its way through us, and counted as that.
+        ours: dict[int, int] = {}
+        for number in os.listdir("/proc/self/fd") if theirs else ():
+            _weigh_file(f"/proc/self/fd/{number}", ours)
+        sizes = {inode: nbytes for inode, nbytes in theirs.items() if inode not in ours} | sizes
     return sum(sizes.values())
+
+
+def _weigh_file(path: str, sizes: dict[int, int]) -> None:
+    with contextlib.suppress(OSError):
+        if os.readlink(path).startswith("/memfd:"):
+            status = os.stat(path)
+            sizes[status.st_ino] = status.st_blocks * 512
 
 
 def _of_control_groups(own: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> Iterator[int]:

@@ -115,7 +115,7 @@ class Peer:
         self._objects = Objects(store, self._leases, settings.name)
         self._execution = Execution(self._objects, store, self._workers)
         self._sessions: set[Connection] = set()
-        self._unproved = 0
+        self._unproved: dict[transport.GuardedServerConnection, None] = {}  # the longest waiting first
         # By session, for as long as something is under way for it: that may be longer than it is open.
         self._lease_keys: WeakKeyDictionary[Connection, LeaseKey] = WeakKeyDictionary()
         introduction = Introduction("peer", settings.name)
@@ -242,10 +242,11 @@ class Peer:
     # --- sessions -----------------------------------------------------------------------------------------
 
     async def _accept(self, socket: transport.GuardedServerConnection) -> None:
-        if self._unproved >= limits.MAX_UNPROVED or len(self._sessions) >= limits.MAX_SESSIONS:
+        if len(self._sessions) >= limits.MAX_SESSIONS:
             await socket.close(1013, "too many connections")
             return
-        self._unproved += 1
+        self._make_room()
+        self._unproved[socket] = None
         try:
             requests = self._requests
             session = await open_or_line(
@@ -262,13 +263,21 @@ class Peer:
             _log.info("a connection from %s came to nothing: %s", socket.remote_address, error.message)
             return
         finally:
-            self._unproved -= 1
+            self._unproved.pop(socket, None)
         if session is None:
             return await socket.wait_closed()
         if self._closed.is_set():  # meanwhile: `close` knows nothing of this one
             await session.close()
         else:
             await self._serve(session)
+
+    def _make_room(self) -> None:
+        """For one more that has proved nothing. Whoever means it does so within milliseconds: so those who say nothing
+        keep nobody out, the one that has said nothing for longest goes."""
+        if len(self._unproved) >= limits.MAX_UNPROVED:
+            oldest = next(iter(self._unproved))
+            del self._unproved[oldest]
+            oldest.transport.abort()
 
     async def _serve(self, session: Connection) -> None:
         remote = session.remote

@@ -1,7 +1,7 @@
 """What the workers of a pool take of this machine: looked at in each beat, booked, and bounded by killing.
 
-The decisions are in peer/worker/watch.py (time) and peer/worker/budgets.py (memory, shares of the processors); how
-processes are asked is in peer/machine.py.
+The decisions are in peer/worker/watch.py (time), peer/worker/budgets.py (memory, shares of the processors) and
+peer/worker/turns.py (who stands back); how processes are asked is in peer/machine.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from peer import machine
 from peer.worker.budgets import Budgets
 from peer.worker.dedicated import Dedicated
 from peer.worker.remote import Worker
+from peer.worker.turns import Times, Turns
 from peer.worker.watch import beat
 from protocol import limits
 
@@ -44,7 +45,9 @@ class Watching:
         self._beat = beat(seconds)
         self._workers = workers
         self._runs = runs
-        self._clocks: dict[Process, float] = {}  # of the processors, when they were last looked at
+        self._clocks: dict[Process, float] = {}  # of the processors, when they were last asked
+        self._asked = 0.0  # when that was
+        self._turns: Turns[Process] = Turns()
         self._looked = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -65,26 +68,40 @@ class Watching:
 
     def ended(self, worker: Process) -> None:
         """Closes the books of one that is gone."""
-        if not self._read_clock(worker) and worker.is_busy:
+        if self._taken(worker) is None and worker.is_busy:
             # Nobody can ask its clock any more: to die is no way not to be counted.
-            self._book(worker, min(asyncio.get_running_loop().time() - self._looked, limits.BEAT))
+            self._book(worker, min(asyncio.get_running_loop().time() - self._asked, limits.BEAT))
         del self._clocks[worker]
+        self._turns.ended(worker)
         self._budgets.ended(worker.key.principal, worker)
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        self._looked = loop.time()
+        self._looked = self._asked = loop.time()
         while True:
-            await asyncio.sleep(self._beat)
+            principals = {worker.key.principal for worker in self._workers()}
+            await asyncio.sleep(min(self._beat, limits.TURN) if len(principals) > 1 else self._beat)
             try:
-                self._look(loop.time() - self._looked)
+                self._see_whose_turn_it_is(loop.time())
+                if loop.time() >= self._looked + self._beat:
+                    self._look(loop.time() - self._looked)
+                    self._looked = loop.time()
             except Exception:  # a defect here must not leave workers unwatched from then on
                 _log.exception("looking at the workers failed")
-            self._looked = loop.time()
+
+    def _see_whose_turn_it_is(self, now: float) -> None:
+        """Who computes without a pause stands back while another principal computes too."""
+        times = {
+            worker: Times(worker.key.principal, self._taken(worker) or 0.0, worker.in_stretches(now - self._asked))
+            for worker in self._workers()
+        }
+        self._asked = now
+        for worker, is_back in self._turns.look(times, now).items():
+            if worker.pid is not None and self._runs(worker):
+                machine.stand_back(worker.pid, is_back=is_back)
 
     def _look(self, elapsed: float) -> None:
         for worker in list(self._workers()):
-            self._read_clock(worker)
             if worker.look(elapsed, machine.waits):
                 self._budgets.killed(worker.key.principal)
         self._weigh()
@@ -105,13 +122,14 @@ class Watching:
                 )
                 self._budgets.killed(principal)
 
-    def _read_clock(self, worker: Process) -> bool:
-        """Books what a worker has taken of the processors since it was last looked at, by the system's account."""
+    def _taken(self, worker: Process) -> float | None:
+        """Seconds of the processors that a worker has taken since it was asked last, by the system's account."""
         read = machine.cpu_seconds(worker.pid) if worker.pid is not None and self._runs(worker) else None
-        if read is not None:
-            self._book(worker, read - self._clocks[worker])
-            self._clocks[worker] = read
-        return read is not None
+        if read is None:
+            return None
+        taken, self._clocks[worker] = read - self._clocks[worker], read
+        self._book(worker, taken)
+        return taken
 
     def _book(self, worker: Process, seconds: float) -> None:
         self._budgets.took(worker.key.principal, seconds, asyncio.get_running_loop().time())

@@ -213,6 +213,15 @@ def unpack_header(data: Buffer) -> dict[str, Any]:
     return header
 
 
+def unpack_bounded(data: Buffer, containers: int) -> Any:
+    """A msgpack value with no more lists and maps than that; ProtocolError for more, before they are all made. Raises
+    what msgpack does for what is none."""
+    if _containers_at_most(data) <= containers:
+        return msgpack.unpackb(data, raw=False)
+    budget = _Budget(containers)
+    return msgpack.unpackb(data, raw=False, object_hook=budget.of_any, list_hook=budget.of_any)
+
+
 def _containers_at_most(data: Buffer) -> int:
     if len(data) <= limits.MAX_DEPTH:
         return len(data)  # too few to be more than any limit
@@ -244,12 +253,16 @@ class _Budget:
     """Counts the containers of one header."""
 
     def __init__(self, containers: int) -> None:
-        self._left = containers
+        self._most = self._left = containers
 
     def _spend(self) -> None:
         self._left -= 1
         if self._left < 0:
-            raise ProtocolError(f"a header with more than {limits.MAX_CONTAINERS} lists and maps")
+            raise ProtocolError(f"a header or message with more than {self._most} lists and maps")
+
+    def of_any(self, items: Any) -> Any:
+        self._spend()
+        return items
 
     def of_list(self, items: list[Any]) -> list[Any]:
         self._spend()

@@ -26,7 +26,7 @@ from mpc.operations.functions import exponential
 from mpc.operations.linear import add, as_number, as_secrets, result_type
 from mpc.operations.products import product
 from mpc.party import Party
-from mpc.ring import MAGNITUDE, encode
+from mpc.ring import MAGNITUDE, PRECISION, encode
 from mpc.rounds import Protocol, together
 from mpc.secret import Digits, Secret, known, real, settled
 from mpc.table import Arguments, secure
@@ -114,13 +114,14 @@ def _places(digits: int) -> list[int]:
 
 def _digits(party: Party, x: Secret) -> Protocol[Digits]:
     """A positive x. Eight rounds, and one before where it is a product."""
-    return (yield from digits_of_words(party, (yield from _words(party, x))))
+    words = yield from _words(party, x)
+    return (yield from digits_of_words(party, words, digits_of(party.precision, WIDE)))
 
 
-def digits_of_words(party: Party, words: torch.Tensor) -> Protocol[Digits]:
-    """Of words in [0, 2^(28 + precision)). Eight rounds."""
+def digits_of_words(party: Party, words: torch.Tensor, digits: int) -> Protocol[Digits]:
+    """Of words in [0, 16^digits). Eight rounds."""
     words = flat(words)
-    first = yield from leading_digit(party, words, digits_of(party.precision, WIDE))
+    first = yield from leading_digit(party, words, digits)
     return (yield from _normal(party, words, first))
 
 
@@ -209,7 +210,7 @@ def _inverse_bits(digits: int) -> int:
 def div(party: Party, name: str, arguments: Arguments) -> Protocol[Secret]:
     """x / y. By what all parties know: one truncation later. By a secret: for 2^-15 <= |y| < 2^20 and quotients below
     2^18, to within 1.2e-4 of the larger of 1 and the quotient, and fourteen rounds; by a square root of one, to within
-    1e-4 of the same, below 2^14."""
+    1.2e-4 of the same, below 2^14."""
     x, y = arguments["self"], arguments["other"]
     if isinstance(y, Secret) and y.root is not None:
         return (yield from _over_root(party, x, y.root, result_type(x, y), y.shape))
@@ -261,23 +262,25 @@ def _over_root(party: Party, x: Any, root: Digits, dtype: torch.dtype, shape: to
     """x / root of y, for |x| < 2^22, however large or small both are: first x is brought to the size of the quotient,
     then multiplied by the series. Three rounds."""
     wanted, power = rsqrt_of(party.precision)
-    numbers, bits = powers(root.first.digits, power)
-    count = shape.numel()
+    numbers, moved = powers(root.first.digits, power)
+    count, bits = shape.numel(), max(PRECISION, party.precision)
     scale = Secret(root.first.chosen(numbers)[:count].view(shape), 0, torch.int64)
     if not isinstance(x, Secret):
         x = known(party, torch.as_tensor(x, dtype=torch.float64), party.precision, scale)
     size, value = yield from together(
-        of_size(party, x, scale.share, bits, party.precision), series_of_z(party, root, wanted, party.precision)
+        of_size(party, x, scale.share, moved, party.precision), series_of_z(party, root, wanted, bits)
     )
-    return (yield from product(party, Multiply(), size, Secret(value[:count].view(shape), size.bits, dtype), dtype))
+    share = yield from multiply(party, Multiply(), size.share, value[:count].view(shape))
+    return Secret(share, size.bits + bits, dtype)
 
 
 def of_size(party: Party, x: Secret, scale: torch.Tensor, bits: int, most: int) -> Protocol[Secret]:
     """x, with at most so many fractional bits, times a power of its digit, which has `bits`. Two rounds, and one before
-    where x has more."""
+    where x has more. It keeps sixteen, though the run has fewer: what is below comes up to six times as large."""
     x = yield from settled(party, x, most)
     share = yield from multiply(party, Multiply(), x.share, scale)
-    return (yield from settled(party, Secret(share, x.bits + bits, x.dtype)))
+    made = Secret(share, x.bits + bits, x.dtype)
+    return (yield from settled(party, made, max(PRECISION, party.precision)))
 
 
 @secure("sqrt")

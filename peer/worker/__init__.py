@@ -26,6 +26,7 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     stopping *        how what is under way learns that it is to end
     pending *         a request that is under way, and how it ends
     watch *           whether a worker was at one thing for too long
+    turns *           who computes only when others do not want to
     budgets *         what principals may take, and have taken
     ending *          how a worker came to its end
     outgoing *        values that left a worker and are on their way: counted, and bounded

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 
 from protocol import limits
-from protocol.codec import Pack, packer
+from protocol.codec import Pack, packer, unpack_bounded
 from protocol.errors import BadRequest, ProtocolError
 from protocol.sizes import beyond
 
@@ -60,10 +60,16 @@ def encode(message: Any, descriptors: int = 0, limit: int = limits.WORKER_MESSAG
 
 
 class Decoder:
-    """Bytes and descriptors in, messages out. After a ProtocolError it is beyond use; `close` it."""
+    """Bytes and descriptors in, messages out. After a ProtocolError it is beyond use; `close` it.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        limit: bytes of one message.
+        containers: lists and maps in one: a megabyte of empty ones would hold the reader for a quarter of a second.
+    """
+
+    def __init__(self, limit: int, containers: int | None = None) -> None:
         self._limit = limit
+        self._containers = limit if containers is None else containers
         self._bytes = bytearray()
         self._descriptors: deque[int] = deque()
 
@@ -85,7 +91,7 @@ class Decoder:
                 if end > len(view):
                     break
                 with view[start:end] as body:
-                    message = _unpack(body)
+                    message = self._unpack(body)
                 at = end
                 yield message, [self._descriptors.popleft() for _ in range(count)]
             if data is kept and not at:
@@ -100,7 +106,16 @@ class Decoder:
         length, count = _PRELUDE.unpack_from(data)
         if count or length + _PRELUDE.size != len(data) or length > self._limit:
             return None
-        return _unpack(data[_PRELUDE.size :])
+        return self._unpack(data[_PRELUDE.size :])
+
+    def _unpack(self, body: memoryview) -> Any:
+        try:
+            # Each takes a byte, so that only a long message can have too many.
+            if len(body) > self._containers:
+                return unpack_bounded(body, self._containers)
+            return msgpack.unpackb(body, raw=False)
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+            raise ProtocolError(f"a message that does not decode: {error}") from None
 
     def _check(self, length: int, count: int) -> None:
         if length > self._limit:
@@ -113,13 +128,6 @@ class Decoder:
         self._bytes = bytearray()
         close_all(self._descriptors)
         self._descriptors.clear()
-
-
-def _unpack(body: memoryview) -> Any:
-    try:
-        return msgpack.unpackb(body, raw=False)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise ProtocolError(f"a message that does not decode: {error}") from None
 
 
 def close_all(descriptors: Iterable[int]) -> None:
@@ -263,7 +271,7 @@ class LoopChannel:
         self._on_closed = on_closed
         self._send_limit = send_limit
         self._pack = packer()
-        self._decoder = Decoder(receive_limit)
+        self._decoder = Decoder(receive_limit, limits.WORKER_CONTAINERS)
         self._buffer = bytearray(_READ)
         self._view = memoryview(self._buffer)
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()

@@ -79,6 +79,10 @@ class Dedicated(Given):
         """That it was at one thing for longer than its settings allow."""
         raise NotImplementedError
 
+    def in_stretches(self, elapsed: float) -> float:
+        """As that of a worker: of the last `elapsed` seconds."""
+        return elapsed if self.is_busy else 0.0
+
     def look(self, elapsed: float, waits: Callable[[int], Mapping[int, float]]) -> bool:
         """Ends it if it has been at one thing for too long; True if so. For the pool, in each beat of its watch."""
         if self.pid is None or not self.is_wanted or not self._watch.look(self._work(), elapsed, waits(self.pid)):

@@ -220,7 +220,8 @@ def check_describable(tensor: torch.Tensor) -> None:
 
 
 def keep(objects: Objects, tensors: list[torch.Tensor], outs: list[Any], entry: table.Entry) -> None:
-    """Under the ids that the operation names; BadRequest where these are too many or too few."""
+    """Under the ids that the operation names. BadRequest where these are too many or too few: there is one for each
+    tensor that it gives, and none for a gradient that was not asked for. An operation in place may name none."""
     if len(outs) != len(tensors) and (outs or not entry.writes):
         raise BadRequest(f"{entry.name} gives {len(tensors)} tensors, but {len(outs)} result ids came with it")
     for tensor in tensors:

@@ -19,9 +19,10 @@ _LIBRARIES: Final = ("/usr", "/lib", "/lib64", "/opt/cuda", "/etc/ld.so.cache", 
 # Beside those of every worker.
 CALLS: Final = (
     "open openat stat lstat statx access faccessat faccessat2 readlink readlinkat getcwd getdents64 fstatfs statfs "
-    "mmap mprotect msync mlock munlock ioctl dup dup3 pipe2 eventfd2 epoll_create1 epoll_ctl epoll_wait epoll_pwait "
-    "select pselect6 prctl sched_setaffinity sched_getscheduler sched_getparam sched_get_priority_max "
-    "sched_get_priority_min getpriority mbind get_mempolicy set_mempolicy get_robust_list timerfd_create"
+    "read readv lseek madvise mmap mprotect msync mlock munlock ioctl dup dup3 pipe2 eventfd2 epoll_create1 "
+    "epoll_ctl epoll_wait epoll_pwait select pselect6 prctl sched_setaffinity sched_getscheduler sched_getparam "
+    "sched_get_priority_max sched_get_priority_min getpriority mbind get_mempolicy set_mempolicy get_robust_list "
+    "timerfd_create"
 ).split()
 THREADS: Final = 64  # that the driver makes for itself
 

@@ -18,6 +18,7 @@ from peer.worker.channel import LoopChannel, close_all
 from peer.worker.ending import KILLED, Ending, lost
 from peer.worker.pending import Pending, fail, refuse
 from peer.worker.stopping import Stopping
+from peer.worker.turns import Stretch
 from peer.worker.watch import Watch
 from protocol import limits
 from protocol.errors import Corrupt, InternalError, ProtocolError, WorkerLost
@@ -59,6 +60,7 @@ class Line:
         self._watch = Watch(seconds)
         self._seconds = seconds
         self._pending: dict[int, Pending] = {}
+        self._stretch = Stretch()
         self._stopping: Stopping | None = None
         self._seq = 0
         self._channel = LoopChannel(
@@ -96,6 +98,10 @@ class Line:
     @property
     def is_busy(self) -> bool:
         return bool(self._pending)
+
+    def in_stretches(self, elapsed: float) -> float:
+        """Seconds since it was last asked, `elapsed` ago, that belong to long stretches of having something to do."""
+        return self._stretch.taken(self._loop.time(), self.is_busy)
 
     def look(self, elapsed: float, waits: Callable[[int], Mapping[int, float]]) -> bool:
         """Kills it if one request has taken it too long; True if so. For the pool, once in each beat of its watch.
@@ -171,6 +177,8 @@ class Line:
         self._expect(pending)
         # One that has nothing to do gets it now; what is asked while it works goes together.
         self._channel.send([kind, seq, *fields], now=not self._pending)
+        if not self._pending:
+            self._stretch.begins(self._loop.time())
         self._pending[seq] = pending
         return seq
 
@@ -210,7 +218,8 @@ class Line:
                 close_all(descriptors)
                 self.lose("answered what it was not asked")
         if not self._pending:
-            self.idle_since = self._loop.time()
+            self.idle_since = now = self._loop.time()
+            self._stretch.ends(now)
 
     def _has_come_to(self, seq: int, done: int) -> bool:
         """Whether that may be so: it goes forward, and through what is first in line."""

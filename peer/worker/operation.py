@@ -33,9 +33,9 @@ def result_ids(operation: Any) -> Iterator[bytes]:
 
 
 def name_of(operation: Any) -> str | None:
-    """Its name, shortened for a message; None if it has none."""
+    """Its name, shortened for a message, and on one line, as it may come into a log; None if it has none."""
     has_name = isinstance(operation, list | tuple) and operation and isinstance(operation[0], str)
-    return operation[0][:80] if has_name else None
+    return "".join(sign if sign.isprintable() else " " for sign in operation[0][:80]) if has_name else None
 
 
 def _is_id(value: Any) -> bool:

@@ -1,9 +1,9 @@
 """Operations that ran before: what their checks found out then holds for each that looks the same.
 
-Two operations look the same where nothing differs but which tensors they name, and the values of floats: dtypes,
-shapes and strides, types and values of integers, truth values and texts are the same. So the schema takes both or
-neither, and their results are as large and cost as much. What hangs on data, on one tensor, or on how much is left of
-a budget is looked at each time.
+Two operations look the same where nothing differs but which tensors they name, and the values of floats on which no
+check hangs: dtypes, shapes and strides, types and values of integers, truth values and texts are the same. So the
+schema takes both or neither, and their results are as large and cost as much. What hangs on data, on one tensor, or on
+how much is left of a budget is looked at each time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
 from compute import values
-from compute.estimate import Estimate, check_allowed, guarded, infer
+from compute.estimate import Estimate, check_allowed, guarded, hangs_on_floats, infer
 from compute.interpreter import call
 from compute.table import Entry
 from compute.value_guards import VALUE_GUARDS, is_readable
@@ -44,7 +44,7 @@ _plans: Final[dict[tuple[Any, ...], Plan]] = {}
 def read(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Mapping[bytes, Any]) -> Reading | None:
     """None for an operation that is to be looked at each time: a tensor is not there, or other arguments are among it
     than tensors, numbers, truth values, names, and lists of one of those."""
-    varies = _varies(entry)
+    varies = not hangs_on_floats(entry.name)
     key: list[Any] = [entry.name]
     given: list[Any] = []
     named: dict[str, Any] = {}
@@ -80,11 +80,6 @@ def read(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: 
                 return None
         named[argument] = value
     return Reading(tuple(key), given, named)
-
-
-def _varies(entry: Entry) -> bool:
-    """Whether floats do not matter to what the checks find out: those of a factory shape its result."""
-    return entry.category != "factory"
 
 
 def _read_other(value: Any, key: list[Any], tensors: Mapping[bytes, Any]) -> Any:

@@ -52,16 +52,20 @@ _SOL_SOCKET: Final = 1
 _ABOUT_SOCKETS: Final = (3, 4, 38, 39)  # SO_TYPE, SO_ERROR, SO_PROTOCOL, SO_DOMAIN: not who is at the other end
 _FUTEX: Final = (0, 1, 3, 4, 5, 9, 10)  # WAIT, WAKE, their forms: none of those that inherit priorities
 _FUTEX_FLAGS: Final = 0x180  # PRIVATE, CLOCK_REALTIME
+_CLOCKS: Final = 0xF  # of the machine and of the caller: those below 0 are the clocks of other processes
+# NORMAL to WILLNEED, DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE, DONTDUMP, DODUMP, POPULATE_READ, GUARD_INSTALL, and its
+# REMOVE: nothing that writes other processes' pages out, or looks for pages that are like theirs.
+_ADVICE: Final = (0, 1, 2, 3, 4, 8, 14, 15, 16, 17, 22, 102, 103)
 
 ALLOWED: Final = (
     # the channel, and what comes by it
-    "read write readv writev poll ppoll close fstat lseek pread64 pwrite64 getsockname ftruncate fallocate "
+    "write writev poll ppoll close fstat pread64 pwrite64 getsockname ftruncate "
     # memory
-    "munmap madvise brk mremap mincore mprotect "
+    "munmap brk mremap mprotect "
     # time and chance
-    "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getrandom "
+    "nanosleep gettimeofday time getrandom "
     # itself
-    "getpid gettid getppid getuid geteuid getgid getegid getrusage times sysinfo uname getcpu sched_getaffinity "
+    "getpid gettid getppid getuid geteuid getgid getegid getrusage times sysinfo uname getcpu "
     "sched_yield getrlimit rt_sigreturn rt_sigprocmask rt_sigaction sigaltstack restart_syscall membarrier rseq "
     "set_robust_list exit exit_group"
 ).split()
@@ -72,6 +76,8 @@ REFUSED: Final = (
     "getdents64 unlink unlinkat mkdir mkdirat rmdir rename renameat renameat2 link linkat symlink symlinkat mknod "
     "mknodat chmod fchmod fchmodat chown fchown fchownat lchown utimensat truncate statfs fstatfs umask chdir fchdir "
     "flock fsync fdatasync ioctl dup dup2 dup3 inotify_init1 "
+    # where an open file is read next, which all who have it open share; which of its pages others have read
+    "read readv lseek mincore "
     # other ends
     "socket socketpair connect bind listen accept accept4 setsockopt getpeername shutdown pipe pipe2 eventfd eventfd2 "
     "epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait select pselect6 signalfd4 timerfd_create shmget "
@@ -118,6 +124,12 @@ def rules(*, has_threads: bool, more: Iterable[str] = (), is_jail: bool = False)
         # for products of int64 matrices and dies where it cannot, and mprotect would let anybody have it all the same.
         Rule("mmap", conditions=(If(3, (_MAP_PRIVATE,), _MAP_TYPE | _MAP_UNCOUNTED),)),
         *([] if is_jail else [Rule("memfd_create", conditions=(If(1, (0,), ~_MFD_FLAGS & 0xFFFF_FFFF),))]),
+        Rule("fallocate", conditions=(If(1, (0,)),)),  # not beyond the end, where nobody would count it
+        Rule("madvise", conditions=(If(2, _ADVICE),)),
+        *(
+            Rule(name, conditions=(If(0, (0,), ~_CLOCKS & 0xFFFF_FFFF),))
+            for name in ("clock_gettime", "clock_getres", "clock_nanosleep")
+        ),
         Rule("fcntl", conditions=(If(1, (_ADD_SEALS, _GET_SEALS, _DUPFD_CLOEXEC, 1, 2, 3)),)),
         # Its C library asks for the file that is open by an empty path; there are no paths that it could ask about.
         Rule("newfstatat"),
@@ -183,9 +195,11 @@ def install(program: bytes) -> None:
 def confine(process: int, *, has_threads: bool, more: Sequence[str] = (), is_jail: bool = False) -> None:
     """A worker's filter, for the calling process; `process` is its id, as it sees it."""
     opening = _opening()
-    # abort() signals the thread that calls it.
-    its_own = _instructions([Rule("tgkill", conditions=(If(0, (process,)),), otherwise=_KILL)])
-    install(opening + its_own + _common(has_threads, tuple(more), is_jail))
+    its_own = [
+        Rule("tgkill", conditions=(If(0, (process,)),), otherwise=_KILL),  # abort() signals the thread that calls it
+        Rule("sched_getaffinity", conditions=(If(0, (0, process)),)),  # of others it tells that they are there
+    ]
+    install(opening + _instructions(its_own) + _common(has_threads, tuple(more), is_jail))
 
 
 def prepare(*, has_threads: bool, more: Sequence[str] = ()) -> None:

@@ -21,21 +21,22 @@ from typing import Any, Final
 
 import torch
 
+from compute import table
 from compute.dtypes import NAME_OF
-from compute.operations import OPERATIONS
+from compute.estimate import hangs_on_floats
 from compute.whole import is_whole
 from peer.worker.execution import Unfilled, execute, keep, refused
 from peer.worker.objects import Objects
 from peer.worker.steps import Learner, Step, count_floats, look_like, number_of, written_by
 from protocol import limits
-from protocol.errors import GridError
+from protocol.errors import GridError, OperationNotAllowed
 
 _ID: Final = 16
 _PLANS: Final = 4  # of one stretch: inputs of so many different looks may take turns
 _TRIES: Final = 8  # uses in a row that looked like none before: then nothing more is learned of it
 
 Look = list[Any]
-"""dtype, shape and stride of each tensor, and the floats on which shapes depend."""
+"""dtype, shape and stride of each tensor, and the floats on which checks depend."""
 Beat = Callable[[int], None]
 """Is told how many operations are done, each limits.LOOK_AHEAD seconds, between two operations."""
 
@@ -60,6 +61,7 @@ class Stretch:
         self._plans: list[Plan] = []
         self._misses = 0
         self._shaping = _shaping(operations)
+        self._reshapes = any(map(_reshapes, operations))
         self._written = _written(operations)
 
     def look(self, given: Sequence[torch.Tensor | None], floats: Sequence[float]) -> Look | None:
@@ -88,7 +90,8 @@ class Stretch:
 
     @property
     def may_learn(self) -> bool:
-        return self._misses <= _TRIES
+        # What changes a tensor's shape in place gives other things where one tensor is given twice.
+        return self._misses <= _TRIES and not self._reshapes
 
     def learn(self, plan: Plan) -> None:
         self._plans.insert(0, plan)
@@ -241,13 +244,20 @@ def split_ids(ids: bytes) -> list[bytes]:
     return [ids[at : at + _ID] for at in range(0, len(ids), _ID)]
 
 
+def _reshapes(operation: Any) -> bool:
+    try:
+        return table.lookup(operation[0]).reshapes
+    except OperationNotAllowed:
+        return False  # it does nothing
+
+
 def _shaping(operations: Sequence[Any]) -> tuple[int, ...]:
-    """The numbers of floats on which the shape of a result depends: those of factories."""
+    """The numbers of the floats on which what the checks find out depends."""
     found: list[int] = []
     first = 0
     for name, args, kwargs, _ in operations:
         count = count_floats([*args, *kwargs.values()])
-        if count and OPERATIONS.get(name) == "factory":
+        if count and hangs_on_floats(name):
             found += range(first, first + count)
         first += count
     return tuple(found)

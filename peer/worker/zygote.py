@@ -94,7 +94,7 @@ class Zygote:
 
     def _spawn(self, life: Life, seq: int, settings: dict[str, Any], channel: int) -> None:
         try:
-            pid = os.fork()
+            pid = _fork_a_session()
         except OSError as error:
             self._control.send(["refused", seq, f"no process could be made: {error.strerror}"])
             return
@@ -114,6 +114,20 @@ class Zygote:
                 return
             self._workers.discard(pid)
             self._control.send(["exited", pid, os.waitstatus_to_exitcode(status)])
+
+
+def _fork_a_session() -> int:
+    """As os.fork, but the child is in a session of its own by then: Linux shares the processors among sessions, so each
+    worker can be weighed by itself."""
+    line, held = os.pipe()
+    with open(line, "rb", buffering=0) as ended:
+        try:
+            if not (pid := os.fork()):
+                os.setsid()
+        finally:
+            os.close(held)
+        ended.read()  # until the other one has closed it too: the child does so behind its setsid
+    return pid
 
 
 def _work(ground: sandbox.Ground, settings: sandbox.Settings, descriptor: int, parent: int) -> None:

@@ -253,4 +253,54 @@ DOORS: Final = {
     "the kernel's log": (_C + "call(103, 3, a, 256)", "SIGSYS"),
 }
 
-ALL: Final = {**DOORS, **FILES, **NETWORK, **PROCESSES, **KERNEL, **MEMORY, **LEFT}
+# A third one's: what tells of others who compute here, or speaks to them, by what they share.
+OTHERS: Final = {
+    "what another's operations take": ("time.clock_gettime(~NEIGHBOUR << 3 | 2)", "EPERM"),
+    "what a zygote has taken": ("time.clock_gettime(~1 << 3 | 2)", "EPERM"),
+    "whether another has a clock": ("time.clock_getres(~NEIGHBOUR << 3 | 2)", "EPERM"),
+    "to sleep for as long as another computes": (
+        "call(230, ~NEIGHBOUR << 3 | 2, 0, struct.pack('qq', 0, 1), 0)",
+        "EPERM",
+    ),
+    "a clock of a descriptor": ("time.clock_gettime(~3 << 3 | 3)", "EPERM"),
+    "clocks of its own": (
+        "got = all(time.clock_gettime(clock) > 0 for clock in (0, 1, 2, 3, 4, 7)) and time.thread_time() > 0",
+        "ran True",
+    ),
+    "who else is there": (_C + "call(204, NEIGHBOUR, 128, a)", "EPERM"),
+    "its own processors": ("got = len(os.sched_getaffinity(0) & os.sched_getaffinity(os.getpid())) > 0", "ran True"),
+    "a place in a file that others have open": ("os.lseek(0, 7, 0)", "EPERM"),
+    "to move that place": ("os.read(0, 1)", "EPERM"),
+    "pages that others have read": (_C + "call(27, ctypes.addressof(a) & -4096, 4096, a)", "EPERM"),
+    "pages like those of others": ("mmap.mmap(-1, 4096, flags=0x22).madvise(12)", "EPERM"),
+    "pages of others' written out": ("mmap.mmap(-1, 4096, flags=0x22).madvise(21)", "EPERM"),
+    "advice that is its own affair": (
+        "got = [mmap.mmap(-1, 4096, flags=0x22).madvise(at) for at in (3, 4)]",
+        "ran [None, None]",
+    ),
+    "memory beyond the end of a file": (
+        "f = os.memfd_create('x'); os.ftruncate(f, 4096); call(285, f, 1, 4096, 1 << 20)",
+        "EPERM",
+    ),
+    "a hole in a file": ("f = os.memfd_create('x'); os.ftruncate(f, 8192); call(285, f, 3, 0, 4096)", "EPERM"),
+    "the group of another": ("os.getpgid(NEIGHBOUR)", "EPERM"),
+    "the session of another": ("os.getsid(NEIGHBOUR)", "EPERM"),
+    "how another is scheduled": ("call(315, NEIGHBOUR, bytes(56), 56, 0)", "SIGSYS"),
+    "to have another's turns shorter": ("call(314, NEIGHBOUR, bytes(56), 0)", "SIGSYS"),
+    "the disk before another": ("call(251, 1, NEIGHBOUR, 0)", "SIGSYS"),
+    "another's memory given back": ("call(448, 3, 0)", "SIGSYS"),
+    "a list of another's locks": (_C + "call(274, NEIGHBOUR, a, a)", "EPERM"),
+    "a file's cache": (_C + "call(451, 3, a, a, 0)", "SIGSYS"),
+    "mounts by number": (_C + "call(457, a, a, 256, 0)", "SIGSYS"),
+    "what other walls there are": (_C + "call(459, 100, a, a, 0)", "SIGSYS"),
+    "memory sealed for good": ("call(462, 0, 4096, 0)", "SIGSYS"),
+    "a queue of messages by name": ("call(240, b'/x', 66, 438, 0)", "SIGSYS"),
+    "work for the kernel, later": (_C + "call(206, 1, a)", "SIGSYS"),
+    "its own code anew": ("call(322, -100, b'/proc/self/exe', 0, 0, 0)", "EPERM"),
+    "a message to somewhere else": (
+        "call(44, 3, b'x', 1, 0x8000, 0, 0)",
+        "EPERM",
+    ),
+}
+
+ALL: Final = {**OTHERS, **DOORS, **FILES, **NETWORK, **PROCESSES, **KERNEL, **MEMORY, **LEFT}

@@ -278,7 +278,7 @@ STRICTER = {
     # /dev/null, what it prints and gives (files), and its end of a pipe
     "descriptors": "ran [(0, 2), (1, 2), (2, 2), (3, 8), (4, 8), (5, 1)]",
 }
-GROUPS = ("FILES", "NETWORK", "PROCESSES", "KERNEL", "MEMORY", "LEFT", "DOORS")
+GROUPS = ("FILES", "NETWORK", "PROCESSES", "KERNEL", "MEMORY", "LEFT", "DOORS", "OTHERS")
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -9,9 +9,10 @@ import torch
 
 from compute import estimate
 from compute.estimate import check_size, infer
+from compute.operations import OPERATIONS
 from compute.table import lookup
 from protocol import limits
-from protocol.errors import GridError, OperationFailed, TooLarge
+from protocol.errors import BadRequest, GridError, OperationFailed, TooLarge
 
 X = torch.ones(3, 4)
 
@@ -244,3 +245,22 @@ def test_tensor_subclasses_and_active_modes_do_not_matter() -> None:
 def test_more_than_sixteen_dimensions_are_refused() -> None:
     with pytest.raises((TooLarge, GridError)):
         call("aten.view.default", X, [1] * 20 + [12])
+
+
+def test_floats_that_a_guard_or_a_size_hangs_on_are_no_call_seen_before() -> None:
+    image = torch.ones(1, 1, 4, 4)
+    call("aten._upsample_bicubic2d_aa.default", image, [8, 8], False, 2.0, 2.0)
+    for scale in (0.3, -1.0, float("nan")):
+        with pytest.raises(BadRequest, match="does not lead from 4 to 8"):
+            call("aten._upsample_bicubic2d_aa.default", image, [8, 8], False, scale, scale)
+    call("aten.upsample_nearest2d.vec", image, None, [2.0, 2.0])
+    grown = call("aten.upsample_nearest2d.vec", image, None, [3.0, 3.0])
+    assert grown.results[0] is not None and grown.results[0].shape == (1, 1, 12, 12)
+    with pytest.raises(TooLarge):
+        call("aten.upsample_nearest2d.vec", image, None, [2e4, 2e4])
+
+
+def test_other_floats_are_left_out_so_that_a_rate_which_changes_does_not_miss() -> None:
+    hanging = {name for name in OPERATIONS if OPERATIONS[name] != "factory" and estimate.hangs_on_floats(name)}
+    assert hanging >= {"aten.upsample_linear1d.vec", "aten.upsample_trilinear3d_backward.default"}
+    assert not hanging & {"aten.add.Tensor", "aten.add_.Tensor", "aten.mul.Scalar", "aten.addcdiv_.default", "none"}

@@ -227,3 +227,14 @@ def test_estimates_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "infer", None)
     monkeypatch.setattr(known, "infer", None)
     assert run(p, [torch.zeros(3)]).tolist() == [5.0] * 3
+
+
+def test_one_tensor_that_is_given_twice_is_looked_at_as_one() -> None:
+    """What changes the shape of one of the two changes the other's: of it statistics are read that are not there."""
+    norm = aten("native_batch_norm.default", n(0), n(2), n(2), n(2), n(2), False, 0.1, 1e-5)
+    p = program("x y one", aten("t_.default", n(1)), norm, outputs=[{"node": 4, "item": 0}])
+    one = torch.ones(1)
+    for _ in range(2):
+        assert run(p, [torch.rand(40, 1), torch.rand(40, 1), one])[0].shape == (40, 1)
+    with pytest.raises(GridError):
+        run(p, [twice := torch.rand(40, 1), twice, one])

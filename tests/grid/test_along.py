@@ -41,6 +41,7 @@ def _without_gradients(module: nn.Module, x: Any) -> Any:
 OWN: dict[str, Callable[[Any], Any]] = {
     "zeros": lambda x: torch.zeros(4) + x,
     "places": lambda x: torch.arange(4) < x,
+    "places in floats": lambda x: torch.outer(torch.arange(4).type_as(x), x[0]) + torch.arange(4.0),
     "a number": lambda x: x + torch.tensor([[2.0]]),
     "a mask": lambda x: x.masked_fill(torch.tensor([True, False, False, True]), 0),
     "a variance": lambda x: torch.masked.var(x, 1, mask=x > -9),

@@ -29,7 +29,7 @@ def hooked() -> Iterator[None]:
     grid.unhook()
 
 
-def mine(peers: Folders) -> grid.client.Connecting:
+def mine(peers: Folders) -> grid.opening.Opening[grid.Grid]:
     """A client of its own key: it sees nobody else's temporaries."""
     return grid.connect(folders=peers, identity=Identity.generate())
 

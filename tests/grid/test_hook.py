@@ -88,7 +88,7 @@ async def test_a_tensor_is_sent_to_one_peer_or_several(hooked: None, peers: Fold
         chain = await x.send(bob).send(alice)
         assert chain.location is alice and torch.equal(await (await chain.get()).get(), x)
         assert torch.equal(await x.send(bob).move(alice).get(), x)
-        with pytest.raises(BadRequest, match="nothing to combine"):
+        with pytest.raises(BadRequest, match=r"send\(\) takes a peer: for example"):
             await x.send()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 
@@ -38,6 +39,24 @@ def test_peers_and_their_folder_are_gone_after_the_block() -> None:
     started, folder = asyncio.run(scenario())
     assert len(started) == 2
     assert not any(map(is_running, started))
+    assert not folder.exists()
+
+
+def test_without_a_block_they_are_there_until_it_is_closed() -> None:
+    """As in a notebook, whose cells are awaited one by one."""
+
+    async def scenario() -> tuple[list[int], Path]:
+        g = await grid.local("alice")
+        gc.collect()
+        x = await g["alice"].send(torch.ones(2))
+        assert torch.equal(await (x + 1).get(), torch.full((2,), 2.0))
+        started, folder = pids(g), g.folders.runtime.parent
+        await g.close()
+        await g.close()  # is as good
+        return started, folder
+
+    started, folder = asyncio.run(scenario())
+    assert started and not any(map(is_running, started))
     assert not folder.exists()
 
 

@@ -52,7 +52,7 @@ async def alice(folder: Path, settings: PoolSettings | None = None) -> AsyncIter
         await peer.close()
 
 
-def joined(peer: Peer, folder: Path, identity: Identity | None = None) -> grid.client.Connecting:
+def joined(peer: Peer, folder: Path, identity: Identity | None = None) -> grid.opening.Opening[grid.Grid]:
     return grid.connect(peer.url, identity=identity or Identity.generate(), folders=Folders.under(folder / "client"))
 
 

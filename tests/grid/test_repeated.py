@@ -126,3 +126,14 @@ async def test_all_is_forgotten_when_it_is_too_much(peers: Folders, monkeypatch:
             assert x[:stop].shape == (stop,)
             assert len(_dispatch._repeated._plans) <= 8
         assert torch.equal(await x[:7].get(), value[:7])
+
+
+async def test_a_float_on_which_a_check_hangs_is_looked_at_each_time(peers: Folders) -> None:
+    """Here already, and not only at the peer: the line of the mistake is the one that raises."""
+    resize = torch.ops.aten._upsample_bilinear2d_aa.default
+    async with _connected(peers) as g:
+        image = await _sent(g["alice"], torch.rand(1, 1, 4, 4))
+        for scale in (2.0, 2.0, 2.0):
+            await resize(image, [8, 8], False, scale, scale).get()
+        with pytest.raises(BadRequest, match="scale"):
+            resize(image, [8, 8], False, 1e-9, 1e-9)

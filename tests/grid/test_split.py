@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -154,3 +155,95 @@ async def test_what_fails_at_one_peer_is_told_where_the_gradient_was_to_go_and_t
         assert torch.equal(await free.get(), torch.full((3,), 2.0))
         with pytest.raises(grid.GridError, match="out of bounds"):
             await w.grad.fetch()
+
+
+async def test_what_was_detached_from_an_activation_moves_without_it(peers: Folders) -> None:
+    """As old programs split a network: the gradient is taken over the gap by hand."""
+    w = torch.randn(5, requires_grad=True)
+    ((w * 2).tanh() * 3).exp().sum().backward()
+    async with grid.connect(folders=peers) as g:
+        far = await g["alice"].send(w.detach().clone().requires_grad_())
+        hidden = (far * 2).tanh()
+        there = (await hidden.detach().move(g["bob"])).requires_grad_()
+        (there * 3).exp().sum().backward()
+        assert there.grad is not None
+        hidden.backward(await there.grad.clone().move(g["alice"]))  # type: ignore[operator]
+        assert torch.allclose(await far.grad.fetch(), w.grad, atol=1e-5)  # type: ignore[union-attr, arg-type, operator]
+        other = far * 3
+        data = await other.data.move(g["carol"])
+        assert torch.equal(await data.get(), await other.fetch())
+        plain = (far * 2).detach()
+        assert (await plain.move(g["bob"])).location is g["bob"] and not plain.requires_grad
+
+
+class _Recurrent(nn.LSTM):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        out: torch.Tensor = super().forward(x)[0]
+        return out
+
+
+class _Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.norm(x + self.attention(x, x, x, need_weights=False)[0])
+        return found
+
+
+class _Reading(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 3)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.norm(self.out(x.mean(1)))
+        return found
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD], ids=["adam", "momentum"])
+async def test_layers_of_all_kinds_train_at_three_peers_and_move_between_them(peers: Folders, kind: Any) -> None:
+    options: dict[str, Any] = {"lr": 0.05, "momentum": 0.9} if kind is torch.optim.SGD else {"lr": 0.01}
+    x, y = torch.randn(8, 5, 4).double(), torch.randint(0, 3, (8,))
+    here = [_Recurrent(4, 6, num_layers=2, batch_first=True).double(), _Attending().double(), _Reading().double()]
+    async with grid.connect(folders=peers) as g:
+        homes = [g["alice"], g["bob"], g["carol"]]
+        there = [await home.send(copy.deepcopy(part)) for home, part in zip(homes, here, strict=True)]
+        optimizers = [kind(part.parameters(), **options) for part in (*here, *there)]
+        far_x, far_y = await homes[0].send(x), await homes[2].send(y)
+        for step in range(4):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            hidden, far = x, far_x
+            for part, other, home in zip(here, there, homes, strict=True):
+                hidden, far = part(hidden), other(far if far.location is home else await far.copy(home))
+            loss = F.cross_entropy(hidden, y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            far_loss = F.cross_entropy(far, far_y if far.location is homes[2] else await far_y.copy(far.location))
+            far_loss.backward()  # type: ignore[no-untyped-call]
+            for part in (*here, *there):
+                nn.utils.clip_grad_norm_(part.parameters(), 0.5)
+            for optimizer in optimizers:
+                optimizer.step()
+            assert torch.allclose(await far_loss.fetch(), loss)  # type: ignore[attr-defined]
+            if step == 1:  # the optimisers' states go along
+                await there[1].move(homes[0])
+                await there[0].move(homes[1])
+                homes[:2] = homes[1::-1]
+        for part, other in zip(here, there, strict=True):
+            back = (await other.fetch()).state_dict()
+            assert all(torch.allclose(value, back[name]) for name, value in part.state_dict().items())
+
+
+async def test_what_torch_takes_together_from_two_peers_says_what_it_is_about(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        weights = [await g[name].send(torch.ones(2, requires_grad=True)) for name in ("alice", "bob")]
+        for weight in weights:
+            (weight * 2).sum().backward()
+        with pytest.raises(grid.NotCollocated, match="clip the parameters at each peer by themselves"):
+            nn.utils.clip_grad_norm_(weights, 1.0)
+        with pytest.raises(grid.NotCollocated, match="one optimiser for the parameters at each peer"):
+            torch.optim.Adam(weights, foreach=True).step()

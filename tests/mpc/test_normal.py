@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from protocol.errors import BadRequest
 from tests.mpc.shares import on_shares
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,6 +82,29 @@ def test_other_precisions(precision: int) -> None:
     encoded = torch.round(x.double() * (1 << precision)) / (1 << precision)
     got = on_shares(_NORMS["layer"], {"x": x}, precision=precision)
     torch.testing.assert_close(got.double(), _NORMS["layer"](encoded), atol=max(1e-4, 2.0**-precision * 8), rtol=0)
+
+
+@pytest.mark.parametrize("precision", [10, 12, 18])
+def test_large_variances_have_their_digits_at_other_precisions_too(precision: int) -> None:
+    torch.manual_seed(0)
+    x = torch.round(torch.randn(3, 16).double() * 400 * (1 << precision)) / (1 << precision)
+    got = on_shares(_NORMS["layer"], {"x": x}, precision=precision)
+    torch.testing.assert_close(got.double(), _NORMS["layer"](x), atol=1e-4 + 2.0**-precision * 8, rtol=0)
+
+
+def test_tiny_variances_have_more_digits_than_they_need() -> None:
+    """Of 26 fractional bits those of this variance and eps have 10 that count: one row in some hundreds was off by
+    more than 1e-3."""
+    torch.manual_seed(0)
+    x = torch.randn(1000, 48) * 0.002 + 0.5
+    got = on_shares(lambda x: functional.layer_norm(x, (48,)), {"x": x}).double()
+    assert float((got - functional.layer_norm(_encoded(x), (48,))).abs().max()) < 7e-4
+
+
+@pytest.mark.parametrize("eps", [-1e-5, 2.0**17, float("inf"), float("nan")])
+def test_an_eps_that_does_not_fit_is_refused(eps: float) -> None:
+    with pytest.raises(BadRequest, match="eps is from 0 to"):
+        on_shares(lambda x: functional.layer_norm(x, (16,), eps=eps), {"x": torch.randn(2, 16)})
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch", "group"])

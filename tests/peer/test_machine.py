@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,62 @@ def test_memory_files_that_a_process_made_are_its_own() -> None:
         os.close(again)
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _running(code: str) -> Iterator[int]:
+    """A process that did this and waits; its pid."""
+    command = [sys.executable, "-c", f"{code}\nimport sys\nprint(flush=True)\nsys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline()
+        yield process.pid
+        process.stdin.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="Linux shows them to root alone")
+def test_memory_files_that_a_process_has_mapped_and_closed_are_its_own() -> None:
+    code = f"""
+import os
+from peer.worker import memory
+fd = os.memfd_create("hidden")
+os.write(fd, bytes({3 * limits.MIB}))
+held = memory.map_private(fd, 0, {3 * limits.MIB}, is_read_only=True)
+os.close(fd)"""
+    with _running(code) as pid:
+        assert machine._memory_files(pid) == 0
+        assert machine._memory_files(pid, has_room=True) == 3 * limits.MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory files are Linux's")
+def test_memory_files_that_are_ours_as_well_are_not_its_own() -> None:
+    fd = os.memfd_create("given")
+    try:
+        os.write(fd, bytes(3 * limits.MIB))
+        code = f"""
+import os
+from peer.worker import memory
+held = memory.map_private(os.open("/proc/{os.getpid()}/fd/{fd}", os.O_RDONLY), 0, {3 * limits.MIB}, is_read_only=True)
+os.closerange(3, 100)"""
+        with _running(code) as pid:
+            assert machine._memory_files(pid, has_room=True) == 0
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux says it")
+def test_what_the_system_keeps_to_find_a_processs_pages_is_its_own() -> None:
+    code = f"""
+import mmap
+pages = mmap.mmap(-1, {16 << 30}, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, mmap.PROT_READ)
+"""
+    with _running(code) as pid:
+        before = machine.own_memory(pid)
+    with _running(
+        code + f"[pages[at] for at in range(0, {16 << 30}, {2 << 20})]  # a page of its tables for each"
+    ) as pid:
+        after = machine.own_memory(pid)
+    assert before is not None and after is not None and after - before > 16 * limits.MIB
 
 
 def test_no_groups_are_no_bound(tmp_path: Path) -> None:

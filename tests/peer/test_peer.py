@@ -17,6 +17,8 @@ from peer.folders import Folders
 from peer.keys import Identity
 from peer.opening import open_as_dialer, open_or_line
 from peer.peer import Peer, Settings
+from peer.transport import dial
+from protocol import limits
 from protocol.errors import (
     AmbiguousPeer,
     BadRequest,
@@ -190,3 +192,22 @@ async def test_it_ends_though_a_client_comes_just_then(folders: Folders, monkeyp
     go_on.set()
     await closing
     await client.closed
+
+
+async def test_who_connects_and_says_nothing_keeps_nobody_out(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_UNPROVED", 4)
+    async with running(Settings("alice", port=0, folders=folders)) as (alice,):
+        silent = [await dial(alice.url) for _ in range(3)]
+        for number in range(2):
+            silent.append(await dial(alice.url))
+            await until(lambda: len(alice._unproved) == 4)
+            session = await open_as_dialer(alice.url, Introduction("client", "late"), Identity.generate())
+            await silent[number].wait_closed()
+            await until(lambda: len(alice._unproved) == 3)
+            await session.close()
+        assert [each.state.name for each in silent[2:]] == ["OPEN"] * 3
+        for each in silent[2:]:
+            each.transport.abort()
+            await each.wait_closed()

@@ -378,7 +378,7 @@ def test_to_die_is_no_way_not_to_be_counted(poor: Asker) -> None:
         await worker.usage()
         future = worker.run([["aten.rand.default", [[100]], {}, [new_id()]]])
         poor.pool._forks._by_pid.pop(worker.pid or 0, None)  # as if the zygote had told of its end
-        poor.pool._watching._looked = asyncio.get_running_loop().time() - 0.7
+        poor.pool._watching._asked = asyncio.get_running_loop().time() - 0.7
         worker.kill()
         await asyncio.wait([future])
         return next(each.cpu for each in poor.pool.statistics().principals if each.principal == poor.principal)

@@ -36,6 +36,12 @@ def pipe_with(text: bytes) -> int:
     return reads
 
 
+def _full_of(item: bytes) -> bytes:
+    """A message of more lists or maps than any may have."""
+    count = limits.WORKER_CONTAINERS + 10
+    return struct.pack("<IB", 5 + count, 0) + b"\xdd" + struct.pack(">I", count) + count * item
+
+
 class Collector:
     """A LoopChannel and what it heard."""
 
@@ -112,6 +118,12 @@ def test_descriptors_that_did_not_come_are_refused() -> None:
 def test_bytes_that_are_not_msgpack_are_refused() -> None:
     with pytest.raises(ProtocolError, match="does not decode"):
         list(Decoder(1000).feed(struct.pack("<IB", 1, 0) + b"\xc1"))
+
+
+def test_a_long_message_of_few_lists_is_read() -> None:
+    values = [[number] for number in range(1000)] + [bytes(2 * limits.WORKER_CONTAINERS)]
+    ((message, _),) = Decoder(limits.WORKER_REPLY, limits.WORKER_CONTAINERS).feed(encode(values))
+    assert message == values
 
 
 def test_deep_nesting_is_refused() -> None:
@@ -247,8 +259,11 @@ def test_the_end_of_the_other_side_is_told_once_after_its_last_message() -> None
 
 @pytest.mark.parametrize(
     "data",
-    [struct.pack("<IB", 1 << 31, 0), struct.pack("<IB", 10, 200), struct.pack("<IB", 1, 0) + b"\xc1"],
-    ids=["length", "descriptors", "body"],
+    [
+        *(struct.pack("<IB", 1 << 31, 0), struct.pack("<IB", 10, 200), struct.pack("<IB", 1, 0) + b"\xc1"),
+        *(_full_of(b"\x90"), _full_of(b"\x80")),
+    ],
+    ids=["length", "descriptors", "body", "empty lists", "empty maps"],
 )
 def test_a_hostile_stream_ends_the_channel(data: bytes) -> None:
     async def main() -> None:

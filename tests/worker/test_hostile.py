@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from peer.worker.operation import name_of
 from protocol.errors import BadRequest, GridError, NotFound, OperationNotAllowed, TooLarge
 from tests.worker.conftest import Asker, new_id
 
@@ -190,3 +191,7 @@ def test_a_worker_has_no_secret_in_its_environment_and_no_descriptor_but_its_cha
     status = Path(f"/proc/{pid}/status").read_text()
     assert "Threads:\t1\n" in status
     assert "0 " in Path(f"/proc/{pid}/limits").read_text().split("Max core file size")[1].lstrip()[:2]
+
+
+def test_a_name_that_comes_into_the_log_is_on_one_line() -> None:
+    assert name_of(["x\n2026-01-01 ERROR all is lost\x1b[2J", [], {}, []]) == "x 2026-01-01 ERROR all is lost [2J"

@@ -148,6 +148,14 @@ def test_a_factory_remembers_its_floats(objects: Objects) -> None:
     assert isinstance(_run(objects, "aten.arange.default", [1e6]), TooLarge)
 
 
+def test_a_scale_by_which_a_kernel_reads_is_looked_at_each_time(objects: Objects) -> None:
+    """Beside the image, where it does not lead to the size that is asked for."""
+    image = _put(objects, torch.rand(1, 1, 4, 4))
+    for scale, is_good in (2.0, True), (2.0, True), (0.3, False), (1e-6, False), (float("nan"), False), (2.0, True):
+        result = _run(objects, "aten._upsample_bilinear2d_aa.default", [image, [8, 8], False, scale, scale])
+        assert isinstance(result, list) if is_good else isinstance(result, BadRequest), scale
+
+
 def test_all_is_forgotten_when_it_is_too_much(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_PLANS", 8)
     x = _put(objects, torch.randn(40))

@@ -372,6 +372,44 @@ def test_values_are_looked_at_in_each_use() -> None:
         assert isinstance(results[0], list) if is_good else results[0]["code"] == "bad_request", labels
 
 
+def test_floats_on_which_checks_hang_are_looked_at_in_each_use() -> None:
+    scale = 2.0
+
+    def grown(x: bytes, fresh: Callable[[], bytes]) -> list[Any]:
+        return [["aten._upsample_bilinear2d_aa.default", [x, [8, 8], False, scale, scale], {}, [fresh()]]]
+
+    scene = Scene(grown)
+    for scale, is_good in ((2.0, True), (2.0, True), (2.0, True), (0.3, False), (-1.0, False), (2.0, True)):
+        results, _ = scene.use(torch.rand(1, 1, 4, 4))
+        assert isinstance(results[0], list) if is_good else results[0]["code"] == "bad_request", scale
+
+
+def test_one_tensor_that_is_given_twice_is_looked_at_as_one() -> None:
+    """What changes the shape of one of the two changes the other's: of it statistics are read that are not there."""
+    one, x, y, z = (number.to_bytes(16, "big") for number in range(1 << 70, (1 << 70) + 4))
+    fresh = _ids(1000)
+
+    def operations() -> list[Any]:
+        norm = [x, one, one, one, one, False, 0.1, 1e-5]
+        return [
+            ["aten.t_.default", [y], {}, []],
+            ["aten.native_batch_norm.default", norm, {}, [fresh() for _ in "abc"]],
+        ]
+
+    world, stretch = World(), Stretch.of(operations())
+    assert stretch is not None
+    world.provide(one, torch.ones(1))
+    world.keep(0, stretch)
+    for given, is_good in ([y, x, one], True), ([y, x, one], True), ([z, z, one], False):
+        for id in given[:2]:
+            world.provide(id, torch.rand(40, 1))
+        used = Used(operations())
+        assert len(used.given) == 3
+        used.given = given
+        (_, found), _ = world.again(0, used, None, [])
+        assert isinstance(found, list) if is_good else found["code"] == "bad_request"
+
+
 @pytest.mark.parametrize("is_written", [False, True])
 def test_indices_that_the_stretch_made_are_looked_at_where_it_may_write_to_them(is_written: bool) -> None:
     def backward(x: bytes, fresh: Callable[[], bytes]) -> list[Any]:

@@ -1,0 +1,94 @@
+"""Whose turn it is on processors that there are too few of. Decides; somebody else tells the system.
+
+A worker that computes without a pause would keep one that has a moment's work waiting for its slice, 3 to 4 ms where
+the answer takes a quarter of one. So while more than one principal computes, whoever has no pauses stands back; a
+principal that is alone here stands back for nobody, and two that both have none share as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+from protocol import limits
+
+Process = TypeVar("Process", bound=Hashable)
+
+
+class Times(NamedTuple):
+    """What became of one worker's time since it was last looked at, in seconds.
+
+    Attributes:
+        principal: whose it is.
+        ran: of the processors, by all of its threads.
+        in_stretches: of the clock, while it had something to do for longer than limits.TURN_STRETCH at a time.
+    """
+
+    principal: str
+    ran: float
+    in_stretches: float
+
+
+class Stretch:
+    """How much of its time one worker spends on stretches that are long. Times are of one clock, in seconds."""
+
+    __slots__ = ("_began", "_counted", "_seconds")
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._counted = 0.0  # until when a stretch that goes on has been told of
+        self._seconds = 0.0
+
+    def begins(self, now: float) -> None:
+        """It has something to do from now on."""
+        self._began = now
+
+    def ends(self, now: float) -> None:
+        """It has done all."""
+        if now - self._began > limits.TURN_STRETCH:
+            self._seconds += now - max(self._began, self._counted)
+
+    def taken(self, now: float, is_busy: bool) -> float:
+        """Since it was last asked."""
+        if is_busy:
+            self.ends(now)
+            self._counted = now
+        taken, self._seconds = self._seconds, 0.0
+        return taken
+
+
+class Turns(Generic[Process]):
+    """Of the workers of one pool. `look` again and again, `ended` for each that is gone."""
+
+    def __init__(self) -> None:
+        self._looked = 0.0
+        self._computed: dict[str, float] = {}  # when a principal's workers last did
+        self._restless: dict[Process, float] = {}  # when a worker was last seen to have no pauses
+        self._back: set[Process] = set()
+
+    def look(self, times: Mapping[Process, Times], now: float) -> dict[Process, bool]:
+        """Whose standing changes: True, it stands back from now on; False, it does no more.
+
+        Args:
+            times: of all workers that there are.
+            now: of a clock that only goes forward, in seconds.
+        """
+        elapsed, self._looked = now - self._looked, now
+        for worker, (principal, ran, in_stretches) in times.items():
+            if ran > 0:
+                self._computed[principal] = now
+            if in_stretches > elapsed * limits.TURN_SHARE and ran > elapsed * limits.TURN_LEAST:
+                self._restless[worker] = now
+        self._computed = {name: at for name, at in self._computed.items() if now - at < limits.TURN_OTHERS}
+        self._restless = {each: at for each, at in self._restless.items() if now - at < limits.TURN_REST}
+        before = self._back
+        self._back = {
+            worker
+            for worker, (principal, _, _) in times.items()
+            if worker in self._restless and self._computed.keys() - {principal}
+        }
+        return dict.fromkeys(before - self._back, False) | dict.fromkeys(self._back - before, True)
+
+    def ended(self, worker: Process) -> None:
+        self._restless.pop(worker, None)
+        self._back.discard(worker)
