@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import grid
-from benchmarks import calls, training, worker
+from benchmarks import beside, calls, training, worker
 from benchmarks.harness import Figure, Measure, interleaved, options, report
 from benchmarks.memory import descendants, memory_of
 from benchmarks.references import Reference
@@ -28,6 +28,7 @@ _FLOATS = 64
 _PIPELINED = 4_000
 _SHORT_LIVED = 1_000_000
 _SHORT_LIVED_QUICK = 100_000
+_FOR_P99 = 2_000
 
 
 async def measure(quick: bool) -> list[Figure]:
@@ -48,13 +49,14 @@ async def measure(quick: bool) -> list[Figure]:
         median = await interleaved(rounds, measured)
         operations = local.operations()
         growth = await _growth(g, _SHORT_LIVED_QUICK if quick else _SHORT_LIVED)
+        shared = await _beside(g, 3 if quick else 9)
     if "ray" in calls.installed():  # by itself: its daemons are never quite idle
         with _reference("ray") as call:
             median["ray"] = (await interleaved(rounds, {"ray": call}))["ray"]
-    return _figures(median, operations, growth)
+    return [*_figures(median, operations), shared, growth]
 
 
-def _figures(median: dict[str, float], operations: int, growth: Figure) -> list[Figure]:
+def _figures(median: dict[str, float], operations: int) -> list[Figure]:
     others: dict[str, float] = {name: median[name] for name in ("echo", "torch_rpc", "ray") if name in median}
     for name in ("torch_rpc", "ray"):
         if name not in median:
@@ -86,7 +88,6 @@ def _figures(median: dict[str, float], operations: int, growth: Figure) -> list[
             "at most 1.5 x local_and_round_trip",
         ),
         Figure("worker_p50", "peer to worker and back, one addition", "us", median["worker"], bar="at most 100"),
-        growth,
     ]
 
 
@@ -141,6 +142,43 @@ async def _worker() -> AsyncIterator[Measure]:
 
         await call()
         yield lambda: calls.p50_awaited(call)
+
+
+# --- beside others ----------------------------------------------------------------------------------------
+
+
+async def _beside(g: grid.LocalGrid, rounds: int) -> Figure:
+    """What a principal's operations take while another one's worker computes without a pause."""
+    alice = g["alice"]
+    x, y = await alice.send(torch.randn(_FLOATS)), await alice.send(torch.randn(_FLOATS))
+
+    async def p99() -> float:
+        times = []
+        for _ in range(_FOR_P99):
+            started = time.perf_counter()
+            await (x + y).get()
+            times.append(time.perf_counter() - started)
+        return sorted(times)[_FOR_P99 * 99 // 100] * 1e6
+
+    async with beside.computing(g.processes["alice"].url) as other:
+
+        async def alone() -> float:
+            await other.pause()
+            return await p99()
+
+        async def with_other() -> float:
+            await other.go_on()
+            return await p99()
+
+        median = await interleaved(rounds, {"alone": alone, "beside": with_other})
+    return Figure(
+        "beside_p99",
+        f"p99 of {_FOR_P99:,} times z = x + y; await z.get(), beside another principal who computes",
+        "us",
+        median["beside"],
+        {"alone": median["alone"]},
+        "at most 2 x alone",
+    )
 
 
 # --- memory -----------------------------------------------------------------------------------------------

@@ -156,6 +156,8 @@ class Kept:
 
 
 def split_ids(ids: bytes) -> list[bytes]:
+    if len(ids) == ID_BYTES:
+        return [ids]
     return [ids[at : at + ID_BYTES] for at in range(0, len(ids), ID_BYTES)]
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, Final
 
 import torch
-from torch.utils import deterministic
 
 from compute import interpreter, table, values
 from compute.dtypes import NAME_OF
@@ -21,6 +20,10 @@ from peer.worker.operation import name_of, result_ids, unpacked
 from peer.worker.picking import check_rows, picked
 from peer.worker.randomness import GENERATOR, drawn_by, seed
 from protocol.errors import BadRequest, GridError
+
+# torch.utils.deterministic's, without the property around them: two of them are in each operation that is repeated.
+_is_filling: Final = torch._C._get_deterministic_fill_uninitialized_memory
+_fill: Final = torch._C._set_deterministic_fill_uninitialized_memory
 
 CHECK: Final = "aten._linalg_check_errors.default"
 """Looks whether the last factorisation was good."""
@@ -126,11 +129,11 @@ class Unfilled:
     __slots__ = ("_was",)
 
     def __enter__(self) -> None:
-        self._was: bool = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        self._was = _is_filling()
+        _fill(False)
 
     def __exit__(self, *_: object) -> None:
-        deterministic.fill_uninitialized_memory = self._was  # type: ignore[attr-defined]
+        _fill(self._was)
 
 
 class _Executor:

@@ -241,7 +241,7 @@ def told(tensors: Sequence[torch.Tensor]) -> list[Any]:
 
 
 def split_ids(ids: bytes) -> list[bytes]:
-    return [ids[at : at + _ID] for at in range(0, len(ids), _ID)]
+    return [ids] if len(ids) == _ID else [ids[at : at + _ID] for at in range(0, len(ids), _ID)]
 
 
 def _reshapes(operation: Any) -> bool:
