@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from grid.ids import ID_BYTES
 from protocol.errors import Ambiguous, NotFound
+from protocol.ids import ID_BYTES
 
 if TYPE_CHECKING:
     from grid.plans import RemotePlan

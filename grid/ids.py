@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
-ID_BYTES: Final = 16
+from protocol.ids import ID_BYTES, split_ids
+
 PART_BYTES: Final = 2
 """The last ones of a model's id, which count its tensors (SPEC.md, Objects)."""
 
@@ -20,7 +21,7 @@ def fresh_id() -> bytes:
         return _drawn.pop()
     except IndexError:
         random = os.urandom(ID_BYTES * _BATCH)
-        _drawn.extend(random[at : at + ID_BYTES] for at in range(0, len(random), ID_BYTES))
+        _drawn.extend(split_ids(random))
         return _drawn.pop()
 
 

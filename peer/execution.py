@@ -23,7 +23,7 @@ from peer.asking import forget
 from peer.at_once import NO_LABELS, AtHand, Hearing, Then, at_hand, use_at_hand
 from peer.batches import Batch, Fault, Results, Snapshot
 from peer.leases import LeaseKey
-from peer.objects import ID_BYTES, Held, Objects, Published, Temporary, show_id
+from peer.objects import Held, Objects, Published, Temporary, show_id
 from peer.operations import Operation, check_count, check_operation, references, written_by
 from peer.seeds import SEED, Seeds, check_seed
 from peer.spans import Spans, StoredSpan, release
@@ -35,6 +35,7 @@ from peer.worker.remote import BlockHashes, Worker
 from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import BadRequest, GridError
+from protocol.ids import ID_BYTES
 from protocol.tensors import TensorHeader
 
 

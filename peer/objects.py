@@ -23,10 +23,10 @@ from peer.store.store import Store
 from peer.worker.remote import Worker
 from protocol import limits
 from protocol.errors import AlreadyExists, Ambiguous, BadRequest, Corrupt, GridError, NotFound
+from protocol.ids import ID_BYTES
 from protocol.sizes import check_limit
 from protocol.tensors import TensorHeader
 
-ID_BYTES: Final = 16
 _PART_BYTES: Final = 2
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from compute.writes import written_positions
-from peer.objects import ID_BYTES, Held, Temporary, check_id, show_id
+from peer.objects import Held, Temporary, check_id, show_id
 from protocol.errors import BadRequest
+from protocol.ids import ID_BYTES
 from protocol.sizes import check_limit
 
 Operation = list[Any]

@@ -14,12 +14,13 @@ from peer.batches import Batch
 from peer.elsewhere import check_content
 from peer.execution import Execution
 from peer.leases import LeaseKey
-from peer.objects import ID_BYTES, Held, Objects, Temporary, check_id
+from peer.objects import Held, Objects, Temporary, check_id
 from peer.runs import Progress, Run, Runs
 from peer.worker.remote import Made, Worker
 from peer.workers import WorkerPool
 from protocol import limits
 from protocol.errors import BadRequest, Cancelled, Denied, GridError
+from protocol.ids import ID_BYTES
 
 Then = Callable[[Made | GridError], None]
 """Is told, once, what a run came to."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from compute.writes import written_positions
-from peer.objects import ID_BYTES
 from peer.operations import Operation, check_operation
 from peer.seeds import SEED
 from protocol import limits
 from protocol.errors import BadRequest
+from protocol.ids import ID_BYTES, split_ids
 
 _PLAIN: Final = frozenset({int, bool, str, type(None)})
 _FLOATS: Final = frozenset({float})
@@ -153,12 +153,6 @@ class Kept:
         if found is None:
             raise BadRequest("no stretch of this number is kept for this connection: send the operations themselves")
         return found
-
-
-def split_ids(ids: bytes) -> list[bytes]:
-    if len(ids) == ID_BYTES:
-        return [ids]
-    return [ids[at : at + ID_BYTES] for at in range(0, len(ids), ID_BYTES)]
 
 
 class _Unusual(Exception):

@@ -81,22 +81,23 @@ class Watching:
         while True:
             principals = {worker.key.principal for worker in self._workers()}
             await asyncio.sleep(min(self._beat, limits.TURN) if len(principals) > 1 else self._beat)
+            now = loop.time()
             try:
-                self._see_whose_turn_it_is(loop.time())
-                if loop.time() >= self._looked + self._beat:
-                    self._look(loop.time() - self._looked)
-                    self._looked = loop.time()
+                if now >= self._looked + self._beat:
+                    elapsed, self._looked = now - self._looked, now
+                    self._look(elapsed)
+                self._see_whose_turn_it_is(now)
             except Exception:  # a defect here must not leave workers unwatched from then on
                 _log.exception("looking at the workers failed")
 
     def _see_whose_turn_it_is(self, now: float) -> None:
         """Who computes without a pause stands back while another principal computes too."""
+        elapsed, self._asked = now - self._asked, now
         times = {
-            worker: Times(worker.key.principal, self._taken(worker) or 0.0, worker.in_stretches(now - self._asked))
+            worker: Times(worker.key.principal, self._taken(worker) or 0.0, worker.in_stretches(elapsed))
             for worker in self._workers()
         }
-        self._asked = now
-        for worker, is_back in self._turns.look(times, now).items():
+        for worker, is_back in self._turns.look(times, elapsed, now).items():
             if worker.pid is not None and self._runs(worker):
                 machine.stand_back(worker.pid, is_back=is_back)
 

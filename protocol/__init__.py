@@ -6,6 +6,7 @@ Files in import order:
     errors.py      every error, as a tree by blame, and its form on the wire
     limits.py      every limit, with its reason
     sizes.py       sizes: as people read them, and held to their limits
+    ids.py         ids of objects
     tensors.py     tensor headers: dtype and shape, checked before anything is allocated
     identity.py    peer ids, and the bytes that each end signs to prove its key
     codec.py       frames: prelude, checked msgpack header, raw payload

@@ -15,8 +15,9 @@ from typing import Any, Final
 from peer.worker.channel import Message
 from peer.worker.objects import Objects
 from peer.worker.steps import written_by
-from peer.worker.stretches import Stretch, split_ids
+from peer.worker.stretches import Stretch
 from protocol.errors import GridError
+from protocol.ids import split_ids
 
 _KNOWN: Final = frozenset({"run", "again", "drop"})  # messages of which it is known what they may write
 _MOST: Final = 16  # messages that wait here before no more are read: the others wait in the socket, with who sends them

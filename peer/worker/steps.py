@@ -22,9 +22,9 @@ from peer.worker import repeated
 from peer.worker.execution import CHECK, guarded_among, run, tensors_in
 from peer.worker.objects import Objects
 from peer.worker.randomness import GENERATOR
+from protocol.ids import ID_BYTES
 
 _TENSOR: Final = torch.Tensor
-_ID: Final = 16
 _NO_PLAN: Final = repeated.Plan(Estimate((), 0, 0), None)
 _LONG: Final = frozenset({"size", "linalg"})
 
@@ -111,7 +111,7 @@ class Learner:
 
     def finish(self, given: int) -> list[Step]:
         """The steps, of a stretch that is given so many objects: without checks of values that would find nothing."""
-        ids = frozenset(number.to_bytes(_ID, "big") for number in range(given))
+        ids = frozenset(number.to_bytes(ID_BYTES, "big") for number in range(given))
         for at in proven(self._calls, ids):
             self.steps[at].plan = replace(self.steps[at].plan, guard=None)
         return self.steps

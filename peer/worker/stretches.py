@@ -30,8 +30,8 @@ from peer.worker.objects import Objects
 from peer.worker.steps import Learner, Step, count_floats, look_like, number_of, written_by
 from protocol import limits
 from protocol.errors import GridError, OperationNotAllowed
+from protocol.ids import split_ids
 
-_ID: Final = 16
 _PLANS: Final = 4  # of one stretch: inputs of so many different looks may take turns
 _TRIES: Final = 8  # uses in a row that looked like none before: then nothing more is learned of it
 
@@ -238,10 +238,6 @@ def told(tensors: Sequence[torch.Tensor]) -> list[Any]:
     return [
         [NAME_OF[tensor.dtype], tensor.shape] for tensor in tensors
     ]  # a torch.Size is a tuple; the peer checks both
-
-
-def split_ids(ids: bytes) -> list[bytes]:
-    return [ids] if len(ids) == _ID else [ids[at : at + _ID] for at in range(0, len(ids), _ID)]
 
 
 def _reshapes(operation: Any) -> bool:

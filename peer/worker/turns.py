@@ -61,19 +61,18 @@ class Turns(Generic[Process]):
     """Of the workers of one pool. `look` again and again, `ended` for each that is gone."""
 
     def __init__(self) -> None:
-        self._looked = 0.0
         self._computed: dict[str, float] = {}  # when a principal's workers last did
         self._restless: dict[Process, float] = {}  # when a worker was last seen to have no pauses
         self._back: set[Process] = set()
 
-    def look(self, times: Mapping[Process, Times], now: float) -> dict[Process, bool]:
+    def look(self, times: Mapping[Process, Times], elapsed: float, now: float) -> dict[Process, bool]:
         """Whose standing changes: True, it stands back from now on; False, it does no more.
 
         Args:
             times: of all workers that there are.
+            elapsed: seconds since the last look, which `times` are of.
             now: of a clock that only goes forward, in seconds.
         """
-        elapsed, self._looked = now - self._looked, now
         for worker, (principal, ran, in_stretches) in times.items():
             if ran > 0:
                 self._computed[principal] = now

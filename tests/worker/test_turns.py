@@ -33,7 +33,7 @@ class Clock:
         """Who was at work how long of the last 0.1 s, and ran (else for as long); None: there is no such worker."""
         self.now += 0.1
         times = {"a": Times("ann", a if ran is None else ran, a)} | ({} if b is None else {"b": Times("bob", b, b)})
-        return self.turns.look(times, self.now)
+        return self.turns.look(times, 0.1, self.now)
 
     def rest(self, seconds: float) -> list[dict[str, bool]]:
         return [self.look(0.0, 0.0) for _ in range(round(seconds / 0.1))]
@@ -84,8 +84,7 @@ def test_when_the_others_are_silent_nobody_stands_back() -> None:
 
 def test_another_worker_of_the_same_principal_is_not_somebody_else() -> None:
     turns: Turns[str] = Turns()
-    turns.look({}, 1.0)
-    assert turns.look({"a": Times("ann", 0.1, 0.1), "b": Times("ann", 0.01, 0.0)}, 1.1) == {}
+    assert turns.look({"a": Times("ann", 0.1, 0.1), "b": Times("ann", 0.01, 0.0)}, 0.1, 1.1) == {}
 
 
 def test_one_that_ended_is_forgotten() -> None:
