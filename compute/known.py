@@ -75,9 +75,15 @@ def operation(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> O
     estimate = infer(entry, bound, named)
     if not estimate.is_exact:
         return None
-    guard, result = VALUE_GUARDS.get(entry.name), estimate.results[0] if len(estimate.results) == 1 else None
+    guard = VALUE_GUARDS.get(entry.name)
+    return Operation(entry, estimate, guard, stride_of(entry, estimate, guard))
+
+
+def stride_of(entry: Entry, estimate: Estimate, guard: Any) -> tuple[int, ...] | None:
+    """That of its one result, where it is a plain operation: see Operation.stride."""
+    result = estimate.results[0] if len(estimate.results) == 1 else None
     is_plain = guard is None and not entry.writes and not entry.gives_list and entry.name != NO_CONJUGATES
-    return Operation(entry, estimate, guard, None if result is None or not is_plain else tuple(result.stride))
+    return None if result is None or not is_plain else tuple(result.stride)
 
 
 NO_CONJUGATES: Final = "aten.view_as_real.default"

@@ -44,6 +44,7 @@ class Handle:
     """
 
     __slots__ = (
+        "__weakref__",
         "_failure",
         "_gone",
         "_is_late",

@@ -10,12 +10,14 @@ lists, and each step on them (append, slice, delete the first) is one step of th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
 import msgpack
 
+from compute.writes import written_positions
 from grid.blocking import check_running
 from grid.handle import Handle
 from grid.stretches import Kept, Look, Stretches
@@ -28,13 +30,16 @@ from protocol.errors import GridError, LinkError, PeerLost
 
 _ROOM = limits.MAX_HEADER - 10 * limits.KIB  # for the operations of one request; the rest of its header is small
 # Operations that do not wait for the end of the loop's turn: the first few, so that the peer has something to do, then
-# eight times as many each time, because each request costs all three processes (measured: docs/decisions/0005).
-_FIRST, _GROWTH, _MOST = 6, 8, 64
+# four times as many each time, because each request costs all three processes (measured: docs/decisions/0005).
+_FIRST, _GROWTH, _MOST = 16, 4, 64
 _RELEASE_BATCH = 256  # ids of one request: 5 KiB of its header
 _RELEASE_DELAY = 0.02  # seconds that released ids wait for operations to go along with
 
 
-_Queued = tuple[list[Any], int, Sequence[Handle], Look | None]
+Made = list[weakref.ref[Handle]]
+"""What an operation makes or changes. It is not kept for being waited for: whose last pointer is gone is let go of with
+the very request that makes it, and its memory is used again by the operations after."""
+_Queued = tuple[list[Any], int, Made, Look | None]
 """An operation, its size in a message, what it makes or changes, and what it looks like. Or a Hold, larger than any
 message."""
 _OPERATION: Final = itemgetter(0)
@@ -81,7 +86,8 @@ class Outbox:
     ) -> None:
         """Queue an operation. `made` are the handles of what it makes or changes: they learn of its failure.
         `nbytes`: its size in a message, where it is known; `look`: what it looks like, if it may come again."""
-        self._queue.append((operation, _size(operation) if nbytes is None else nbytes, made, look))
+        nbytes = _size(operation) if nbytes is None else nbytes
+        self._queue.append((operation, nbytes, list(map(weakref.ref, made)), look))
         if not self._is_scheduled:
             self._schedule()
         if len(self._queue) >= self._enough:
@@ -155,9 +161,8 @@ class Outbox:
         queued = [entry[2] for entry in self._queue]
         waiting = [settle.made for settle in self._underway if not settle.is_sent]
         for each in (queued, *waiting):
-            for made in each:
-                for handle in made:
-                    handle.made_late(self.era)
+            for handle in _alive(each):
+                handle.made_late(self.era)
 
     async def flush(self, holds: Sequence[Hold] | None = None) -> Lasting:
         """Send what is queued, or have it sent when there is a connection again; later requests on the link that is
@@ -194,7 +199,7 @@ class Outbox:
         """Operations that are queued from now on wait until `let_go`: this object is on its way to the peer."""
         hold = Hold(coming)
         self._holds.append(hold)
-        self._queue.append((hold, _ROOM + 1, (), None))
+        self._queue.append((hold, _ROOM + 1, [], None))
         return hold
 
     def let_go(self, hold: Hold, error: GridError | None) -> None:
@@ -226,9 +231,9 @@ class Outbox:
             if isinstance(operation, Hold) or lost.isdisjoint(references([operation[1], operation[2]])):
                 kept.append(entry)
                 continue
-            for handle in made:
+            for handle in _alive([made]):
                 handle.fail(error)
-                lost.add(handle.id)
+            lost.update(operation[3], _written(operation))
         self._queue[:count] = kept
 
     def run_and_fetch(self, id: bytes) -> asyncio.Future[Response] | None:
@@ -241,7 +246,8 @@ class Outbox:
         is_one = count == 1 and self._queue[0][1] <= _ROOM  # as `_first` has it, without a call
         if not count or not self._link.is_open or not (is_one or self._first(count) == count):
             return None
-        if not any(handle.id == id for entry in reversed(self._queue) for handle in entry[2]):
+        made_last = self._queue[-1][0][3]
+        if id not in made_last and not any(handle.id == id for handle in _alive(map(_MADE, self._queue))):
             self._post(count)
             count = 0
         return self._post(count, fetch=id)
@@ -312,9 +318,8 @@ class Outbox:
     def _fail_queued(self, error: GridError) -> None:
         queued = self._queue[:]
         del self._queue[: len(queued)]
-        for _, _, made, _ in queued:
-            for handle in made:
-                handle.fail(error)
+        for handle in _alive(map(_MADE, queued)):
+            handle.fail(error)
 
     @property
     def has_work(self) -> bool:
@@ -331,7 +336,7 @@ class _Settle:
 
     __slots__ = ("_has_fetch", "_over", "_underway", "asked", "kept", "made")
 
-    def __init__(self, underway: set[_Settle], made: list[Sequence[Handle]], *, has_fetch: bool) -> None:
+    def __init__(self, underway: set[_Settle], made: list[Made], *, has_fetch: bool) -> None:
         self._underway = underway
         self.made = made
         self.asked: Asked | None = None
@@ -366,17 +371,30 @@ class _Settle:
             if isinstance(results, list):
                 self._note(results)
         else:
-            for made in self.made:
-                for handle in made:
-                    handle.fail(answer)
+            for handle in _alive(self.made):
+                handle.fail(answer)
         # Or else the two keep each other, and the handles, until the collector comes.
         self.asked = None
         self.made = []
 
     def _note(self, results: list[Any]) -> None:
         for made, fault in zip(self.made, results, strict=False):
-            for handle in made if fault else ():
+            for handle in _alive([made]) if fault else ():
                 handle.fail(GridError.from_fault(fault))
+
+
+def _alive(made: Iterable[Made]) -> Iterator[Handle]:
+    for each in made:
+        for reference in each:
+            handle = reference()
+            if handle is not None:
+                yield handle
+
+
+def _written(operation: list[Any]) -> list[bytes]:
+    """The ids of what it changes in place."""
+    args = operation[1]
+    return list(references([args[position] for position in written_positions(operation[0]) if position < len(args)]))
 
 
 _SMALL = frozenset({bytes, int, float, bool, type(None)})

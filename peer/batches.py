@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from compute.writes import written_positions
@@ -58,13 +58,20 @@ class Results:
         self._objects = objects
 
     def register(
-        self, asker: str, lease: LeaseKey, outs: Iterable[bytes], labels: frozenset[str], worker: Worker
+        self,
+        asker: str,
+        lease: LeaseKey,
+        outs: Iterable[bytes],
+        labels: frozenset[str],
+        worker: Worker,
+        unwanted: Collection[bytes] = (),
     ) -> list[Temporary]:
-        """They are there from now on, though their values are not."""
+        """They are there from now on, though their values are not; but for those that nobody will ask for."""
         now = time.time()
         made = [Temporary(id, asker, lease, labels, now, worker=worker) for id in outs]
         for temporary in made:
-            self._objects.add(temporary)
+            if temporary.id not in unwanted:
+                self._objects.add(temporary)
         return made
 
     def not_placed(self, asker: str, lease: LeaseKey, operation: Operation, error: GridError) -> Fault:

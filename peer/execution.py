@@ -155,12 +155,13 @@ class Execution:
             worker.run_for(hearing, operations, fetch, own, made)
         if found.is_writing:
             self.note_writing(worker)
+        registered = self.results.register(asker, lease_of(), made, NO_LABELS, worker, frozenset(own))
+        hearing.made = {temporary.id: temporary for temporary in registered}
         for id in own:
-            self._objects.remove(id)
+            if id not in made:
+                self._objects.remove(id)
         if len(own) < len(release):
             self.release_own(asker, release)
-        registered = self.results.register(asker, lease_of(), made, NO_LABELS, worker)
-        hearing.made = {temporary.id: temporary for temporary in registered}
         return True
 
     def _at_hand(self, asker: str, operations: Sequence[Any] | Use, fetch: bytes | None) -> AtHand | None:
@@ -172,15 +173,14 @@ class Execution:
         return at_hand(self._objects, self._workers, asker, operations, fetch)
 
     def _droppable(self, release: Any, made: Mapping[bytes, None], worker: Worker) -> list[bytes] | None:
-        """Those of the ids that are temporaries in this worker; None where they are no ids, or are made only now."""
+        """Those of the ids that are temporaries in this worker, or are to be; None where they are no ids."""
         if type(release) is not list and release != ():
             return None
         temporary, found = self._objects.temporary, []
         for id in release:
-            if type(id) is not bytes or len(id) != ID_BYTES or id in made:
+            if type(id) is not bytes or len(id) != ID_BYTES:
                 return None
-            held = temporary(id)
-            if held is not None and held.worker is worker:
+            if id in made or ((held := temporary(id)) is not None and held.worker is worker):
                 found.append(id)
         return found
 

@@ -156,9 +156,9 @@ class Worker(Line):
                 return results, None
             return results, answers.value(self._held.made, fields, descriptors, self._buffers)
 
+        self._held.promised(made)
         known = list(filter(self.holds, dropped))
         self._put(Pending(asker, "operations", parse, operations), "run", operations, wanted, known)
-        self._held.promised(made)
         self._operations += count
         if known:
             self._held.forget(known)
@@ -177,10 +177,10 @@ class Worker(Line):
                 return results, None
             return results, answers.value(self._held.made, fields, descriptors, self._buffers)
 
+        self._held.promised(use.outs)
         known = list(filter(self.holds, dropped))
         pending = Pending(asker, "operations", parse, stretch.operations)
         self._put(pending, "again", taught.number, use.given, use.made, use.floats, wanted, known)
-        self._held.promised(use.outs)
         self._operations += len(stretch.operations)
         if known:
             self._held.forget(known)

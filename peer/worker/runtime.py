@@ -201,7 +201,8 @@ class Runtime:
     ) -> None:
         started = time.perf_counter()
         stretch = self._stretches[number]
-        use = Use(self._objects, stretch, given, made, floats)
+        unwanted = frozenset(dropped) - {wanted} if dropped else ()
+        use = Use(self._objects, stretch, given, made, floats, unwanted)
         if dropped and 2 * ALLOWED.held > ALLOWED.memory:
             self._drop_unused(dropped, use.ids, wanted)
         count = len(stretch.operations)
@@ -404,7 +405,7 @@ def serve(sock: socket.socket, settings: Settings) -> None:
     channel = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_MESSAGE)
     if settings.threads > 1:
         torch.zeros(_SHARED).add_(1)  # makes its threads now, and not in the first operation
-    runtime = Runtime(channel.queue, channel.flush, Device.of(settings.device), channel.receive_now)
+    runtime = Runtime(channel.queue, channel.flush, Device.of(settings.device), channel.glance)
     ahead, lookout = runtime.ahead, Lookout(limits.AWAKE_WORKER, give_way=giving_way())
     try:
         while (messages := lookout.wait(channel.receive_now, channel.receive)) is not None:

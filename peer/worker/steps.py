@@ -12,19 +12,19 @@ from typing import Any, Final
 import torch
 
 from compute import table
-from compute.cost import ALLOWED
-from compute.estimate import Estimate, check_allowed, guarded
+from compute.estimate import Estimate, check_allowed, failed, guarded
 from compute.interpreter import call
+from compute.known import stride_of
+from compute.layout import laid_out
 from compute.proven import Call, proven
 from compute.value_guards import is_readable
 from compute.writes import written_positions
 from peer.worker import repeated
-from peer.worker.execution import CHECK, guarded_among, run, tensors_in
+from peer.worker.execution import CHECK, guarded_among, run
 from peer.worker.objects import Objects
 from peer.worker.randomness import GENERATOR
 from protocol.ids import ID_BYTES
 
-_TENSOR: Final = torch.Tensor
 _NO_PLAN: Final = repeated.Plan(Estimate((), 0, 0), None)
 _LONG: Final = frozenset({"size", "linalg"})
 
@@ -40,7 +40,9 @@ class Step:
         written: slots that it is the first of the stretch to write.
         outs: the slots of its results.
         looks: of all tensors that it gives.
+        last: slots of what the stretch makes, and no operation after this one uses.
         plan: what is known of it.
+        stride: of its one result, where nothing but memory and time have to be looked at before it runs; else None.
         is_long: nothing is known: it is looked at each time, and runs as it would alone.
     """
 
@@ -55,11 +57,18 @@ class Step:
     floats: tuple[tuple[int, int], ...] = ()
     named: tuple[tuple[str, int], ...] = ()
     written: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
     plan: repeated.Plan = _NO_PLAN
+    stride: tuple[int, ...] | None = None
 
-    def run(self, objects: Objects, values: Sequence[Any], floats: Sequence[float]) -> Sequence[torch.Tensor]:
-        """Runs the operation, if it is none that runs alone; raises what it would raise alone. All in one function:
-        what is left beside the kernels is to be short."""
+    def run(self, objects: Objects, values: Sequence[Any], floats: Sequence[float], is_free: bool) -> Any:
+        """What the operation gives, if it is none that runs alone; raises what it would raise alone. All in one
+        function: what is left beside the kernels is to be short.
+
+        Args:
+            is_free: whether there is memory and time for any operation of the stretch, and nothing to be checked
+                before it is read.
+        """
         args, kwargs = self.args.copy(), self.kwargs
         for at, slot in self.tensors:
             args[at] = values[slot]
@@ -71,17 +80,22 @@ class Step:
             kwargs = kwargs.copy()
             for name, number in self.named:
                 kwargs[name] = floats[number]
-        estimate = self.plan.estimate
+        if is_free and self.stride is not None:
+            try:
+                value = self.entry.overload(*args, **kwargs)
+            except Exception as error:
+                raise failed(self.entry.name, error) from None
+            return value if value.stride() == self.stride else laid_out(value, self.plan.estimate.results)
         if objects.guards and guarded_among(objects, args, kwargs):
-            return list(tensors_in(run(objects, self.entry, args, kwargs)))
+            return run(objects, self.entry, args, kwargs)
         for slot in self.written:
             objects.check_writable(values[slot])
-        if estimate.largest + ALLOWED.held > ALLOWED.memory or estimate.cost.seconds > ALLOWED.seconds:
+        estimate = self.plan.estimate
+        if not is_free:
             check_allowed(self.entry.name, estimate)
         if self.plan.guard is not None and is_readable((*args, *kwargs.values())):
             guarded(self.entry.name, self.plan.guard, self.entry.named(args, kwargs))
-        value = call(self.entry, args, kwargs, estimate.results)
-        return (value,) if type(value) is _TENSOR else list(tensors_in(value))
+        return call(self.entry, args, kwargs, estimate.results)
 
 
 class Learner:
@@ -114,6 +128,12 @@ class Learner:
         ids = frozenset(number.to_bytes(ID_BYTES, "big") for number in range(given))
         for at in proven(self._calls, ids):
             self.steps[at].plan = replace(self.steps[at].plan, guard=None)
+        used: set[int] = set()
+        for step in reversed(self.steps):
+            step.stride = stride_of(step.entry, step.plan.estimate, step.plan.guard)
+            slots = {*step.outs, *(slot for _, slot in step.tensors), *(slot for _, of in step.lists for slot in of)}
+            step.last = tuple(slot for slot in slots - used if slot >= given)
+            used |= slots
         return self.steps
 
     def _fill(self, step: Step, args: list[Any], kwargs: dict[str, Any], operation: Any, floats: _Floats) -> None:

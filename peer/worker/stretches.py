@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
 from compute import table
+from compute.cost import ALLOWED
 from compute.dtypes import NAME_OF
 from compute.estimate import hangs_on_floats
+from compute.interpreter import is_free
 from compute.whole import is_whole
-from peer.worker.execution import Unfilled, execute, keep, refused
+from peer.worker.execution import Unfilled, execute, keep, refused, tensors_in
 from peer.worker.objects import Objects
 from peer.worker.steps import Learner, Step, count_floats, look_like, number_of, written_by
 from protocol import limits
@@ -43,13 +45,38 @@ Beat = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What is known of the uses whose given objects look so. `results` has what all operations give, as it is told;
-    `is_whole`: all of them write every element of that (compute/whole.py)."""
+    """What is known of the uses whose given objects look so.
+
+    Attributes:
+        results: what all operations give, as it is told.
+        is_whole: all of them write every element of that (compute/whole.py).
+        has_long: some are looked at each time.
+        largest: bytes that one of the others takes at most; `nbytes`: all their results; `seconds`: how long one takes,
+            at least.
+    """
 
     look: Look
     steps: list[Step]
     results: list[Any]
     is_whole: bool
+    has_long: bool
+    largest: int
+    nbytes: int
+    seconds: float
+
+    @classmethod
+    def of(cls, look: Look, steps: list[Step], results: list[Any]) -> Plan:
+        estimates = [step.plan.estimate for step in steps]
+        return cls(
+            look,
+            steps,
+            results,
+            is_whole=all(is_whole(step.entry) for step in steps),
+            has_long=any(step.is_long for step in steps),
+            largest=max(estimate.largest for estimate in estimates),
+            nbytes=sum(estimate.nbytes for estimate in estimates),
+            seconds=max(estimate.cost.seconds for estimate in estimates),
+        )
 
 
 class Stretch:
@@ -113,12 +140,24 @@ class Stretch:
 
 class Use:
     """One run of a stretch: `run` gives what its operations came to, one after the other, as it is told to the peer;
-    or None where that is what it told the last time."""
+    or None where that is what it told the last time.
 
-    def __init__(self, objects: Objects, stretch: Stretch, given: bytes, made: bytes, floats: Sequence[float]) -> None:
+    What it makes and nobody wants afterwards (`unwanted`, dropped in any case when it is over) may be gone before.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        stretch: Stretch,
+        given: bytes,
+        made: bytes,
+        floats: Sequence[float],
+        unwanted: Collection[bytes] = (),
+    ) -> None:
         self._objects = objects
         self._stretch = stretch
         self._floats = floats
+        self._unwanted = unwanted
         self._given = split_ids(given)
         self.ids = [*self._given, *split_ids(made)]
         self._operations: list[Any] | None = None
@@ -159,27 +198,57 @@ class Use:
         them, and of one more."""
         objects, ids, floats, steps, at = self._objects, self.ids, self._floats, plan.steps, 0
         values += [None] * (len(ids) - len(values))
+        brief, is_free = self._brief(plan), self._is_free(plan)
         due = time.perf_counter() + limits.LOOK_AHEAD
+        value: Any = None
         try:
             for at, step in enumerate(steps):
-                tensors = self._long(at) if step.is_long else step.run(objects, values, floats)
-                if tensors is None or not look_like(tensors, step.looks):
-                    self._results = plan.results[:at]
-                    self._note(at, step, tensors)
-                    return at
-                for slot, tensor in zip(step.outs, tensors, strict=False):
-                    values[slot] = tensor
-                    if not step.is_long:
-                        objects.put(ids[slot], tensor)
+                if step.is_long:
+                    value = self._long(at)
+                    if value is None or not look_like(value, step.looks):
+                        self._results = plan.results[:at]
+                        self._note(at, step, value)
+                        return at
+                    for slot, tensor in zip(step.outs, value, strict=False):
+                        values[slot] = tensor
+                else:
+                    value = step.run(objects, values, floats, is_free)
+                    for slot, tensor in zip(step.outs, tensors_in(value), strict=False):
+                        values[slot] = tensor
+                        if slot not in brief:
+                            objects.put(ids[slot], tensor)
+                    if step.written:  # that may take memory
+                        is_free = self._is_free(plan)
+                value = tensor = None  # a name for it here would keep it alive during the next step
+                if brief:
+                    for slot in step.last:
+                        values[slot] = None
                 if time.perf_counter() > due:
                     due = time.perf_counter() + limits.LOOK_AHEAD
                     beat(at + 1)
         except Exception as problem:
+            for slot in brief:  # what comes now finds by its id what it needs of them
+                if values[slot] is not None:
+                    objects.put(ids[slot], values[slot])
             _, args, kwargs, _ = self.operations[at]
             error = refused(objects, self.operations[at], steps[at].entry, args, kwargs, problem)
             self._results = [*plan.results[:at], error.to_fault()]
             return at
         return len(steps)
+
+    def _brief(self, plan: Plan) -> Collection[int]:
+        """The slots of what lives only until its last use: its memory is still in the processor's cache for the next.
+        Nothing, where that cannot be counted on: what is looked at each time finds objects by their ids, and is told
+        how much is held."""
+        if not self._unwanted or plan.has_long or ALLOWED.held + plan.nbytes + plan.largest > ALLOWED.memory:
+            return ()
+        first, unwanted = len(self._given), self._unwanted
+        return {slot for slot, id in enumerate(self.ids[first:], first) if id in unwanted}
+
+    def _is_free(self, plan: Plan) -> bool:
+        """Whether there is room and time for all that the stretch may take, and nothing to be checked before it is
+        read."""
+        return not self._objects.guards and is_free(plan.nbytes + plan.largest, plan.seconds)
 
     def _long(self, at: int) -> list[torch.Tensor] | None:
         """Runs one that is looked at each time; None where it failed, and that is noted."""
@@ -227,8 +296,7 @@ class Use:
         if not learner.is_good:
             return None
         steps = learner.finish(len(self._given))
-        whole = all(is_whole(step.entry) for step in steps)
-        plan = Plan(look, steps, self._results, whole)
+        plan = Plan.of(look, steps, self._results)
         self._stretch.learn(plan)
         return plan
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import grid
+from grid.handle import Handle
 from grid.outbox import Outbox
 from peer.folders import Folders
+from protocol.errors import BadRequest
 from tests.waiting import until
 
 _MANY = 400
@@ -47,6 +49,11 @@ class Link:
 def _outbox() -> tuple[Outbox, Link]:
     link: Any = Link()
     return Outbox(link, asyncio.get_running_loop()), link
+
+
+def _here(outbox: Outbox, id: bytes) -> Handle:
+    home: Any = SimpleNamespace(outbox=outbox, loop=outbox.loop, name="alice")
+    return Handle(home, id, owns=True)
 
 
 def _operation(number: int) -> list[Any]:
@@ -156,14 +163,42 @@ async def test_what_failed_is_known_where_the_value_was_refused_with_it(peers: F
 
 async def test_a_value_that_was_made_before_is_wished_for_by_itself() -> None:
     outbox, link = _outbox()
-    here: Any = SimpleNamespace(id=bytes(16))
+    here, other = _here(outbox, bytes(16)), _here(outbox, bytes(15) + b"\1")
     outbox.post(_operation(1), [here])
     outbox.run_and_fetch(here.id)
     assert link.posted == [("run", {"operations": [_operation(1)], "fetch": here.id})]
     link.posted.clear()
-    outbox.post(_operation(2), [SimpleNamespace(id=bytes(15) + b"\1")])  # type: ignore[list-item]
+    outbox.post(_operation(2), [other])
     outbox.run_and_fetch(here.id)
     assert link.posted == [
         ("run", {"operations": [_operation(2)]}),
         ("run", {"operations": [], "fetch": here.id}),
     ]
+
+
+async def test_what_nobody_has_any_more_is_let_go_of_with_the_request_that_makes_it() -> None:
+    outbox, link = _outbox()
+    x, y, z = (bytes(15) + bytes([number]) for number in (1, 2, 3))
+    first, second = ["aten.neg.default", [x], {}, [y]], ["aten.neg.default", [y], {}, [z]]
+    wanted = _here(outbox, z)
+    outbox.post(first, [_here(outbox, y)])
+    outbox.post(second, [wanted])
+    outbox.run_and_fetch(z)
+    assert link.posted == [("run", {"release": [y], "fetch": z, "operations": [first, second]})]
+    del wanted
+    outbox.close()
+
+
+async def test_what_hangs_on_a_changed_object_that_nobody_has_any_more_fails_with_the_change() -> None:
+    outbox, link = _outbox()
+    x, y, coming = (bytes(15) + bytes([number]) for number in (1, 2, 3))
+    arriving, kept = _here(outbox, coming), _here(outbox, y)
+    hold = outbox.hold(arriving)
+    outbox.post(["aten.add_.Tensor", [x, coming], {}, []], [_here(outbox, x)])  # its last pointer is gone
+    outbox.post(["aten.neg.default", [x], {}, [y]], [kept])
+    outbox.let_go(hold, BadRequest("it never came"))
+    await asyncio.sleep(0)
+    with pytest.raises(BadRequest, match="never came"):
+        kept.check()
+    assert link.operations() == []
+    outbox.close()

@@ -272,6 +272,19 @@ async def test_forged_uses_are_refused_and_do_nothing(tmp_path: Path) -> None:
         await line.request("release", {"ids": [y, z, other]})
 
 
+async def test_what_a_request_makes_and_lets_go_of_leaves_nothing(tmp_path: Path) -> None:
+    async with _peer_here(tmp_path) as (peer, g, _):
+        x = await g["alice"].send(torch.arange(3.0))
+        before = peer._objects.count
+        for _ in range(6):
+            y = ((x + 1) * 2 - x) / 2
+            assert (await y.get()).tolist() == [1, 1.5, 2]
+            assert peer._objects.count <= before + 2, "y, and the one before"
+            (worker,) = peer._execution._alive
+            assert len(worker._held) <= before + 2
+        del y
+
+
 async def test_another_client_has_other_stretches(tmp_path: Path) -> None:
     async with _peer_here(tmp_path) as (peer, g, _):
         alice = g["alice"]

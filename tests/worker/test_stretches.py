@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import random
 import weakref
@@ -287,8 +288,9 @@ class Scene:
         self._fresh = _ids(1)
         self._is_kept = False
 
-    def use(self, value: torch.Tensor, read_only: bool = False) -> Any:
-        """What the operations gave, and the ids of all that they were given and made."""
+    def use(self, value: torch.Tensor, read_only: bool = False, wants: int | None = None) -> Any:
+        """What the operations gave, and the ids of all that they were given and made; with `wants` only that result,
+        the one of this number, is not let go of with the request."""
         x = self._fresh()
         self.world.provide(x, value, read_only)
         operations = self._operations(x, self._fresh)
@@ -297,7 +299,8 @@ class Scene:
         if not self._is_kept:
             self._is_kept = True
             self.world.keep(0, stretch)
-        results, _ = self.world.again(0, used, None, [])
+        dropped = [] if wants is None else [id for id in used.made if id != used.made[wants]]
+        results, _ = self.world.again(0, used, None, dropped)
         return results, [x, *used.made]
 
 
@@ -447,6 +450,49 @@ def test_a_plan_keeps_no_tensor_alive() -> None:
         gc.collect()
         assert not any(reference() is not None for reference in alive)
     assert scene.world.objects.held == 0
+
+
+def _chain(x: bytes, fresh: Callable[[], bytes]) -> list[Any]:
+    ids = [x, *(fresh() for _ in range(6))]
+    return [["aten.add.Tensor", [one, 1], {}, [other]] for one, other in itertools.pairwise(ids)]
+
+
+def test_what_nobody_wants_afterwards_is_gone_after_its_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LOOK_AHEAD", -1.0)
+    scene, counts = Scene(_chain), list[int]()
+
+    def look(*_: Any) -> None:
+        alive = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.numel() == 12_347]
+        counts.append(len({each.data_ptr() for each in alive}))
+
+    monkeypatch.setattr(scene.world.runtime.ahead, "look", look)
+    for _ in range(3):
+        counts.clear()
+        _, (x, *_, z) = scene.use(torch.zeros(12_347), wants=-1)
+        value = set(scene.world.objects.get(z).tolist())
+        assert value == {6.0}
+        assert list(scene.world.objects.tensors) == [x, z]
+        scene.world.runtime.handle(["drop", [x, z]], [])
+        assert scene.world.objects.held == 0
+    assert len(counts) == 6 and max(counts) == 3, "what it was given, also in this test, and one"
+
+
+def test_what_nobody_wants_afterwards_is_there_for_what_goes_on_after_a_failure() -> None:
+    def operations(x: bytes, fresh: Callable[[], bytes]) -> list[Any]:
+        y, index, row, z = fresh(), fresh(), fresh(), fresh()
+        return [
+            ["aten.add.Tensor", [x, 1], {}, [y]],
+            ["aten._to_copy.default", [x], {"dtype": {"dtype": "int64"}}, [index]],
+            ["aten.index_select.default", [y, 0, index], {}, [row]],
+            ["aten.mul.Tensor", [y, 2], {}, [z]],
+        ]
+
+    scene = Scene(operations)
+    for value in (0, 1, 2, 1, 7, 0):
+        results, ids = scene.use(torch.full((3,), float(value)), wants=-1)
+        assert [isinstance(each, dict) for each in results] == [False, False, value > 2, False]
+        assert scene.world.objects.get(ids[-1]).tolist() == [2.0 * (value + 1)] * 3
+        assert [id for id in ids if id in scene.world.objects.tensors] == [ids[0], ids[-1]]
 
 
 def test_one_that_is_to_be_forgotten_is() -> None:
