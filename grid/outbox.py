@@ -246,7 +246,7 @@ class Outbox:
         is_one = count == 1 and self._queue[0][1] <= _ROOM  # as `_first` has it, without a call
         if not count or not self._link.is_open or not (is_one or self._first(count) == count):
             return None
-        made_last = self._queue[-1][0][3]
+        made_last = self._queue[count - 1][0][3]
         if id not in made_last and not any(handle.id == id for handle in _alive(map(_MADE, self._queue))):
             self._post(count)
             count = 0

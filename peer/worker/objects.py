@@ -222,6 +222,15 @@ class Objects:
             self._own(tensor, provided)
         provided.is_written = True
 
+    def copied_when_written(self, tensors: Iterable[torch.Tensor | None]) -> int:
+        """Bytes of memory that this process does not have yet, and would have if all of these were written to."""
+        if not self._provided:
+            return 0
+        storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
+        nbytes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        found = ((self._provided.get(address), size) for address, size in nbytes.items())
+        return sum(size for provided, size in found if provided is not None and not provided.is_ours)
+
     def is_as_provided(self, object_id: bytes) -> bool:
         """Whether the peer has these very bytes itself."""
         address = self._roots.get(object_id)

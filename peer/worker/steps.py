@@ -23,6 +23,7 @@ from peer.worker import repeated
 from peer.worker.execution import CHECK, guarded_among, run
 from peer.worker.objects import Objects
 from peer.worker.randomness import GENERATOR
+from protocol.errors import GridError
 from protocol.ids import ID_BYTES
 
 _NO_PLAN: Final = repeated.Plan(Estimate((), 0, 0), None)
@@ -83,6 +84,8 @@ class Step:
         if is_free and self.stride is not None:
             try:
                 value = self.entry.overload(*args, **kwargs)
+            except GridError:
+                raise
             except Exception as error:
                 raise failed(self.entry.name, error) from None
             return value if value.stride() == self.stride else laid_out(value, self.plan.estimate.results)

@@ -51,6 +51,7 @@ class Plan:
         results: what all operations give, as it is told.
         is_whole: all of them write every element of that (compute/whole.py).
         has_long: some are looked at each time.
+        is_writing: some change what the stretch is given, or what it made.
         largest: bytes that one of the others takes at most; `nbytes`: all their results; `seconds`: how long one takes,
             at least.
     """
@@ -60,6 +61,7 @@ class Plan:
     results: list[Any]
     is_whole: bool
     has_long: bool
+    is_writing: bool
     largest: int
     nbytes: int
     seconds: float
@@ -73,6 +75,7 @@ class Plan:
             results,
             is_whole=all(is_whole(step.entry) for step in steps),
             has_long=any(step.is_long for step in steps),
+            is_writing=any(step.written for step in steps),
             largest=max(estimate.largest for estimate in estimates),
             nbytes=sum(estimate.nbytes for estimate in estimates),
             seconds=max(estimate.cost.seconds for estimate in estimates),
@@ -198,7 +201,7 @@ class Use:
         them, and of one more."""
         objects, ids, floats, steps, at = self._objects, self.ids, self._floats, plan.steps, 0
         values += [None] * (len(ids) - len(values))
-        brief, is_free = self._brief(plan), self._is_free(plan)
+        brief, is_free = self._brief(plan, values), self._is_free(plan)
         due = time.perf_counter() + limits.LOOK_AHEAD
         value: Any = None
         try:
@@ -217,8 +220,8 @@ class Use:
                         values[slot] = tensor
                         if slot not in brief:
                             objects.put(ids[slot], tensor)
-                    if step.written:  # that may take memory
-                        is_free = self._is_free(plan)
+                if step.is_long or step.written:  # that may take memory
+                    is_free = self._is_free(plan)
                 value = tensor = None  # a name for it here would keep it alive during the next step
                 if brief:
                     for slot in step.last:
@@ -236,14 +239,18 @@ class Use:
             return at
         return len(steps)
 
-    def _brief(self, plan: Plan) -> Collection[int]:
+    def _brief(self, plan: Plan, values: Sequence[Any]) -> Collection[int]:
         """The slots of what lives only until its last use: its memory is still in the processor's cache for the next.
         Nothing, where that cannot be counted on: what is looked at each time finds objects by their ids, and is told
-        how much is held."""
-        if not self._unwanted or plan.has_long or ALLOWED.held + plan.nbytes + plan.largest > ALLOWED.memory:
+        how much is held; and so is what takes memory by being written."""
+        if not self._unwanted or plan.has_long:
             return ()
-        first, unwanted = len(self._given), self._unwanted
-        return {slot for slot, id in enumerate(self.ids[first:], first) if id in unwanted}
+        objects, first, unwanted = self._objects, len(self._given), self._unwanted
+        copied = objects.copied_when_written(values) if plan.is_writing else 0
+        if ALLOWED.held + plan.nbytes + plan.largest + copied > ALLOWED.memory:
+            return ()
+        brief = {slot: id for slot, id in enumerate(self.ids[first:], first) if id in unwanted}
+        return brief.keys() if objects.tensors.keys().isdisjoint(brief.values()) else ()
 
     def _is_free(self, plan: Plan) -> bool:
         """Whether there is room and time for all that the stretch may take, and nothing to be checked before it is

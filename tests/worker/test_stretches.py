@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import os
 import random
 import weakref
 from collections.abc import Callable, Iterator
@@ -350,6 +351,69 @@ def test_what_is_left_of_the_budget_is_looked_at_in_each_use() -> None:
     ALLOWED.limit(memory=None, seconds=1e-12)
     results, _ = scene.use(torch.randn(1000))
     assert [each["code"] for each in results] == ["too_large", "too_large"]
+
+
+def test_what_is_left_is_looked_at_after_a_result_as_large_as_the_data_say() -> None:
+    def operations(x: bytes, fresh: Callable[[], bytes]) -> list[Any]:
+        return [["aten.nonzero.default", [x], {}, [fresh()]], *_chain(x, fresh)]
+
+    scene = Scene(operations)
+    for _ in range(3):
+        scene.use(torch.ones(1000))
+    ALLOWED.memory = ALLOWED.held + 4_000 + 8_000 + 6 * 4_000 + 3_000  # the input, what is not zero, the others
+    results, _ = scene.use(torch.ones(1000))
+    assert not any(isinstance(each, dict) for each in results)
+    ALLOWED.memory = ALLOWED.held + 4_000 + 7 * 4_000 + 1_000  # enough but for what is not zero
+    results, _ = scene.use(torch.ones(1000))
+    assert [isinstance(each, dict) for each in results] == [False] * 6 + [True]
+    assert ALLOWED.held <= ALLOWED.memory
+
+
+def test_memory_that_writing_to_a_file_takes_is_counted_beside_what_nobody_wants_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, fresh, kept, brief = World(), _ids(1), list[int](), stretches.Use._brief
+    monkeypatch.setattr(
+        stretches.Use, "_brief", lambda use, *args: kept.append(len(found := brief(use, *args))) or found
+    )
+    for room in (None, None, 4_000 + 3 * 4_000 + 4_000 + 40_000, 4_000 + 3 * 4_000 + 4_000 + 39_999):
+        x, file = fresh(), fresh()
+        world.provide(x, torch.zeros(1_000))
+        fd = os.memfd_create("stored")
+        os.write(fd, bytes(40_000))
+        world.runtime.handle(["provide", file, "float32", [10_000], 0, False, None], [fd])
+        made = [fresh() for _ in range(3)]
+        operations = [
+            *(["aten.add.Tensor", [x, 1], {}, [id]] for id in made),
+            ["aten.mul_.Tensor", [file, 2.0], {}, []],
+        ]
+        used, stretch = Used(operations), Stretch.of(operations)
+        assert stretch is not None
+        if not world.runtime._stretches:
+            world.keep(0, stretch)
+        ALLOWED.memory = math.inf if room is None else ALLOWED.held - 4_000 + room
+        world.again(0, used, None, made)
+        ALLOWED.memory = math.inf
+        world.runtime.handle(["drop", [x, file]], [])
+    assert kept == [3, 3, 0]
+
+
+def test_an_id_that_names_another_object_is_a_fault_of_the_operation_that_makes_it() -> None:
+    world, fresh = World(), _ids(1)
+    taken = fresh()
+    for round in range(4):
+        x, z = fresh(), fresh()
+        y = taken if round == 3 else fresh()
+        world.provide(x, torch.zeros(2))
+        if round == 3:
+            world.provide(taken, torch.ones(3))
+        operations = [["aten.add.Tensor", [x, 1], {}, [y]], ["aten.add.Tensor", [x, 2], {}, [z]]]
+        used, stretch = Used(operations), Stretch.of(operations)
+        if not round:
+            assert stretch is not None
+            world.keep(0, stretch)
+        results, _ = world.again(0, used, None, [y])
+    assert results[0]["code"] == "already_exists" and results[1] == [["float32", (2,)]]
 
 
 def test_what_is_read_only_is_not_written_by_a_stretch_that_wrote_another() -> None:
