@@ -62,6 +62,7 @@ class Turns(Generic[Process]):
 
     def __init__(self) -> None:
         self._computed: dict[str, float] = {}  # when a principal's workers last did
+        self._suspected: set[Process] = set()  # who had none when it was looked at last; once may be chance
         self._restless: dict[Process, float] = {}  # when a worker was last seen to have no pauses
         self._back: set[Process] = set()
 
@@ -73,11 +74,15 @@ class Turns(Generic[Process]):
             elapsed: seconds since the last look, which `times` are of.
             now: of a clock that only goes forward, in seconds.
         """
+        suspected: set[Process] = set()
         for worker, (principal, ran, in_stretches) in times.items():
             if ran > 0:
                 self._computed[principal] = now
             if in_stretches > elapsed * limits.TURN_SHARE and ran > elapsed * limits.TURN_LEAST:
-                self._restless[worker] = now
+                suspected.add(worker)
+                if worker in self._suspected or worker in self._restless:
+                    self._restless[worker] = now
+        self._suspected = suspected
         self._computed = {name: at for name, at in self._computed.items() if now - at < limits.TURN_OTHERS}
         self._restless = {each: at for each, at in self._restless.items() if now - at < limits.TURN_REST}
         before = self._back
@@ -89,5 +94,6 @@ class Turns(Generic[Process]):
         return dict.fromkeys(before - self._back, False) | dict.fromkeys(self._back - before, True)
 
     def ended(self, worker: Process) -> None:
+        self._suspected.discard(worker)
         self._restless.pop(worker, None)
         self._back.discard(worker)
