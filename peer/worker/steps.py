@@ -12,10 +12,9 @@ from typing import Any, Final
 import torch
 
 from compute import table
-from compute.estimate import Estimate, check_allowed, failed, guarded
+from compute.estimate import Estimate, check_allowed, guarded
 from compute.interpreter import call
 from compute.known import stride_of
-from compute.layout import laid_out
 from compute.proven import Call, proven
 from compute.value_guards import is_readable
 from compute.writes import written_positions
@@ -23,7 +22,6 @@ from peer.worker import repeated
 from peer.worker.execution import CHECK, guarded_among, run
 from peer.worker.objects import Objects
 from peer.worker.randomness import GENERATOR
-from protocol.errors import GridError
 from protocol.ids import ID_BYTES
 
 _NO_PLAN: Final = repeated.Plan(Estimate((), 0, 0), None)
@@ -43,7 +41,7 @@ class Step:
         looks: of all tensors that it gives.
         last: slots of what the stretch makes, and no operation after this one uses.
         plan: what is known of it.
-        stride: of its one result, where nothing but memory and time have to be looked at before it runs; else None.
+        is_plain: nothing but memory and time have to be looked at before it runs.
         is_long: nothing is known: it is looked at each time, and runs as it would alone.
     """
 
@@ -60,7 +58,7 @@ class Step:
     written: tuple[int, ...] = ()
     last: tuple[int, ...] = ()
     plan: repeated.Plan = _NO_PLAN
-    stride: tuple[int, ...] | None = None
+    is_plain: bool = False
 
     def run(self, objects: Objects, values: Sequence[Any], floats: Sequence[float], is_free: bool) -> Any:
         """What the operation gives, if it is none that runs alone; raises what it would raise alone. All in one
@@ -81,23 +79,16 @@ class Step:
             kwargs = kwargs.copy()
             for name, number in self.named:
                 kwargs[name] = floats[number]
-        if is_free and self.stride is not None:
-            try:
-                value = self.entry.overload(*args, **kwargs)
-            except GridError:
-                raise
-            except Exception as error:
-                raise failed(self.entry.name, error) from None
-            return value if value.stride() == self.stride else laid_out(value, self.plan.estimate.results)
-        if objects.guards and guarded_among(objects, args, kwargs):
-            return run(objects, self.entry, args, kwargs)
-        for slot in self.written:
-            objects.check_writable(values[slot])
         estimate = self.plan.estimate
-        if not is_free:
-            check_allowed(self.entry.name, estimate)
-        if self.plan.guard is not None and is_readable((*args, *kwargs.values())):
-            guarded(self.entry.name, self.plan.guard, self.entry.named(args, kwargs))
+        if not (is_free and self.is_plain):
+            if objects.guards and guarded_among(objects, args, kwargs):
+                return run(objects, self.entry, args, kwargs)
+            for slot in self.written:
+                objects.check_writable(values[slot])
+            if not is_free:
+                check_allowed(self.entry.name, estimate)
+            if self.plan.guard is not None and is_readable((*args, *kwargs.values())):
+                guarded(self.entry.name, self.plan.guard, self.entry.named(args, kwargs))
         return call(self.entry, args, kwargs, estimate.results)
 
 
@@ -133,7 +124,7 @@ class Learner:
             self.steps[at].plan = replace(self.steps[at].plan, guard=None)
         used: set[int] = set()
         for step in reversed(self.steps):
-            step.stride = stride_of(step.entry, step.plan.estimate, step.plan.guard)
+            step.is_plain = stride_of(step.entry, step.plan.estimate, step.plan.guard) is not None
             slots = {*step.outs, *(slot for _, slot in step.tensors), *(slot for _, of in step.lists for slot in of)}
             step.last = tuple(slot for slot in slots - used if slot >= given)
             used |= slots
