@@ -24,13 +24,14 @@ from compute.dtypes import DEFAULT, as_peers_have_it
 from compute.estimate import Estimate, check_allowed, check_size, failed, guarded
 from compute.flow import Flow
 from compute.iterating import run_flow
-from compute.known import NO_CONJUGATES, Known, Look, Number, Operation, operation
+from compute.known import NO_CONJUGATES, Known, Look, Number, OfStep, Operation, operation
 from compute.layout import laid_out
 from compute.looks import check_inputs, looks_of
 from compute.prepared import Block, Prepared, Step, arguments, outputs, prepare, resolve
 from compute.program import Program
 from compute.pulse import Observe, Pulse, clock
 from compute.report import Report
+from compute.settled import Settled, settled
 from compute.table import Entry, lookup
 from compute.value_guards import VALUE_GUARDS, is_readable
 from protocol import limits
@@ -100,6 +101,9 @@ def call(entry: Entry, bound: Sequence[Any], named: Mapping[str, Any], results: 
         raise failed(entry.name, error) from None
 
 
+Tell = Callable[[Settled, list[torch.Tensor | None]], None]
+
+
 instead: ContextVar[Callable[[Program, Sequence[Any]], Any] | None] = ContextVar("instead", default=None)
 """What is done instead of running a program: while a function is captured, the programs that it calls become a part of
 its own (compute/inlining.py)."""
@@ -138,23 +142,34 @@ def results(
     execute: Execute = execute,
     observe: Observe | None = None,
     report: Report | None = None,
+    tell: Tell | None = None,
 ) -> list[Any]:
-    """What `run` gives, without its structure: in the order of outputs.references."""
-    main, values = _done(program, inputs, execute, observe, report)
+    """What `run` gives, without its structure: in the order of outputs.references.
+
+    Args:
+        tell: told, once, what is settled before the end, where something is (compute/settled.py): with the results
+            that are small in their places, and None in those of others.
+    """
+    main, values = _done(program, inputs, execute, observe, report, tell)
     return [resolve(value, values) for value in main.results]
 
 
 def _done(
-    program: Program, inputs: Sequence[Any], execute: Execute, observe: Observe | None, report: Report | None
+    program: Program,
+    inputs: Sequence[Any],
+    execute: Execute,
+    observe: Observe | None,
+    report: Report | None,
+    tell: Tell | None = None,
 ) -> tuple[Block, list[Any]]:
     """The program itself, and its values."""
     if torch.get_default_dtype() is not DEFAULT:
         with as_peers_have_it():
-            return _done(program, inputs, execute, observe, report)
+            return _done(program, inputs, execute, observe, report, tell)
     prepared = prepare(program)
     if report is not None:
         report.given(inputs)
-    return prepared.main, _Run(prepared, execute, Pulse(observe), report).block(prepared.main, list(inputs))
+    return prepared.main, _Run(prepared, execute, Pulse(observe), report, tell).block(prepared.main, list(inputs))
 
 
 # --- a run ------------------------------------------------------------------------------------------------
@@ -163,11 +178,14 @@ def _done(
 class _Run:
     """One run of a program."""
 
-    def __init__(self, prepared: Prepared, execute: Execute, pulse: Pulse, report: Report | None) -> None:
+    def __init__(
+        self, prepared: Prepared, execute: Execute, pulse: Pulse, report: Report | None, tell: Tell | None
+    ) -> None:
         self._bodies = prepared.bodies
         self._execute = execute
         self._pulse = pulse
         self._report = report
+        self._tell = tell
         self._number = getattr(execute, "number", numbers.compute)
         stand_in = getattr(execute, "stand_in", None)
         self._constants = prepared.constants() if stand_in is None else list(map(stand_in, prepared.constants()))
@@ -189,9 +207,9 @@ class _Run:
         if known is not None:
             if known.is_whole and self._unfilled is not None:
                 with self._unfilled():
-                    self._run_again(block, values, known)
+                    self._run_known(block, values, known)
             else:
-                self._run_again(block, values, known)
+                self._run_known(block, values, known)
             return values
         check_inputs("the program" if block.body is None else f"body {block.body}", block.inputs, values[:count])
         found: list[Any] = []
@@ -199,7 +217,8 @@ class _Run:
         if key is not None:
             if len(block.known) >= limits.MAX_LOOKS:
                 block.known.clear()
-            block.known[key] = Known.of(block, found)
+            known = Known.of(block, found)
+            block.known[key] = replace(known, settled=settled(block, known, values))
         return values
 
     def _copy(self, value: Any) -> Any:
@@ -243,12 +262,25 @@ class _Run:
             self._report.ends(values[step.number])
         return found if found is not None or not is_learning else Look(looks_of(values[step.number]))
 
-    def _run_again(self, block: Block, values: list[Any], found: Known) -> None:
-        """Runs all steps, of each of which this is known."""
+    def _run_known(self, block: Block, values: list[Any], known: Known) -> None:
+        """Runs all steps, and tells what is settled before the last."""
+        early, steps = known.settled, block.steps
+        if early is None or self._tell is None:
+            self._run_again(block, values, known, steps, known.steps)
+        elif self._run_again(block, values, known, steps[: early.after], known.steps[: early.after]):
+            results = zip(block.results, early.small, strict=True)
+            self._tell(early, [resolve(value, values) if is_small else None for value, is_small in results])
+            self._run_again(block, values, known, steps[early.after :], known.steps[early.after :])
+
+    def _run_again(
+        self, block: Block, values: list[Any], found: Known, steps: Sequence[Step], known_steps: Sequence[OfStep]
+    ) -> bool:
+        """Runs these steps, of each of which this is known; False where it did not hold, and so all that are left of
+        the block have run."""
         again, pulse = self._again, self._pulse
         assert again is not None
         is_free = self._is_free(found.largest, found.seconds)
-        for step, known in zip(block.steps, found.steps, strict=True):
+        for step, known in zip(steps, known_steps, strict=True):
             try:
                 if clock() > pulse.due:
                     self._look(block, step)
@@ -273,13 +305,14 @@ class _Run:
                     values[step.number] = known.value
                 elif not self._looks_as_before(block, step, values, known):
                     self._run(block, values, block.steps[step.at + 1 :])
-                    return
+                    return False
                 else:
                     is_free = self._is_free(found.largest, found.seconds)
             except Exception as error:
                 raise _at_node(error, block, step) from None
             for number in step.frees:
                 values[number] = None
+        return True
 
     def _looks_as_before(self, block: Block, step: Step, values: list[Any], found: Look) -> bool:
         """Runs a step whose results hang on data, and says whether what is known of later steps holds this time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from compute.estimate import Estimate, infer
 from compute.prepared import Block, Step, Value
@@ -12,6 +12,9 @@ from compute.proven import Call, proven
 from compute.table import Entry
 from compute.value_guards import VALUE_GUARDS
 from compute.whole import is_whole
+
+if TYPE_CHECKING:  # it knows this file
+    from compute.settled import Settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,9 @@ class Look:
     key: Any
 
 
+OfStep = Operation | Number | Look
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """Of all steps of a block.
@@ -50,12 +56,14 @@ class Known:
     Attributes:
         largest: bytes that one of its operations takes at most; `seconds`: and how long, at least.
         is_whole: whether all of them write every element that they give (compute/whole.py).
+        settled: what is told of a run before its end, if anything is.
     """
 
-    steps: list[Operation | Number | Look]
+    steps: list[OfStep]
     largest: int
     seconds: float
     is_whole: bool
+    settled: Settled | None = None
 
     @classmethod
     def of(cls, block: Block, steps: list[Any]) -> Known:

@@ -134,7 +134,7 @@ def _block(body: int | None, block: Body | Program, its: Sharing) -> Block:
     drafts = [_step(node, at, count + at, refer) for at, node in enumerate(block.nodes)]
     outputs = decode_output(block.outputs, refer)
     results = tuple(map(refer, references(block.outputs)))
-    frees = _frees(drafts, set(_used(outputs)), end)
+    frees = _frees(drafts, set(used(outputs)), end)
     steps = tuple(replace(step, frees=tuple(frees.get(step.at, ())), copies=step.at in its.copied) for step in drafts)
     copies = tuple(sorted(number if number >= 0 else place[-1 - number] for number in its.written))
     reshapes = any(step.entry is not None and step.entry.reshapes for step in steps)
@@ -160,7 +160,7 @@ def _step(node: Node, at: int, number: int, refer: Any) -> Step:
     )
     is_direct = {position for position, _ in direct}
     nested = tuple(
-        (position, value) for position, value in enumerate(args) if position not in is_direct and [*_used(value)]
+        (position, value) for position, value in enumerate(args) if position not in is_direct and [*used(value)]
     )
     return Step(at, number, node.operation, entry, None, args, kwargs, direct, nested, ())
 
@@ -170,7 +170,7 @@ def _frees(steps: Sequence[Step], kept: set[int], end: int) -> dict[int, list[in
     last: dict[int, int] = {}
     for step in steps:
         last[step.number] = step.at
-        for number in _used([*step.args, *step.kwargs.values()]):
+        for number in used([*step.args, *step.kwargs.values()]):
             if number < end:
                 last[number] = step.at
     frees: dict[int, list[int]] = {}
@@ -180,14 +180,15 @@ def _frees(steps: Sequence[Step], kept: set[int], end: int) -> dict[int, list[in
     return frees
 
 
-def _used(template: Any) -> Iterable[int]:
+def used(template: Any) -> Iterable[int]:
+    """The numbers of the values that an argument names."""
     if type(template) is Value:
         yield template.number
     elif isinstance(template, list | tuple):
         for item in template:
-            yield from _used(item)
+            yield from used(item)
     elif isinstance(template, dict):
-        yield from _used(list(template.values()))
+        yield from used(list(template.values()))
 
 
 # --- arguments out of values -------------------------------------------------------------------------------

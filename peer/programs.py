@@ -175,14 +175,14 @@ class Programs:
         self._runs.began(running.run)
         dropped, elsewhere = self._unwanted(asker, asked, worker) if asked.release else ([], [])
         try:
-            is_shown = not worker.key.labels  # else nothing leaves it but by somebody's leave
             running.number = worker.run_program(
                 running,
                 bytes.fromhex(asked.program),
                 code,
                 asked.inputs,
                 asked.outs,
-                is_shown=is_shown,
+                # Of what is private to others nothing leaves it but by somebody's leave.
+                told=None if worker.key.labels else running.settled,
                 is_reported=asked.is_reported,
                 dropped=dropped,
             )
@@ -218,7 +218,10 @@ class Programs:
 class _Running:
     """Hears from the worker (as its `Asker`) what became of a run."""
 
-    __slots__ = ("_execution", "_is_given_up", "_objects", "_runs", "_then", "_worker", "made", "number", "run")
+    __slots__ = (
+        *("_execution", "_is_given_up", "_is_settled", "_objects", "_runs", "_then", "_worker"),
+        *("made", "number", "run"),
+    )
 
     def __init__(
         self,
@@ -236,6 +239,7 @@ class _Running:
         self._worker = worker
         self._then = then
         self._is_given_up = False
+        self._is_settled = False
         self.number = 0
         self.made: list[Temporary] = []
         self.run = Run(
@@ -272,11 +276,22 @@ class _Running:
 
     def set_exception(self, error: GridError) -> None:
         self._over()
+        if self._is_settled:
+            return  # the results have become this error: that is what their users are told
         self.let_go()
         self._then(_ENDED.again() if self.run.is_stopped else secrecy.told(error, self._worker.key.labels))
 
-    def set_result(self, made: Made) -> None:
+    def settled(self, made: Made) -> None:
+        """What is to be told is known, though the run is not at its end."""
+        self._is_settled = True
+        self._tell(made)
+
+    def set_result(self, made: Made | None) -> None:
         self._over()
+        if made is not None:
+            self._tell(made)
+
+    def _tell(self, made: Made) -> None:
         for temporary, header in zip(self.made, made.headers, strict=True):
             temporary.header = header
         if self._is_given_up:

@@ -202,6 +202,9 @@ class Line:
             case ["fault", int(seq), dict(fault)] if seq in self._pending:
                 self._pending[seq].parse = refuse
                 self._answer(seq, [fault], descriptors)
+            case ["settled", int(seq), headers, small] if seq == self._first() and self._pending[seq].told is not None:
+                close_all(descriptors)
+                self._settle(seq, [headers, small, None])
             case ["held", int(nbytes)]:
                 close_all(descriptors)
                 self._holds(self, nbytes)
@@ -225,6 +228,17 @@ class Line:
         """Whether that may be so: it goes forward, and through what is first in line."""
         return seq == self._first() and self._pending[seq].done < done < len(self._pending[seq].operations)
 
+    def _settle(self, seq: int, fields: list[Any]) -> None:
+        try:
+            self._pending[seq].settle(fields)
+        except Exception as error:
+            self._nonsense(self._pending.pop(seq), error)
+
+    def _nonsense(self, request: Pending, error: Exception) -> None:
+        """Whatever it says must not leave somebody waiting."""
+        request.fail(InternalError(f"the worker's answer makes no sense: {error}"))
+        self.lose("gave an answer that makes no sense")
+
     def _answer(self, seq: int, fields: list[Any], descriptors: list[int]) -> None:
         request = self._pending.pop(seq)
         if not self._pending:
@@ -238,9 +252,8 @@ class Line:
                 self._distrust(refusal.error)
             request.fail(refusal.error)
             return
-        except Exception as error:  # whatever it says must not leave somebody waiting
-            request.fail(InternalError(f"the worker's answer makes no sense: {error}"))
-            self.lose("gave an answer that makes no sense")
+        except Exception as error:
+            self._nonsense(request, error)
             return
         finally:
             if descriptors:

@@ -34,6 +34,7 @@ class Pending:
         operations: those that it is about, if it is.
         done: how many of them are done, by the worker's account.
         far: how far a program is, by that account, where it said so.
+        told: gets what is settled before the end, once; None where nothing is to be.
     """
 
     asker: Asker
@@ -42,6 +43,7 @@ class Pending:
     operations: Sequence[Any] = ()
     done: int = 0
     far: Far | None = None
+    told: Callable[[Any], None] | None = None
 
     @property
     def is_short(self) -> bool:
@@ -63,7 +65,17 @@ class Pending:
     def give_up(self) -> Asker:
         """Nobody hears of it any more; who would have."""
         asker, self.asker = self.asker, _NOBODY
+        if self.told is not None:
+            self.told = _NOBODY.set_result
         return asker
+
+    def settle(self, fields: list[Any]) -> None:
+        """What its answer would have been at its end is told now; at the end there is nothing more."""
+        told, self.told = self.told, None
+        assert told is not None
+        value = self.parse(fields, [])
+        self.parse = over
+        told(value)
 
 
 class _Nobody:
@@ -86,6 +98,12 @@ _NOBODY: Final = _Nobody()
 def refuse(fields: list[Any], _: list[int]) -> NoReturn:
     """How a fault is read, whatever was asked."""
     raise Refusal(answers.fault(fields[0]))
+
+
+def over(fields: list[Any], _: list[int]) -> None:
+    """How the end of what was settled before is read."""
+    if fields != [None, None, None]:
+        raise ValueError("it tells twice what a program gave")
 
 
 def fail(asker: Asker, error: GridError) -> None:

@@ -15,6 +15,7 @@ from compute.forecast import check_program
 from compute.program import Program
 from compute.program_types import check_types
 from compute.report import Report
+from compute.settled import Settled, are_small
 from peer.worker.execution import check_describable, executor
 from peer.worker.faults import as_error
 from peer.worker.objects import Objects
@@ -24,6 +25,8 @@ from protocol.errors import BadRequest, Cancelled, GridError, NotFound
 
 Tell = Callable[[list[int]], None]
 """Is told how far a run is: node, nodes, iterations done, iterations in all."""
+TellEarly = Callable[[Sequence[tuple[str, Sequence[int]]], list[bytes | None]], None]
+"""Is told before the end what a run gives: dtype and shape of each result, and the values of those that are small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,9 @@ class Programs:
     def forget(self, program_id: bytes) -> None:
         self._known.pop(program_id, None)
 
-    def run(self, wanted: Wanted, tell: Tell) -> tuple[list[torch.Tensor], bytes | None]:
+    def run(self, wanted: Wanted, tell: Tell, tell_early: TellEarly) -> tuple[list[torch.Tensor], bytes | None]:
         """Runs a program and keeps what it gives as `outs`; gives that, too, and the report if one is wanted. What went
-        wrong is also kept there."""
+        wrong is also kept there: for all who need it, where its asker was told early."""
         try:
             program = self._program(wanted)
             given = [self._objects.get(object_id) for object_id in wanted.inputs]
@@ -73,7 +76,7 @@ class Programs:
             watch = _Watch(len(program.nodes), wanted.seq, self._is_stopped, tell)
             watch.check()
             report = Report() if wanted.is_reported else None
-            made = interpreter.results(program, given, self._execute, watch, report)
+            made = interpreter.results(program, given, self._execute, watch, report, self._early(wanted, tell_early))
             # In the plainest layout: who asked knows of the results what their headers say.
             tensors = [_as_tensor(value).contiguous() for value in made]
             self._keep(tensors, wanted.outs)
@@ -84,20 +87,25 @@ class Programs:
             raise error from None
         return tensors, None if report is None else _packed(report)
 
+    def _early(self, wanted: Wanted, tell: TellEarly) -> interpreter.Tell | None:
+        """For the interpreter; None where nothing is to be told before the end."""
+        # What lies on stored files is looked at until the end (guards.py).
+        if not wanted.is_shown or wanted.is_reported or self._objects.guards:
+            return None
+
+        def told(settled: Settled, small: Sequence[torch.Tensor | None]) -> None:
+            if len(settled.looks) == len(wanted.outs):
+                tell(settled.looks, [None if each is None else _bytes_of(each) for each in small])
+
+        return told
+
     def small(self, tensors: Sequence[torch.Tensor]) -> list[bytes | None]:
-        """The values of those that are small, and None of the others. Of many results only numbers: what a training
-        step gives is its weights and a loss, and that is what is looked at."""
-        most = limits.SMALL_RESULT if len(tensors) <= limits.FEW_RESULTS else limits.ONE_NUMBER
-        room = limits.SMALL_RESULTS
-        found: list[bytes | None] = []
-        for tensor in tensors:
-            nbytes = tensor.nbytes
-            if nbytes > min(most, room) or (self._objects.guards and self._objects.guarded([tensor])):
-                found.append(None)
-                continue
-            room -= nbytes
-            found.append(bytes(values.tensor_bytes(tensor)))
-        return found
+        """The values of those that are small, and None of the others."""
+        is_guarded = self._objects.guarded if self._objects.guards else lambda _: ()
+        return [
+            _bytes_of(tensor) if is_small and not is_guarded([tensor]) else None
+            for tensor, is_small in zip(tensors, are_small(tensors), strict=True)
+        ]
 
     def _program(self, wanted: Wanted) -> Program:
         if wanted.data is not None:
@@ -119,6 +127,10 @@ class Programs:
             check_describable(tensor)
         for out, tensor in zip(outs, tensors, strict=True):
             self._objects.put(out, tensor)
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    return bytes(values.tensor_bytes(tensor.contiguous()))
 
 
 def _as_tensor(value: Any) -> torch.Tensor:

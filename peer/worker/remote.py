@@ -201,7 +201,7 @@ class Worker(Line):
         inputs: Sequence[bytes],
         outs: Sequence[bytes],
         *,
-        is_shown: bool = False,
+        told: Callable[[Made], None] | None = None,
         is_reported: bool = False,
         dropped: Sequence[bytes] = (),
     ) -> int:
@@ -211,8 +211,10 @@ class Worker(Line):
         Args:
             program_id: the content hash of the program.
             program: its canonical bytes; None is enough while `knows(program_id)`.
-            is_shown: small results are wanted themselves, too.
-            is_reported: so is what each node took.
+            told: small results are wanted themselves, too: gets what `asker` would be told at the end, where that is
+                settled before. In this case `asker` hears None at the end, or what went wrong after all, which is then
+                what became of the results, too.
+            is_reported: it is wanted what each node took.
             dropped: ids to `drop` before it runs.
         """
         if self.knows(program_id):
@@ -221,9 +223,9 @@ class Worker(Line):
             raise NotFound("the worker does not know this program; send the program itself")
         if self._stopping is None:
             self._stopping = self._signed()
-        pending = Pending(asker, "program", lambda fields, _: answers.made(fields, len(outs)))
+        pending = Pending(asker, "program", lambda fields, _: answers.made(fields, len(outs)), told=told)
         known = self._held.forget(dropped) if dropped else ()
-        number = self._put(pending, "program", program_id, program, inputs, outs, is_shown, is_reported, known)
+        number = self._put(pending, "program", program_id, program, inputs, outs, told is not None, is_reported, known)
         forgotten = self._held.ran(program_id)
         if forgotten is not None:
             self._tell(["forget", forgotten])

@@ -7,8 +7,8 @@
     ["stretch", number, operations, number to forget|nil]             -
     ["again", seq, number, given, made, floats, wanted id|nil,        ["done", seq, results|nil, value|fault|nil] (+ fd)
         ids to drop]
-    ["program", seq, program id, bytes|nil, inputs, outs,             ["done", seq, headers, values|nil, report|nil]
-        is_shown, is_reported, ids to drop first]
+    ["program", seq, program id, bytes|nil, inputs, outs,             ["settled", seq, headers, values], maybe; then
+        is_shown, is_reported, ids to drop first]                     ["done", seq, headers|nil, values|nil, report|nil]
     ["forget", program id]                                            -
     ["sign"] + fd                                                     -
     ["export", seq, id, in_memory]                                    ["done", seq, dtype, shape, data] (+ fd)
@@ -25,9 +25,9 @@ provided under that number (not where it is wanted `in_memory`). `hashes` are th
 what is read of the file is checked against them. A request that fails as a whole is answered by ["fault", seq, fault].
 `allow` says how many bytes the worker may hold from now on; it tells what it holds when that has changed by much, and
 how far it is when a request takes long: of a program node, nodes, iterations done, iterations in all. Of one that
-`is_shown` small results come along, nil for the others; of one that `is_reported`, what each node took. In the memory
-of `sign` stands the number of the request that is to end (stopping.py). A defect of the loop itself is told by
-["defect", text] before the end.
+`is_shown` small results come along, nil for the others, before its end where they are settled by then; of one that
+`is_reported`, what each node took. In the memory of `sign` stands the number of the request that is to end
+(stopping.py). A defect of the loop itself is told by ["defect", text] before the end.
 
 Requests are worked at in the order in which they came, and answered in it, but for wishes for a value that is there and
 settled already (ahead.py).
@@ -38,6 +38,7 @@ made the messages around them, so that a malformed message is a defect.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -247,13 +248,24 @@ class Runtime:
         if dropped:
             self._objects.drop(dropped)
         wanted = Wanted(seq, *about)
+        early: list[bool] = []
+
+        def tell(*told: Any) -> None:
+            with contextlib.suppress(TooLarge):  # which is said at the end
+                self._send(["settled", seq, *told], ())
+                early.append(True)
+                self._flush()
+
         try:
-            tensors, report = self._programs.run(wanted, lambda at: self._progress(seq, at))
+            tensors, report = self._programs.run(wanted, lambda at: self._progress(seq, at), tell)
         except Exception as problem:
             self._fault(seq, as_error(problem, "program"))
         else:
-            small = self._programs.small(tensors) if wanted.is_shown else None
-            self._done(seq, [_header(tensor) for tensor in tensors], small, report)
+            if early:
+                self._done(seq, None, None, None)
+            else:
+                small = self._programs.small(tensors) if wanted.is_shown else None
+                self._done(seq, [_header(tensor) for tensor in tensors], small, report)
         self._operations += 1
         self._seconds += time.perf_counter() - started
 
