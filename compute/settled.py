@@ -2,7 +2,8 @@
 
 Who asked may have them at once, and ask for the next step while the rest of this one runs, where nothing that is told
 can change any more: what the results look like is known from a run before, nothing later writes to the memory of the
-small ones, and what is left is short, and of operations that do not fail for the values of their data.
+small ones or to what the program was given, and what is left is short, and of operations that do not fail for the
+values of their data.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from compute.known import Known, Number, OfStep, Operation
 from compute.prepared import Block, Step, Value, resolve, used
 from compute.sharing import shared_by
 from compute.table import Entry
+from compute.values import header_of
 from compute.whole import is_whole
 from protocol import limits
+from protocol.errors import GridError
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def settled(block: Block, known: Known, values: Sequence[Any]) -> Settled | None
     if block.body is not None:
         return None
     results = [resolve(value, values) for value in block.results]
-    if any(type(each) is not torch.Tensor for each in results):
+    if any(type(each) is not torch.Tensor or not _is_describable(each) for each in results):
         return None
     small = are_small(results)
     wanted = [value for value, is_small in zip(block.results, small, strict=True) if is_small]
@@ -73,17 +76,30 @@ def settled(block: Block, known: Known, values: Sequence[Any]) -> Settled | None
     return Settled(after, tuple((NAME_OF[each.dtype], each.shape) for each in results), small)
 
 
+def _is_describable(result: torch.Tensor) -> bool:
+    try:
+        header_of(result)
+    except GridError:
+        return False
+    return True
+
+
 def _after(block: Block, known: Sequence[OfStep], wanted: Sequence[Value]) -> int:
-    """After how many steps each that is left makes none of these values, writes to the memory of none, and is sure."""
+    """After how many steps each that is left makes none of these values, writes to the memory of none and to nothing
+    that was given, and is sure."""
     memory = _Memory(len(block.inputs))
     numbers = {value.number for value in wanted}
     theirs = memory.of(numbers)
     after = 0
     for done, (step, what) in enumerate(zip(block.steps, known, strict=True), 1):
-        if memory.add(step) & theirs or step.number in numbers or not _is_sure(what):
+        if memory.add(step) & (theirs | _GIVEN) or step.number in numbers or not _is_sure(what):
             after = done
             theirs = memory.of(numbers)
     return after
+
+
+_GIVEN: Final = 1
+"""The memory of inputs. Whether they may be written is found out when they are: they may be read-only, or overlap."""
 
 
 class _Memory:
@@ -95,12 +111,13 @@ class _Memory:
         self._of: dict[int, int] = {}  # of what steps made
 
     def of(self, numbers: Iterable[int]) -> int:
-        return reduce(or_, [1 if at < self._inputs else self._of.get(at, 2 << at) for at in numbers], 0)
+        return reduce(or_, [_GIVEN if at < self._inputs else self._of.get(at, 2 << at) for at in numbers], 0)
 
     def add(self, step: Step) -> int:
         """What this step makes is there; the memory that it writes to."""
         entry = step.entry
-        if entry is None:
+        if entry is None:  # what a loop or branch gives may be what it was given
+            self._of[step.number] = self.of(used(step.args)) | 2 << step.number
             return 0
         given = [self.of(used(entry.argument(at, step.args, step.kwargs))) for at in range(len(entry.parameters))]
         self._of[step.number] = reduce(or_, [given[at] for at in shared_by(entry)], 0) or 2 << step.number

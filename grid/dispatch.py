@@ -13,7 +13,7 @@ import torch
 
 from compute.bounds import Result
 from compute.dtypes import DEFAULT, is_by_default, with_default
-from compute.estimate import Estimate, check_allowed, check_size
+from compute.estimate import Estimate, check_size
 from compute.nested import mapped, tensors_in
 from compute.operations import OPERATIONS, substitute
 from compute.rewrites import rewritten
@@ -22,7 +22,7 @@ from grid import hints
 from grid.arguments import Arguments
 from grid.awaited import Awaited
 from grid.local_forms import ANSWERED_HERE, check_place
-from grid.repeated import PLACES, Plan, Reading, Repeated
+from grid.repeated import PLACES, UNREAD, Plan, Reading, Repeated
 from grid.unsized import Unsized, take_known
 from protocol.errors import BadRequest, NotCollocated
 
@@ -51,7 +51,8 @@ _WRITES_HERE: Final = (
     "a tensor that is here, {shape}, would be changed in place by one that is at {home}: get that one first "
     "(value = await x.get()), or send this one there (y = await g[{home!r}].send(y))"
 )
-_names: dict[Any, str] = {}
+_names: dict[int, tuple[str, Any]] = {}
+"""By the id of an operation, which is kept here with it: torch's own hash of one is a call of Python."""
 
 
 class Dispatch:
@@ -77,13 +78,9 @@ class Dispatch:
         known = take_known()
         if known is not None:
             return known
-        reading = self._repeated.read(name, args, kwargs) if torch.get_default_dtype() is DEFAULT else None
-        if reading is not None:
-            plan = self._repeated.find(reading)
-            if plan is not None:
-                check_allowed(name, plan.estimate)
-                _, home, pointers, wire, named, ids, floats = reading
-                return self._repeated.queue(plan, home, pointers, wire, named, (plan, ids, floats))
+        found = self._repeated.again(name, args, kwargs) if torch.get_default_dtype() is DEFAULT else UNREAD
+        if type(found) is not Reading:
+            return found
         pointers = self._pointers(args, kwargs)
         home = pointers[0]._handle.home
         for pointer in pointers:
@@ -103,7 +100,7 @@ class Dispatch:
         if name == _OF_CONVOLUTION and list(args[-1][1:]) == [False, True]:
             of_input, _, of_bias = self(function, [*args[:-1], [args[-1][0], True, True]], kwargs)
             return of_input, None, of_bias
-        return self._post(home, function, name, args, kwargs, reading)
+        return self._post(home, function, name, args, kwargs, found)
 
     def _otherwise(
         self, home: RemotePeer, function: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -132,7 +129,7 @@ class Dispatch:
         name: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        reading: Reading | None = None,
+        reading: Reading = UNREAD,
     ) -> Any:
         seed = None
         if args and type(args[-1]) is torch.Generator:
@@ -152,7 +149,7 @@ class Dispatch:
         if seed is not None:
             wire_kwargs["generator"] = seed
         plan = self._plan(entry, estimate, args, kwargs, home)
-        if reading is not None:
+        if reading is not UNREAD:
             self._repeated.learn(reading, plan)
         return self._repeated.queue(plan, home, tensors_in([*args, *kwargs.values()]), wire_args, wire_kwargs)
 
@@ -192,6 +189,7 @@ class Dispatch:
         view = self(lookup(_VIEWS_IN_PLACE[name]).overload, args, kwargs)
         torch.Tensor.data.__set__(changed, view)  # type: ignore[attr-defined]  # shape and strides
         changed._handle = view._handle
+        changed._layout = None
         return changed
 
     def _share(self, pointer: Pointer) -> Pointer:
@@ -200,7 +198,9 @@ class Dispatch:
             pointer._handle.is_detached = True
         offset = int(pointer.storage_offset())
         shape, stride = pointer.shape, pointer.stride()
-        return self._kind.of(pointer._handle, pointer.dtype, shape, stride, offset=offset, view_of=pointer)
+        made = self._kind.of(pointer._handle, pointer.dtype, shape, stride, offset=offset, view_of=pointer)
+        made._layout = pointer._layout
+        return made
 
     def _written(self, entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Pointer]:
         if not entry.writes:
@@ -326,7 +326,7 @@ def _home(name: str, pointers: list[Pointer]) -> RemotePeer:
 
 
 def _name(function: Any) -> str:
-    name = _names.get(function)
-    if name is None:
-        name = _names[function] = f"{function.namespace}.{function._opname}.{function._overloadname}"
-    return name
+    known = _names.get(id(function))
+    if known is None:
+        known = _names[id(function)] = f"{function.namespace}.{function._opname}.{function._overloadname}", function
+    return known[0]

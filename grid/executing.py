@@ -6,6 +6,7 @@ that peer.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -81,10 +82,15 @@ class Executor:
             args["name"] = name[: limits.MAX_OBJECT_NAME]
         results = Results(home, outs, record, looks)
         watching = watched.get()
-        if watching is None:
-            answer = await self._known_or_sent(home, program, args, results.expect)
-        else:
-            answer = await self._watched(watching, home, program, args)
+        try:
+            if watching is None:
+                answer = await self._known_or_sent(home, program, args, results.expect)
+            else:
+                answer = await self._watched(watching, home, program, args)
+        except asyncio.CancelledError:
+            for out in outs:  # its answer may be on its way
+                home.outbox.release(out)
+            raise
         made = results.read(answer)
         if results.looks is not None and results.looks is not looks:
             self._remember(program, results.looks)

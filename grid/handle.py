@@ -43,22 +43,17 @@ class Handle:
     A temporary is good for one `era` of its peer: until that forgets what this client had there.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_failure",
-        "_gone",
-        "_is_late",
-        "era",
-        "fixed",
-        "home",
-        "id",
-        "is_detached",
-        "looked_up",
-        "memory",
-        "owns",
-        "record",
-        "target",
-    )
+    # What most handles have: there are many of them, each for a moment.
+    owns = False
+    record: dict[str, Any] | None = None
+    target: Pointer | None = None
+    fixed = ""  # why it is not changed in place, though it is not published itself
+    looked_up: Callable[[], bool] | None = None  # whether what it was copied from is as it was
+    is_detached = False  # something without a history names it too, beside what `backward()` needs
+    memory: Memory | None = None  # that of its views too; made when somebody asks
+    _failure: GridError | None = None
+    _gone: str | None = None
+    _is_late = False
 
     def __init__(
         self,
@@ -71,20 +66,15 @@ class Handle:
     ) -> None:
         self.home = home
         self.id = id
-        self.owns = owns
-        self.record = record
-        self.target = target
         self.era = home.outbox.era
-        self.fixed = ""  # why it is not changed in place, though it is not published itself
-        self.looked_up: Callable[[], bool] | None = None  # whether what it was copied from is as it was
-        self.is_detached = False  # something without a history names it too, beside what `backward()` needs
-        self.memory: Memory | None = None  # that of its views too; made when somebody asks
-        self._failure: GridError | None = None
-        self._gone: str | None = None
-        self._is_late = False
+        self.owns = owns
+        if record is not None:
+            self.record = record
+        if target is not None:
+            self.target = target
 
     def __del__(self) -> None:
-        if getattr(self, "owns", False) and self._gone is None:  # torch.compile makes some without __init__
+        if self.owns and self._gone is None:  # torch.compile makes some without __init__
             self.home.outbox.release(self.id)
 
     def __deepcopy__(self, memo: object) -> Handle:

@@ -20,6 +20,7 @@ from grid import composites
 from grid.dispatch import Dispatch
 from grid.handing import check_peer
 from grid.handle import Handle
+from grid.layouts import Layout
 from grid.local_forms import LocalForms
 from grid.looked_up import Augmented, LookedUp
 from grid.recomputed import drawn, draws
@@ -49,6 +50,7 @@ class Pointer(Augmented, LocalForms, torch.Tensor):  # type: ignore[misc]  # two
     """
 
     _handle: Handle
+    _layout: Layout | None = None  # where it was asked for; whoever changes shape, strides or dtype forgets it
 
     # Without it every call would go through Python twice; all we need is below autograd.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -155,6 +157,7 @@ class Pointer(Augmented, LocalForms, torch.Tensor):  # type: ignore[misc]  # two
             raise NotCollocated(f"the data of a pointer to {self.location.name} are there: send the tensor there first")
         torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]  # shape, strides and dtype
         self._handle = other._handle
+        self._layout = None
 
     # --- values, awaited ----------------------------------------------------------------------------------
 

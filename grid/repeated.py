@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
 import torch
 
 from compute.bounds import Result
-from compute.estimate import Estimate, hangs_on_floats
+from compute.estimate import Estimate, check_allowed, hangs_on_floats
 from compute.table import Entry
 from compute.values import encode
 from grid.handle import PUBLISHED, Handle
 from grid.ids import fresh_id
+from grid.layouts import Layout, layout
 from grid.stretches import Look
 from protocol import limits
 
@@ -32,23 +33,22 @@ PLACES: Final = frozenset({"device", "layout", "pin_memory", "non_blocking"})
 """Arguments that say where and how: the peer decides that."""
 
 
-class Reading(NamedTuple):
-    """A call as it was read.
+@dataclass(slots=True)
+class Reading:
+    """A call that looks like none that was dispatched.
 
     Attributes:
         key: what it looks like.
-        pointers, ids: those among the arguments, in order.
-        floats: the floats among them, in order.
         args, kwargs: the arguments as they travel.
     """
 
     key: tuple[Any, ...]
-    home: RemotePeer
-    pointers: list[Pointer]
     args: list[Any]
     kwargs: dict[str, Any]
-    ids: list[bytes]
-    floats: list[float]
+
+
+UNREAD: Final = Reading((), [], {})
+"""One that is to be looked at each time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,20 +56,20 @@ class Plan:
     """What becomes of a call that looks like one that was dispatched.
 
     Attributes:
-        results: what it gives, and the shapes again, as tensors have them.
+        results: what it gives, and the shapes again, as tensors have them, and the layouts.
         changed: which of the tensors that it is given it changes, beside the one that is its result.
         nbytes: the size of the operation in a message; None where that is to be counted.
     """
 
     entry: Entry
     estimate: Estimate
-    results: tuple[tuple[Result, torch.Size] | None, ...]
+    results: tuple[tuple[Result, torch.Size, Layout] | None, ...]
     changed: tuple[int, ...]
     nbytes: int | None
 
     @classmethod
     def of(cls, entry: Entry, estimate: Estimate, changed: tuple[int, ...], nbytes: int | None = None) -> Plan:
-        results = tuple(None if result is None else (result, torch.Size(result.shape)) for result in estimate.results)
+        results = tuple(None if result is None else _made(result) for result in estimate.results)
         return cls(entry, estimate, results, changed, nbytes)
 
 
@@ -87,9 +87,6 @@ class Repeated:
         self._kinds = kinds
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
-    def find(self, reading: Reading) -> Plan | None:
-        return self._plans.get(reading.key)
-
     def learn(self, reading: Reading, plan: Plan) -> None:
         """A call that looks like this was dispatched."""
         if len(self._plans) >= limits.MAX_PLANS:
@@ -97,9 +94,15 @@ class Repeated:
         operation = [plan.entry.name, reading.args, reading.kwargs, [_SOME_ID] * len(plan.results)]
         self._plans[reading.key] = replace(plan, nbytes=len(msgpack.packb(operation)))
 
-    def read(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reading | None:
-        """None for a call that is to be looked at each time: its pointers are not all at one peer and well, or other
-        arguments are among it than pointers, numbers, truth values, names, and lists of one of those."""
+    def again(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Queue a call that looks like one before: its results. Else a Reading, and nothing was queued.
+
+        That is UNREAD where its pointers are not all at one peer and well, or other arguments are among it than
+        pointers, numbers, truth values, names, and lists of one of those.
+
+        Raises:
+            TooLarge: as check_allowed.
+        """
         kinds = self._kinds
         key: list[Any] = [name]
         pointers: list[Pointer] = []
@@ -109,7 +112,7 @@ class Repeated:
         for value in args:
             type_ = type(value)
             if type_ in kinds:
-                key += (value.dtype, value.shape, value.stride())
+                key.append(value._layout or _layout_of(value))
                 pointers.append(value)
                 id = value._handle.id
                 ids.append(id)
@@ -124,20 +127,24 @@ class Repeated:
             elif type_ is list or type_ is tuple:
                 items = self._read_list(value, key, pointers, ids)
                 if items is None:
-                    return None
+                    return UNREAD
                 wire.append(items)
             elif type_ in _NAMED:
                 key += (type_, value)
                 wire.append(encode(value, _no_tensor))
             else:
-                return None
+                return UNREAD
         named = _read_named(kwargs, key, floats) if kwargs else {}
         if floats and hangs_on_floats(name):
             key += floats
         home = _home_of(pointers)
         if home is None or named is None:
-            return None
-        return Reading(tuple(key), home, pointers, wire, named, ids, floats)
+            return UNREAD
+        plan = self._plans.get(looks := tuple(key))
+        if plan is None:
+            return Reading(looks, wire, named)
+        check_allowed(name, plan.estimate)
+        return self.queue(plan, home, pointers, wire, named, (plan, ids, floats))
 
     def _read_list(
         self, values: Sequence[Any], key: list[Any], pointers: list[Pointer], ids: list[bytes]
@@ -150,8 +157,7 @@ class Repeated:
         if not types <= self._kinds:
             return None
         key += (list, self._kind, len(values))
-        for value in values:
-            key += (value.dtype, value.shape, value.stride())
+        key += [value._layout or _layout_of(value) for value in values]
         pointers += values
         items = [value._handle.id for value in values]
         ids += items
@@ -179,7 +185,7 @@ class Repeated:
             if planned is None:
                 made.append(None)
                 continue
-            result, shape = planned
+            result, shape, its_layout = planned
             offset, viewed = result.offset, None
             if result.of is not None:
                 viewed = tensors[result.of]
@@ -190,7 +196,9 @@ class Repeated:
                 handle.memory, handle.looked_up = viewed._handle.shared_memory(), viewed._handle.looked_up
                 handle.fixed = viewed._handle.fixed or (PUBLISHED if viewed._handle.is_published else "")
             handles.append(handle)
-            made.append(self._kind.of(handle, result.dtype, shape, result.stride, offset=offset, view_of=viewed))
+            pointer = self._kind.of(handle, result.dtype, shape, result.stride, offset=offset, view_of=viewed)
+            pointer._layout = its_layout
+            made.append(pointer)
         outs = [handle.id for handle in handles]
         if plan.changed:
             written = [tensors[at]._handle for at in plan.changed]
@@ -241,6 +249,16 @@ def _home_of(pointers: list[Pointer]) -> RemotePeer | None:
         if handle.home is not home or handle.target is not None or not handle.is_good(era):
             return None
     return None if home.loop.is_closed() else home
+
+
+def _layout_of(pointer: Pointer) -> Layout:
+    pointer._layout = found = layout(pointer.dtype, pointer.shape, pointer.stride())
+    return found
+
+
+def _made(result: Result) -> tuple[Result, torch.Size, Layout]:
+    shape = torch.Size(result.shape)
+    return result, shape, layout(result.dtype, shape, tuple(result.stride))
 
 
 def _no_tensor(_: torch.Tensor) -> NoReturn:

@@ -283,8 +283,8 @@ class _Running:
 
     def settled(self, made: Made) -> None:
         """What is to be told is known, though the run is not at its end."""
-        self._is_settled = True
         self._tell(made)
+        self._is_settled = True
 
     def set_result(self, made: Made | None) -> None:
         self._over()

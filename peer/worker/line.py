@@ -230,9 +230,11 @@ class Line:
 
     def _settle(self, seq: int, fields: list[Any]) -> None:
         try:
-            self._pending[seq].settle(fields)
+            tell = self._pending[seq].settle(fields)
         except Exception as error:
             self._nonsense(self._pending.pop(seq), error)
+        else:
+            tell()
 
     def _nonsense(self, request: Pending, error: Exception) -> None:
         """Whatever it says must not leave somebody waiting."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NoReturn, Protocol
 
 from peer.worker import answers
@@ -69,13 +70,13 @@ class Pending:
             self.told = _NOBODY.set_result
         return asker
 
-    def settle(self, fields: list[Any]) -> None:
-        """What its answer would have been at its end is told now; at the end there is nothing more."""
+    def settle(self, fields: list[Any]) -> Callable[[], None]:
+        """What its answer would have been at its end: to be called to tell it. At the end there is nothing more."""
         told, self.told = self.told, None
         assert told is not None
         value = self.parse(fields, [])
         self.parse = over
-        told(value)
+        return partial(told, value)
 
 
 class _Nobody:

@@ -122,9 +122,10 @@ VIEW = aten("view.default", n(1), [1])
         ([VIEW, aten("alias.default", n(2)), aten("mul_.Scalar", n(3), 2), VIEW], 4),
         ([aten("reshape.default", n(1), [1]), aten("zero_.default", n(2))], 3),
         ([aten("clone.default", n(1)), aten("add_.Scalar", n(2), 1)], 1),
-        ([aten("add_.Scalar", n(0), 1)], 1),
+        ([aten("add_.Scalar", n(0), 1)], 2),
+        ([aten("t.default", n(0)), aten("zero_.default", n(2))], 3),
     ],
-    ids=["itself", "a view", "a view of a view", "what may be a view", "a copy", "the input"],
+    ids=["itself", "a view", "a view of a view", "what may be a view", "a copy", "the input", "a view of the input"],
 )
 def test_what_is_written_later_is_told_after_that(changes: list[Node], after: int) -> None:
     made = 2 + len(changes)
@@ -214,6 +215,28 @@ def test_a_loop_comes_first() -> None:
         "x", aten("sum.default", n(0)), repeat(0, 3, [n(0)]), *rest(3), bodies=(step,), outputs={"tuple": [n(5), n(1)]}
     )
     assert ran(p, LARGE).after == 2
+
+
+def test_a_loop_may_give_what_it_was_given() -> None:
+    """Told is what it gives in the end, for inputs that are one tensor, too."""
+    p = program(
+        "x y large",
+        repeat(0, 1, [n(0)]),
+        aten("add_.Scalar", n(1), 1),
+        *(aten("add.Tensor", n(at), 1.0) for at in (2, 5, 6)),
+        bodies=(body("i x", outputs=[n(1)]),),
+        outputs={"tuple": [n(7), n(3, 0)]},
+    )
+    run = ran(p, *(torch.zeros(4), torch.zeros(4), LARGE))
+    assert run.after == 2
+    x = torch.zeros(4)
+    again = Ran(p, [x, x, LARGE])
+    assert torch.equal(again.told[0][1][1], again.results[1])
+
+
+def test_what_nobody_would_take_for_a_tensor_is_not_told() -> None:
+    p = program("x", aten("view.default", n(0), [0, 1 << 21, 1 << 21]), *rest(2), outputs={"tuple": [n(1), n(4)]})
+    assert ran(p, torch.zeros(0)).told == []
 
 
 def test_where_something_looks_otherwise_it_is_told_at_the_end() -> None:

@@ -155,6 +155,22 @@ async def test_results_that_nobody_wants_are_let_go_of(tmp_path: Path, held: Hel
             assert (await place.alice.status())["temporaries"] == before
 
 
+async def test_a_run_that_is_cancelled_leaves_nothing(tmp_path: Path, held: Held) -> None:
+    async with training(tmp_path) as place:
+        before = (await place.alice.status())["temporaries"]
+        for turns in range(40):
+            asked = asyncio.ensure_future(place.g.run(place.plan, place.weights, place.images))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+        del asked
+        while await place.g.running():
+            pass
+        await place.step()
+        assert (await place.alice.status())["temporaries"] == before
+
+
 async def test_a_wait_for_a_large_result_is_a_wait_for_the_end(tmp_path: Path, held: Held) -> None:
     async with training(tmp_path) as place:
         with held:
