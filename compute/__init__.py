@@ -46,6 +46,7 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     proven         values that need no second look: indices that a pooling made
     whole          operations whose kernels write every element of what they give
     known          what is known of the steps of a block that ran
+    settled        small results that are told before a program's end
     interpreter    runs a program
     stand_ins      what stands for values that have a shape alone
     following      a program on shapes alone: its values, cost and memory
@@ -87,6 +88,7 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     model          an nn.Module as a program, for any batch size
     jail/          source that runs where the data are: its rules, its scope, its results
     unpatched      whether torch is as it came
+    uncompiled     torch's compiler, kept out of processes that compute for others
     closed         functions that hang on nothing but their arguments, read
     alike          arguments that look alike to a capture
     remembered     captures that need not be made again

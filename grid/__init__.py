@@ -17,6 +17,7 @@ Files in import order:
     hints.py      what else to write where torch's own code looks at a value
     local_forms.py  what needs a pointer's value or memory here: waited for, or refused
     looked_up.py  x[i], where i is a number at a peer
+    layouts.py    what pointers look like: one object for all that look alike
     repeated.py   calls that were dispatched before: what was found out about them
     dispatch.py   operations on pointers: queued at their peer, shapes known at once
     composites.py functions of torch's C++ that make tensors on the way, said in operations

@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from compute import uncompiled
 from peer import processes
 from peer.worker import zygote, zygote_process
 from peer.worker.sandbox import Settings
@@ -226,9 +227,14 @@ def _be_zygote(descriptors: list[int], parent: int, settings: str) -> NoReturn:
         os._exit(1)
 
 
+def _as_warm(settings: Settings) -> None:
+    if not settings.has_jails:
+        uncompiled.keep_out()
+
+
 def _serve(door: int) -> None:
     zygote.warm(Settings(has_jails=True))
-    zygote.warm = lambda settings: None  # type: ignore[assignment]
+    zygote.warm = _as_warm  # type: ignore[assignment]
     gc.collect()
     gc.freeze()
     _Server(socket.socket(fileno=door)).serve()

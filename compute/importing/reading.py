@@ -19,6 +19,7 @@ from compute.dtypes import NAME_OF
 from compute.importing import onnx, pt, pt2
 from compute.importing.imported import ImportedModel, ImportedTensors, check_total
 from compute.spec import pack_spec
+from compute.uncompiled import LATE
 from compute.values import tensor_bytes
 from protocol.codec import Buffer
 from protocol.errors import BadFile, GridError
@@ -52,23 +53,11 @@ def read(kind: str, data: memoryview) -> tuple[str, bytes, Iterator[Buffer]]:
         raise BadFile(f"it is damaged: {line}") from None
 
 
-_LATE: Final = (
-    "torch._decomp.decompositions",
-    "torch._dynamo",
-    "torch._meta_registrations",
-    "torch._refs.linalg",
-    "torch._refs.nn.functional",
-    "torch._refs.special",
-    "torch.fx.experimental.symbolic_shapes",
-)
-"""What torch imports when an operation first runs on tensors without data."""
-
-
 def warm(kinds: Collection[str]) -> None:
     """All that these readers import, and torch's first run of it: behind the walls nothing can be imported."""
     torch.set_num_threads(1)
     if "onnx" in kinds:
-        for module in _LATE:
+        for module in (*LATE, "torch._dynamo"):
             importlib.import_module(module)
         torch.conv2d(torch.empty(1, 1, 4, 4, device="meta"), torch.empty(1, 1, 3, 3, device="meta"))
     if "pt" in kinds:

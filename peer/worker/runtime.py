@@ -397,7 +397,7 @@ def warm() -> None:
     torch.set_grad_enabled(False)  # gradients are made by the asker, out of operations
     # No operation shows what was in memory before: what it leaves out is filled. Warnings only, because some honest
     # operations have no deterministic form, and for them the filling is all that is wanted.
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch._C._set_deterministic_algorithms(True, warn_only=True)  # torch's own name for it imports its compiler
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     runtime = Runtime(lambda message, descriptors: None)
     one, two = bytes(16), bytes(15) + b"\1"

@@ -217,9 +217,12 @@ def _confine(settings: sandbox.Settings, control: BlockingChannel, parent: Paren
 
 def warm(settings: sandbox.Settings) -> str | None:
     """Imports torch and what runs on it, and runs it once; or says why torch cannot compute on the device."""
+    from compute import uncompiled
     from peer.worker import device, runtime
     from peer.worker.secure import process
 
+    if not settings.has_jails:  # these run what people wrote, of which nobody knows what it needs of torch
+        uncompiled.keep_out()
     if (reason := device.unavailable(settings.device)) is not None:
         return reason
     runtime.warm()

@@ -247,7 +247,7 @@ def _endless(x: Any) -> Any:
 def _is_alive(pid: int | None) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended between the two steps of this
         return False
 
 
