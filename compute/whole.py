@@ -1,6 +1,6 @@
 """Operations whose kernels write every element of what they give.
 
-A worker fills memory before an operation gets it (peer/worker/runtime.py), so that what an operation leaves out shows
+A worker fills memory before an operation gets it (peer/worker/process.py), so that what an operation leaves out shows
 nothing that was there. Of these nothing is left out, and a tenth of a training step would go into filling.
 """
 

@@ -93,6 +93,23 @@ _OLD_OF_PEER: Final = {
 } | dict.fromkeys(("_objects", "objects_count", "objects_count_remote", "list_objects_remote"), "await bob.objects()")
 
 
+_KEPT: Final = "an object that is to outlive its pointers gets a tag: await x.tag('#kept').send(bob)"
+_OLD_OF_SEND: Final = {
+    "garbage_collect_data": _KEPT,
+    "inplace": "await x.send_(bob)",
+    "no_wrap": "there are no tensors in tensors here",
+    "user": "who asks is known by the key of the connection",
+} | dict.fromkeys(
+    ("local_autograd", "preinitialize_grad", "requires_grad"),
+    "what requires a gradient here does so there, and autograd works on pointers as it does on tensors",
+)
+
+
+def for_argument_of_send(name: str) -> str:
+    """For whoever gives `send` an argument that it has not: what to write. Empty where there is nothing to say."""
+    return _OLD_OF_SEND.get(name, "")
+
+
 def for_name(name: str) -> str:
     """For whoever asks a pointer for something that it has not; empty where there is nothing to say."""
     return _OLD.get(name, "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from grid import fixed
 from grid.chained import Chained
+from grid.hints import for_argument_of_send
 from grid.modules import RemoteModule, mixed, set_class
 from grid.moving import together
 from grid.multi import send_to_all
@@ -72,9 +73,19 @@ def _describe(self: Any, text: str) -> Any:
     return self
 
 
-def _send(self: torch.Tensor, *peers: RemotePeer, tags: Sequence[str] | str = (), description: str = "") -> Chained:
+def _send(
+    self: torch.Tensor, *peers: RemotePeer, tags: Sequence[str] | str = (), description: str = "", **others: Any
+) -> Chained:
     """A pointer to it at that peer (`RemotePeer.send`), or at several: a multi-pointer. With tags it is published."""
+    _check_no_others(others)
     return Chained(send_to_all(self, peers, *_noted(self, tags, description)))
+
+
+def _check_no_others(others: Mapping[str, Any]) -> None:
+    """TypeError for the first argument that `send` has not: old programs give it some."""
+    for name in others:
+        hint = for_argument_of_send(name)
+        raise TypeError(f"send() takes no argument {name!r}{hint and ': '}{hint}")
 
 
 def _noted(of: Any, tags: Sequence[str] | str, description: str) -> tuple[tuple[str, ...], str]:
@@ -127,11 +138,14 @@ def _kept_for(module: nn.Module) -> list[torch.Tensor]:
     return list(kept_for({id(parameter) for parameter in module.parameters()}))
 
 
-def _send_module(self: nn.Module, *peers: RemotePeer, tags: Sequence[str] | str = (), description: str = "") -> Chained:
+def _send_module(
+    self: nn.Module, *peers: RemotePeer, tags: Sequence[str] | str = (), description: str = "", **others: Any
+) -> Chained:
     """Its parameters and buffers are at that peer from now on, or at several; gives back the module itself.
 
     With tags it is published, and stays as it is: what is published is a module of its own, and read-only.
     """
+    _check_no_others(others)
     return Chained(_sent(self, peers, *_noted(self, tags, description)))
 
 

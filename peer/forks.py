@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from peer import machine
-from peer.worker.channel import tune
 from peer.worker.confinement import described, missing
+from peer.worker.framing import tune
 from peer.worker.sandbox import Settings
 from peer.worker.zygote_process import Kind, ZygoteEvents, ZygoteProcess
 from protocol.errors import InternalError, SetupError

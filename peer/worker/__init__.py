@@ -9,7 +9,8 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     guards *          hashes of the blocks of stored files, and which blocks were checked
     giving *          how a tensor is given to a process by its channel
     reach *           which memory a strided view can touch
-    channel *         framing, descriptors, the blocking and the asyncio form
+    framing *         messages and descriptors as bytes on the channel
+    channel *         its blocking and its asyncio form
     operation *       the wire form of one eager operation
     syscalls *        numbers of system calls
     kernel *          the kernel's calls that Python has no names for
@@ -49,7 +50,8 @@ Files in import order. Those marked * import no torch: the peer's process uses t
     ahead             what it was sent and has not come to: values among it that need not wait
     programs          whole programs
     export            values on their way out, into memory files
-    runtime           the worker's loop
+    runtime           what a worker holds, and does with each message
+    process           its loop, and what is done once for all workers
     jail              the process of one jail
     secure/           the process of one peer in a secure session
     reading           `python -m peer.worker.reading`: forks one reader for each stranger's file

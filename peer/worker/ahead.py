@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from peer.worker.channel import Message
+from peer.worker.framing import Message
 from peer.worker.objects import Objects
 from peer.worker.steps import written_by
 from peer.worker.stretches import Stretch

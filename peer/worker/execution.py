@@ -124,7 +124,7 @@ def executor(objects: Objects) -> interpreter.Execute:
 
 
 class Unfilled:
-    """What `runtime.warm` has torch fill is not filled in this context."""
+    """What `process.warm` has torch fill is not filled in this context."""
 
     __slots__ = ("_was",)
 

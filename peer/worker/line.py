@@ -14,8 +14,9 @@ from peer.awake import Due, awake
 from peer.buffers import Buffer
 from peer.worker import answers
 from peer.worker.answers import Exported, Far, Refusal
-from peer.worker.channel import LoopChannel, close_all
+from peer.worker.channel import LoopChannel
 from peer.worker.ending import KILLED, Ending, lost
+from peer.worker.framing import close_all
 from peer.worker.pending import Pending, fail, refuse
 from peer.worker.stopping import Stopping
 from peer.worker.turns import Stretch

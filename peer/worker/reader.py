@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from peer.worker import memory
-from peer.worker.channel import BlockingChannel, close_all
+from peer.worker.channel import BlockingChannel
 from peer.worker.confinement import missing
+from peer.worker.framing import close_all
 from peer.worker.zygote_process import _PASSED_ON, _THREADS
 from protocol import limits
 from protocol.errors import BadFile, GridError, SetupError

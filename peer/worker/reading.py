@@ -30,7 +30,8 @@ import warnings
 from typing import NoReturn
 
 from peer.worker import confinement, memory, sandbox
-from peer.worker.channel import BlockingChannel, close_all
+from peer.worker.channel import BlockingChannel
+from peer.worker.framing import close_all
 from peer.worker.zygote import Parent
 from protocol import limits
 from protocol.errors import GridError

@@ -1,4 +1,4 @@
-"""The worker's loop: messages from its peer in, tensors held, answers out. One thread, one message after the other.
+"""What a worker does: messages from its peer in, tensors held, answers out. One thread, one message after the other.
 
     peer to worker                                                    worker to peer
     ["provide", id, dtype, shape, offset, read_only, bytes|nil,       -
@@ -40,28 +40,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from compute import values
 from compute.cost import ALLOWED
 from compute.dtypes import NAME_OF
-from peer.awake import Lookout, giving_way
 from peer.worker import export
 from peer.worker.ahead import Ahead
-from peer.worker.channel import BlockingChannel, Message, close_all
 from peer.worker.device import Device
 from peer.worker.execution import execute
-from peer.worker.faults import as_defect, as_error
+from peer.worker.faults import as_error
+from peer.worker.framing import Message, close_all
 from peer.worker.guards import BlockHashes
 from peer.worker.objects import Objects
 from peer.worker.programs import Programs, Wanted
-from peer.worker.sandbox import Settings
 from peer.worker.steps import written_by
 from peer.worker.stretches import Stretch, Use, told
 from protocol import limits
@@ -70,8 +66,6 @@ from protocol.tensors import TensorHeader
 
 Send = Callable[[Any, Sequence[int]], None]
 Receive = Callable[[], Sequence[Message]]
-
-_SHARED: Final = 1 << 16  # elements: torch gives an operation on so many to all of its threads
 
 
 class Runtime:
@@ -387,53 +381,3 @@ def _ids_in(value: Any) -> Iterator[bytes]:
 
 def _header(tensor: torch.Tensor) -> list[Any]:
     return [NAME_OF[tensor.dtype], tensor.shape]  # a torch.Size is a tuple; the peer checks both
-
-
-def warm() -> None:
-    """What every worker needs, done once in the zygote: torch's settings, and the first run of its machinery."""
-    warnings.simplefilter("ignore")  # torch's advice is for who wrote the program, and that one is far away
-    torch.set_num_threads(1)  # more would make the zygote impossible to fork
-    bytes(31 << 20)  # glibc's thresholds rise with it: else large results are asked of the system again and again
-    torch.set_grad_enabled(False)  # gradients are made by the asker, out of operations
-    # No operation shows what was in memory before: what it leaves out is filled. Warnings only, because some honest
-    # operations have no deterministic form, and for them the filling is all that is wanted.
-    torch._C._set_deterministic_algorithms(True, warn_only=True)  # torch's own name for it imports its compiler
-    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-    runtime = Runtime(lambda message, descriptors: None)
-    one, two = bytes(16), bytes(15) + b"\1"
-    runtime.handle(["provide", one, "float32", [2, 2], 0, False, bytes(16)], [])
-    runtime.handle(["run", 0, [["aten.mm.default", [one, one], {}, [two]]], two, []], [])
-    runtime.handle(["export", 0, two], [])
-    # Products of these look the processor up in the file system, which a worker has not.
-    torch.ones(2, 2, dtype=torch.int64).mm(torch.ones(2, 2, dtype=torch.int64))
-
-
-def serve(sock: socket.socket, settings: Settings) -> None:
-    """Runs until the peer closes the channel."""
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(int.from_bytes(os.urandom(7), "little"))  # or all workers would draw the same numbers
-    speed = float(settings.threads) if settings.device == "cpu" else limits.CPU_DEVICE
-    ALLOWED.limit(settings.memory, settings.seconds, speed)
-    channel = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_MESSAGE)
-    if settings.threads > 1:
-        torch.zeros(_SHARED).add_(1)  # makes its threads now, and not in the first operation
-    runtime = Runtime(channel.queue, channel.flush, Device.of(settings.device), channel.glance)
-    ahead, lookout = runtime.ahead, Lookout(limits.AWAKE_WORKER, give_way=giving_way())
-    try:
-        while (messages := lookout.wait(channel.receive_now, channel.receive)) is not None:
-            begun = time.perf_counter()
-            ahead.came(messages)
-            while (next_one := ahead.next()) is not None:
-                runtime.handle(*next_one)
-                if time.perf_counter() - begun > limits.ANSWERS_WAIT:
-                    channel.flush()  # else what is done would wait for what is not
-                    begun = time.perf_counter()
-            channel.flush()
-            runtime.let_go()
-            channel.flush()
-    except (BrokenPipeError, ConnectionResetError):
-        return
-    except Exception as error:
-        channel.flush()
-        channel.send(["defect", as_defect(error).message])
-        raise

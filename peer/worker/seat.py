@@ -14,8 +14,8 @@ from typing import Any
 
 from peer.buffers import Buffer, BufferPool
 from peer.worker import answers
-from peer.worker.channel import close_all
 from peer.worker.dedicated import Dedicated
+from peer.worker.framing import close_all
 from peer.worker.line import WorkerKey
 from peer.worker.sandbox import Settings
 from peer.worker.zygote_process import ending

@@ -36,8 +36,9 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from peer.worker import confinement, sandbox
-from peer.worker.channel import BlockingChannel, close_all
+from peer.worker.channel import BlockingChannel
 from peer.worker.confinement import FILTER
+from peer.worker.framing import close_all
 from protocol import limits
 
 Life = Callable[[sandbox.Ground, sandbox.Settings, int, int], None]
@@ -131,9 +132,9 @@ def _fork_a_session() -> int:
 
 
 def _work(ground: sandbox.Ground, settings: sandbox.Settings, descriptor: int, parent: int) -> None:
-    from peer.worker import runtime
+    from peer.worker import process
 
-    runtime.serve(socket.socket(fileno=sandbox.enter(ground, settings, descriptor, parent)), settings)
+    process.serve(socket.socket(fileno=sandbox.enter(ground, settings, descriptor, parent)), settings)
 
 
 def _do_one_job(ground: sandbox.Ground, settings: sandbox.Settings, descriptor: int, parent: int) -> None:
@@ -218,15 +219,15 @@ def _confine(settings: sandbox.Settings, control: BlockingChannel, parent: Paren
 def warm(settings: sandbox.Settings) -> str | None:
     """Imports torch and what runs on it, and runs it once; or says why torch cannot compute on the device."""
     from compute import uncompiled
-    from peer.worker import device, runtime
-    from peer.worker.secure import process
+    from peer.worker import device, process
+    from peer.worker.secure import process as party
 
     if not settings.has_jails:  # these run what people wrote, of which nobody knows what it needs of torch
         uncompiled.keep_out()
     if (reason := device.unavailable(settings.device)) is not None:
         return reason
-    runtime.warm()
     process.warm()
+    party.warm()
     if settings.has_jails:
         from peer.worker import jail
 

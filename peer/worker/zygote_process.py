@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from peer.worker.channel import LoopChannel, close_all
+from peer.worker.channel import LoopChannel
+from peer.worker.framing import close_all
 from peer.worker.sandbox import Settings
 from protocol import limits
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from compute.table import Entry, lookup
-from peer.worker import runtime
+from peer.worker import process
 from tests.attacks import fuzz
 from tests.attacks.fuzz import HEAP, Caller, Finding
 
@@ -90,7 +90,7 @@ def main() -> None:
             [sys.executable, "-m", "tests.attacks.faulty_operations"],
             {**os.environ, "GLIBC_TUNABLES": HEAP},
         )
-    runtime.warm()
+    process.warm()
     for function in (_beyond, _far_before, _for_ever, _foreign, _near_before, _uninitialised, _writes):
         print(*kinds(function), flush=True)
 

@@ -41,7 +41,7 @@ from compute.cost import ALLOWED as ALLOWANCE
 from compute.estimate import check_size
 from compute.operations import OPERATIONS
 from compute.table import Entry, lookup
-from peer.worker import runtime
+from peer.worker import process
 from peer.worker.execution import check_describable, tensors_in
 from protocol import limits
 from protocol.errors import GridError, InternalError, OperationNotAllowed
@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only:
         names = [name for name in names if options.only in (name, *name.split("."), name.removeprefix("aten."))]
     part, parts = map(int, options.part.split("/"))
-    runtime.warm()
+    process.warm()
     warnings.simplefilter("ignore")
     if options.show is not None:
         return _show(names, options)

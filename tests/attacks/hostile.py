@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from compute.jail import running
-from peer.worker import runtime, zygote
+from peer.worker import process, runtime, zygote
 from peer.worker.channel import BlockingChannel
 from peer.worker.sandbox import Settings
 from protocol import limits
@@ -112,6 +112,6 @@ def run_jail(work: running.Work, tensors: Sequence[torch.Tensor], **how: Any) ->
 
 
 if __name__ == "__main__":
-    runtime.serve = serve
+    process.serve = serve
     running.run = run_jail
     zygote.main(sys.argv[1:])

@@ -107,6 +107,22 @@ async def test_tags_and_descriptions_are_remembered_until_it_is_sent(hooked: Non
             torch.ones(1).tag("no tag")
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("garbage_collect_data", "gets a tag"),
+        ("inplace", "send_(bob)"),
+        ("requires_grad", "autograd works"),
+        ("z", "'z'"),
+    ],
+)
+def test_what_old_programs_give_send_is_refused_with_what_to_write(hooked: None, given: str, hint: str) -> None:
+    for what in (torch.ones(2), nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match=f"no argument '{given}'") as caught:
+            what.send(object(), **{given: False})  # type: ignore[operator]
+        assert hint in str(caught.value)
+
+
 async def test_in_place_forms_keep_the_python_object(hooked: None, peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         alice, bob = g["alice"], g["bob"]

@@ -11,7 +11,7 @@ import pytest
 from peer.apart import _ALL, _LOOKS, Apart
 from peer.awake import awake
 from peer.buffers import BufferPool
-from peer.worker.channel import encode
+from peer.worker.framing import encode
 from peer.worker.remote import Worker, WorkerKey
 from tests.peer.ends import Connected
 

@@ -10,7 +10,7 @@ import torch
 
 from compute.values import tensor_bytes
 from peer.stretch import Stretch
-from peer.worker.channel import Message
+from peer.worker.framing import Message
 from peer.worker.runtime import Runtime
 from protocol import limits
 from protocol.errors import ProtocolError

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from peer.worker.channel import BlockingChannel, Decoder, LoopChannel, encode
+from peer.worker.channel import BlockingChannel, LoopChannel
+from peer.worker.framing import Decoder, encode
 from protocol import limits
 from protocol.errors import BadRequest, ProtocolError, TooLarge
 from tests.waiting import PATIENCE, no_descriptors_left

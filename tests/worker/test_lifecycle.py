@@ -321,8 +321,8 @@ def test_the_peer_imports_no_torch_and_its_workers_fill_what_torch_leaves_uninit
         import sys
         import peer.workers, peer.buffers
         assert "torch" not in sys.modules
-        from peer.worker import runtime
-        runtime.warm()
+        from peer.worker import process
+        process.warm()
         import torch
         for _ in range(10):
             torch.full((1000,), 7.0)

@@ -14,7 +14,7 @@ import pytest
 from peer.apart import Apart
 from peer.awake import Rests, awake
 from peer.buffers import BufferPool
-from peer.worker.channel import encode
+from peer.worker.framing import encode
 from peer.worker.remote import Made, Worker, WorkerKey
 from protocol import limits
 from protocol.errors import BadRequest, InternalError, NotFound, WorkerLost

@@ -13,7 +13,7 @@ import torch
 from compute.cost import ALLOWED
 from compute.program import Input, Node, Program
 from compute.values import tensor_bytes
-from peer.worker.channel import encode
+from peer.worker.framing import encode
 from peer.worker.remote import Made, Worker
 from peer.worker.runtime import Runtime
 from protocol import limits

@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from compute.program import Input, Node, Program
 from peer.buffers import Buffer
-from peer.worker.channel import encode
+from peer.worker.framing import encode
 from peer.worker.guards import BlockHashes
 from peer.worker.remote import Span
 from protocol import limits
