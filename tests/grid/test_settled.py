@@ -22,8 +22,6 @@ from protocol import limits
 from protocol.errors import WorkerLost
 from tests.waiting import until
 
-pytestmark = [pytest.mark.usefixtures("real_zygotes")]
-
 SIZE = 3_000
 
 
