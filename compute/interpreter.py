@@ -44,6 +44,9 @@ and `is_free` (see there) says when that need not be asked where nothing hangs o
 `flow(flow, carried, body)` and `number(operation, args)` run in its own way what is no operation of the table, and
 `stand_in(tensor)` gives what it has for a constant."""
 
+Tell = Callable[[Settled, list[torch.Tensor | None]], None]
+"""Told what is settled before the end of a run: with the results that are small in their places, None in others."""
+
 
 def execute(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Checks and runs one operation of the table.
@@ -101,9 +104,6 @@ def call(entry: Entry, bound: Sequence[Any], named: Mapping[str, Any], results: 
         raise failed(entry.name, error) from None
 
 
-Tell = Callable[[Settled, list[torch.Tensor | None]], None]
-
-
 instead: ContextVar[Callable[[Program, Sequence[Any]], Any] | None] = ContextVar("instead", default=None)
 """What is done instead of running a program: while a function is captured, the programs that it calls become a part of
 its own (compute/inlining.py)."""
@@ -147,8 +147,7 @@ def results(
     """What `run` gives, without its structure: in the order of outputs.references.
 
     Args:
-        tell: told, once, what is settled before the end, where something is (compute/settled.py): with the results
-            that are small in their places, and None in those of others.
+        tell: told, once, what is settled before the end, where something is (compute/settled.py).
     """
     main, values = _done(program, inputs, execute, observe, report, tell)
     return [resolve(value, values) for value in main.results]

@@ -69,9 +69,11 @@ def settled(block: Block, known: Known, values: Sequence[Any]) -> Settled | None
         return None
     small = are_small(results)
     wanted = [value for value, is_small in zip(block.results, small, strict=True) if is_small]
+    if not wanted:
+        return None
     after = _after(block, known.steps, wanted)
     rest = sum(each.estimate.cost.seconds for each in known.steps[after:] if type(each) is Operation)
-    if not wanted or len(block.steps) - after < limits.SETTLED_STEPS or rest > limits.SETTLED_REST:
+    if len(block.steps) - after < limits.SETTLED_STEPS or rest > limits.SETTLED_REST:
         return None
     return Settled(after, tuple((NAME_OF[each.dtype], each.shape) for each in results), small)
 

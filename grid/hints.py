@@ -93,9 +93,8 @@ _OLD_OF_PEER: Final = {
 } | dict.fromkeys(("_objects", "objects_count", "objects_count_remote", "list_objects_remote"), "await bob.objects()")
 
 
-_KEPT: Final = "an object that is to outlive its pointers gets a tag: await x.tag('#kept').send(bob)"
 _OLD_OF_SEND: Final = {
-    "garbage_collect_data": _KEPT,
+    "garbage_collect_data": "an object that is to outlive its pointers gets a tag: await x.tag('#kept').send(bob)",
     "inplace": "await x.send_(bob)",
     "no_wrap": "there are no tensors in tensors here",
     "user": "who asks is known by the key of the connection",
