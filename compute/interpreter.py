@@ -96,7 +96,7 @@ def call(entry: Entry, bound: Sequence[Any], named: Mapping[str, Any], results: 
     if entry.name == NO_CONJUGATES:
         bound = [bound[0].resolve_conj(), *bound[1:]]
     try:
-        value = entry.overload(*bound, **named)
+        value = entry.kernel(*bound, **named)
         return laid_out(value, results) if results else value
     except GridError:
         raise
@@ -292,7 +292,7 @@ class _Run:
                     if kwargs:
                         kwargs = {name: resolve(value, values) for name, value in kwargs.items()}
                     if is_free and known.stride is not None:
-                        value = known.entry.overload(*args, **kwargs)
+                        value = known.entry.kernel(*args, **kwargs)
                         is_as_known = value.stride() == known.stride
                         values[step.number] = value if is_as_known else laid_out(value, known.estimate.results)
                         del value  # or it would live on during the next step

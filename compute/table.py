@@ -49,6 +49,7 @@ class Entry:
         name: "aten.add.Tensor".
         category: a key of compute.operations.CATEGORIES.
         overload: the torch operator, called as `overload(*args, **kwargs)` with what `bind` returned.
+        kernel: the same without the function of Python around it.
         parameters: the arguments, in the order of the schema.
         is_inplace: the operation's result is its first argument, changed.
         writes: positions (in `parameters`) of arguments that it may write; see `written`.
@@ -60,6 +61,7 @@ class Entry:
     name: str
     category: str
     overload: Any
+    kernel: Any
     parameters: tuple[Parameter, ...]
     is_inplace: bool
     writes: tuple[int, ...]
@@ -165,13 +167,30 @@ def _find(name: object) -> Entry:
     return entry
 
 
+_OF_LAYOUTS: Final[Mapping[str, str]] = {
+    "sparse": "tensors at a peer are dense: send matrix.to_dense() instead of a sparse matrix, or keep its row and "
+    "column numbers and values, and add up with out.index_add(0, row, values[:, None] * x[column])",
+    "quantize": "tensors at a peer are not quantised: round instead, (x / scale).round().clamp(low, high) * scale; or "
+    "quantise where the values are (await net.get())",
+    "nested": "tensors at a peer are not nested: pad them, nn.utils.rnn.pad_sequence(list, batch_first=True)",
+    "mkldnn": "tensors at a peer are in no layout of a library's: leave it out",
+}
+"""Of an operation in whose name the word stands: what to write instead."""
+
+
 def _not_allowed(name: object) -> OperationNotAllowed:
     if not isinstance(name, str):
         return OperationNotAllowed(f"an operation is named by text, not by {type(name).__name__}")
     shown = name if len(name) <= 80 else name[:77] + "..."
+    return OperationNotAllowed(f"{shown!r} is not in the table of operations; {_instead(name)}", operation=shown)
+
+
+def _instead(name: str) -> str:
+    for word, advice in _OF_LAYOUTS.items():
+        if word in name:
+            return advice
     similar = suggestions(name)
-    hint = f"; did you mean {' or '.join(similar)}?" if similar else "; compute/operations.py lists what is allowed"
-    return OperationNotAllowed(f"{shown!r} is not in the table of operations{hint}", operation=shown)
+    return f"did you mean {' or '.join(similar)}?" if similar else "compute/operations.py lists what is allowed"
 
 
 def _entry(name: str, operator: Any) -> Entry:
@@ -185,6 +204,7 @@ def _entry(name: str, operator: Any) -> Entry:
         name=name,
         category=OPERATIONS[name],
         overload=operator,
+        kernel=getattr(operator, "_op", operator),
         parameters=parameters,
         is_inplace=0 in written and aliases[:1] == (0,),
         writes=written,

@@ -83,7 +83,7 @@ def tensor_from(header: TensorHeader, buffer: Buffer) -> torch.Tensor:
     data = bytearray(view) if view.readonly else view
     if dtype in _NUMPY_HAS:  # the common case: no bytes to look at, and torch.frombuffer checks nothing that we did not
         tensor = torch.frombuffer(data, dtype=dtype)
-        return (tensor.clone() if tensor.data_ptr() % header.itemsize else tensor).view(header.shape)
+        return (tensor.clone() if tensor.data_ptr() % dtype.itemsize else tensor).view(header.shape)
     raw = torch.frombuffer(data, dtype=torch.uint8)
     if raw.data_ptr() % header.itemsize:
         raw = raw.clone()

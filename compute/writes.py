@@ -17,6 +17,9 @@ _OTHERS: Final = {  # running statistics of batch norms, and the noise that rrel
     "aten.rrelu_with_noise_.default": (0, 1),
 }
 
+CHECK: Final = "aten._linalg_check_errors.default"
+"""Looks whether the last factorisation was good; of a singular matrix, what that gave is of no use from then on."""
+
 
 def written_positions(name: str) -> tuple[int, ...]:
     """The positions of arguments that the operation may write; none for a name that is no operation."""

@@ -7,11 +7,14 @@ Files in import order:
     handle.py     what a pointer points to, and letting it go
     came.py       values that came along with an answer
     stretches.py  pieces of what is queued that were sent before
+    settling.py   what became of what is under way, for the handles of that
+    foreseen.py   values asked for before anybody awaits them
     outbox.py     operations on their way to a peer
     operators.py  Python's operators, of what has no value yet
     unsized.py    results whose shape depends on the data: to be awaited
     underway.py   what a stored model is to give of values elsewhere: to be awaited
     origin.py     who made a tensor that is here: whoever wrote the call, or torch itself
+    patterns.py   tensors that tell no more than a size and a number or two: 0 1 2 ..., identities, causal masks
     arguments.py  how arguments travel: pointers by id, and what goes along of what is here
     awaited.py    the operations that give such results
     hints.py      what else to write where torch's own code looks at a value
@@ -19,21 +22,21 @@ Files in import order:
     looked_up.py  x[i], where i is a number at a peer
     layouts.py    what pointers look like: one object for all that look alike
     repeated.py   calls that were dispatched before: what was found out about them
+    recomputed.py random numbers in checkpoints: drawn once
     dispatch.py   operations on pointers: queued at their peer, shapes known at once
     composites.py functions of torch's C++ that make tensors on the way, said in operations
-    recomputed.py random numbers in checkpoints: drawn once
     handing.py    an object handed from peer to peer
+    fresh.py      memory for a value that is about to come
+    fetching.py   values on their way here
     pointer.py    pointers: torch tensors whose data live at a peer
     several.py    several peers asked at once
     at_each.py    operations on multi-pointers: once for each peer
     multi.py      multi-pointers: one tensor for objects at several peers
-    fresh.py      memory for a value that is about to come
     files/        tensors in files of each kind, read and written in pieces
     saving.py     objects into files
     crossing.py   gradients from peer to peer
     chains.py     pointers that a peer holds to objects at others
     sending.py    values on their way to a peer
-    fetching.py   values on their way here
     transfers.py  one object from peer to peer
     remote.py     one peer: g["alice"]
     hits.py       what a search found

@@ -6,7 +6,7 @@ along with a call, up to limits.INLINE_PAYLOAD, where it is none:
     a number         of no dimensions, or of one element, expanded or not
     where            what says where, how many or from what state, by its parameter: indices, masks, a first state
     nothing          what follows from its shape alone: zeros (and minus infinities: a mask that is added), 0 1 2 and
-                     so on, an identity, times a number
+                     so on times a number, an identity or a triangle of one number and the rest of another (patterns.py)
     ones             one number everywhere, in a backward pass: what it begins with (`grad_outputs`)
     torch's own      what torch's library made on its way to the operation (grid/origin.py): nobody could have sent it
 """
@@ -20,10 +20,11 @@ import torch
 
 from compute.bounds import Result
 from compute.table import Entry
-from compute.values import encode_call, header_of, inline_tensor, tensor_bytes
+from compute.values import encode, encode_call, header_of, inline_tensor, tensor_bytes
 from grid.handle import Handle
 from grid.ids import fresh_id
 from grid.origin import is_made_by_torch
+from grid.patterns import band, is_ramp
 from protocol import limits
 from protocol.errors import NotCollocated
 
@@ -68,10 +69,23 @@ def _is_number(tensor: torch.Tensor) -> bool:
 def _tells_nothing(tensor: torch.Tensor) -> bool:
     if bool(((tensor == 0) | (tensor == float("-inf"))).all()):
         return True
-    rows, is_number = len(tensor), tensor.is_floating_point() or tensor.is_complex()
-    if is_number and tensor.shape == (rows, rows) and torch.equal(tensor, torch.eye(rows).to(tensor) * tensor[0, 0]):
-        return True
-    return bool((tensor.flatten() == torch.arange(tensor.numel())).all())
+    return is_ramp(tensor) or band(tensor) is not None
+
+
+def _is_here(tensor: torch.Tensor, home: str) -> str:
+    """What is said of a tensor that would have to be at that peer."""
+    if any(isinstance(each, torch.nn.Parameter) for each in (tensor, tensor._base)):
+        return (
+            f"a parameter, {list(tensor.shape)}, is here and the others are at {home}: send it there first, with its "
+            f"module (net = await g[{home!r}].send(net)) or alone (y = await g[{home!r}].send(y)), or get the others "
+            "(await x.get(); of a state dict: await g.fetch(state))"
+        )
+    is_made = " (torch.istft makes such a window itself: send one, and give it that)" if _is_window(tensor) else ""
+    return (
+        f"one tensor, {list(tensor.shape)}, is here and the others are at {home}: send it there first "
+        f"(y = await g[{home!r}].send(y); a small one without waiting: y = x.new_tensor(y)), or get the others "
+        f"(await x.get()){is_made}"
+    )
 
 
 def _is_window(tensor: torch.Tensor) -> bool:
@@ -116,13 +130,7 @@ class Arguments:
             return inline_tensor(_with_memory(tensor).detach())
         if id(tensor) in self._along:
             return self._along[id(tensor)]
-        home = self._home.name
-        is_made = " (torch.istft makes such a window itself: send one, and give it that)" if _is_window(tensor) else ""
-        raise NotCollocated(
-            f"one tensor, {list(tensor.shape)}, is here and the others are at {home}: send it there first "
-            f"(y = await g[{home!r}].send(y); a small one without waiting: y = x.new_tensor(y)), or get the others "
-            f"(await x.get()){is_made}"
-        )
+        raise NotCollocated(_is_here(tensor, self._home.name))
 
     def _find_along(self, entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         call = entry.named(args, kwargs)
@@ -142,24 +150,29 @@ class Arguments:
             return inline_tensor(tensor)
         first = tensor.flatten()[:1].reshape(())
         if bool((tensor == first).all()):  # the zeros that a recurrent layer begins with, of any size
-            handle = self._made()
-            value = first.item()
-            self._home.outbox.post(
-                ["aten.full.default", [list(tensor.shape), value], {"dtype": {"dtype": header.dtype}}, [handle.id]],
-                (handle,),
+            return self._post(
+                "aten.full.default", [list(tensor.shape), first.item()], {"dtype": {"dtype": header.dtype}}
             )
-        elif header.nbytes <= limits.INLINE_PAYLOAD:
+        if header.nbytes <= limits.INLINE_PAYLOAD:
             handle = self._made()
             self._home.put_soon(handle, {"kind": "tensor", **header.to_wire()}, bytes(tensor_bytes(tensor)))
-        elif len(tensor) > 1 and bool((tensor == tensor[:1]).all()):  # the same for each sample: once is enough
-            handle = self._made()
-            call = [self._written(tensor[:1].contiguous()), list(tensor.shape)]
-            self._home.outbox.post(["aten.expand.default", call, {}, [handle.id]], (handle,))
-        else:
-            raise NotCollocated(
-                f"a tensor of {header.nbytes} bytes is here, and at most {limits.INLINE_PAYLOAD} go along with "
-                f"a call: send it there first (i = await g[{self._home.name!r}].send(i))"
-            )
+            return handle.id
+        if len(tensor) > 1 and bool((tensor == tensor[:1]).all()):  # the same for each sample: once is enough
+            return self._post("aten.expand.default", [self._written(tensor[:1].contiguous()), list(tensor.shape)], {})
+        pattern = band(tensor)
+        if pattern is not None and pattern.is_plain:
+            square = pattern.make(tensor.dtype, self._post)
+            return self._post("aten.expand.default", [square, list(tensor.shape)], {})
+        raise NotCollocated(
+            f"a tensor of {header.nbytes} bytes is here, and at most {limits.INLINE_PAYLOAD} go along with "
+            f"a call: send it there first (i = await g[{self._home.name!r}].send(i))"
+        )
+
+    def _post(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
+        """Queues an operation that makes something there for the call; its id."""
+        handle = self._made()
+        wire = [value if type(value) is bytes else encode(value, self._reference) for value in args]
+        self._home.outbox.post([name, wire, kwargs, [handle.id]], (handle,))
         return handle.id
 
     def _made(self) -> Handle:

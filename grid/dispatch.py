@@ -7,6 +7,7 @@ shape depends on data, the result is to be awaited (grid/unsized.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -22,8 +23,9 @@ from grid import hints
 from grid.arguments import Arguments
 from grid.awaited import Awaited
 from grid.local_forms import ANSWERED_HERE, check_place
+from grid.recomputed import drawn
 from grid.repeated import PLACES, UNREAD, Plan, Reading, Repeated
-from grid.unsized import Unsized, take_known
+from grid.unsized import REPEATED, Unsized, take_repeated
 from protocol.errors import BadRequest, NotCollocated
 
 if TYPE_CHECKING:
@@ -51,8 +53,9 @@ _WRITES_HERE: Final = (
     "a tensor that is here, {shape}, would be changed in place by one that is at {home}: get that one first "
     "(value = await x.get()), or send this one there (y = await g[{home!r}].send(y))"
 )
-_names: dict[int, tuple[str, Any]] = {}
-"""By the id of an operation, which is kept here with it: torch's own hash of one is a call of Python."""
+_known: dict[int, tuple[str, bool, Any]] = {}
+"""The name of an operation, and whether it draws random numbers, by its id; it is kept here with them, so that the id
+stays its own. torch's hash of one is a call of Python."""
 
 
 class Dispatch:
@@ -71,13 +74,14 @@ class Dispatch:
         self._repeated = Repeated(kind, kinds)
         self.awaited = Awaited(kind, self._post)
 
-    def __call__(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        name = _name(function)
+    def __call__(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_drawn: bool = False) -> Any:
+        name, draws, _ = _known.get(id(function)) or _learn(function)
+        if draws and not is_drawn:
+            return drawn(partial(self, is_drawn=True), function, args, kwargs)
         if name in _SAME_OBJECT and isinstance(args[0], self._kind):
             return self._share(args[0])
-        known = take_known()
-        if known is not None:
-            return known
+        if REPEATED and (result := take_repeated()) is not None:
+            return result
         found = self._repeated.again(name, args, kwargs) if torch.get_default_dtype() is DEFAULT else UNREAD
         if type(found) is not Reading:
             return found
@@ -225,13 +229,14 @@ class Dispatch:
         self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], pointers: list[Pointer]
     ) -> Any:
         """On pointers to pointers: the operation runs where the data are, and each hop points to its result."""
-        if _name(function) in _VIEWS_IN_PLACE:
-            return self._view_in_place(_name(function), args, kwargs)
-        hop = _home(_name(function), pointers)
+        name, _, _ = _known[id(function)]
+        if name in _VIEWS_IN_PLACE:
+            return self._view_in_place(name, args, kwargs)
+        hop = _home(name, pointers)
         inner = self(
             function, mapped(args, self._target), {key: mapped(value, self._target) for key, value in kwargs.items()}
         )
-        if _name(function).split(".")[1].endswith("_"):
+        if name.split(".")[1].endswith("_"):
             return args[0]
         return mapped(inner, lambda value: self._linked(hop, value))
 
@@ -325,8 +330,8 @@ def _home(name: str, pointers: list[Pointer]) -> RemotePeer:
     return first._handle.home
 
 
-def _name(function: Any) -> str:
-    known = _names.get(id(function))
-    if known is None:
-        known = _names[id(function)] = f"{function.namespace}.{function._opname}.{function._overloadname}", function
-    return known[0]
+def _learn(function: Any) -> tuple[str, bool, Any]:
+    name = f"{function.namespace}.{function._opname}.{function._overloadname}"
+    draws = torch.Tag.nondeterministic_seeded in function.tags
+    _known[id(function)] = known = name, draws, function
+    return known

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from grid.remote import RemotePeer
 
 
-async def fetch(home: RemotePeer, handle: Handle, nbytes: int, progress: Progress | None = None) -> torch.Tensor:
+async def fetch(handle: Handle, nbytes: int, progress: Progress | None = None) -> torch.Tensor:
     """The value of a tensor object of so many bytes; see Pointer.fetch."""
-    came = None if home.outbox.has_operations else home.came.value(handle.id)
-    if came is not None:
-        return tensor_from(*came)
-    if nbytes > limits.INLINE_PAYLOAD:
-        return await _fetch_large(home, handle, progress)
+    home, outbox = handle.home, handle.home.outbox
     # What is published is no temporary: it is fetched in a request of its own.
-    small = home.outbox.run_and_fetch(handle.id) if handle.owns else None
-    if small is None:
-        answer = await (await home.outbox.flush()).request("fetch", {"id": handle.id})
-    else:
+    small = outbox.run_and_fetch(handle.id) if handle.owns and nbytes <= limits.INLINE_PAYLOAD else None
+    if small is not None:
         answer = await small
+    elif not outbox.has_operations and (came := home.came.value(handle.id)) is not None:
+        return tensor_from(*came)
+    elif nbytes > limits.INLINE_PAYLOAD:
+        return await _fetch_large(home, handle, progress)
+    else:
+        answer = await (await outbox.flush()).request("fetch", {"id": handle.id})
     header = TensorHeader.from_wire(answer.result)
     return tensor_from(header, answer.payload if answer.stream is None else await into_memory(answer))
 

@@ -6,6 +6,7 @@ be, and NeedsAwait says what to write.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
@@ -66,7 +67,7 @@ class LocalForms:
         return complex(self._value("complex()"))
 
     def __contains__(self, item: object) -> bool:
-        return item in self._value("in")
+        return (item._value("in") if isinstance(item, LocalForms) else item) in self._value("in")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         value: Any = self._value("a numpy array")
@@ -158,15 +159,22 @@ class LocalForms:
             made.requires_grad_(pointer.requires_grad)
         return made
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
-        """A copy of the data at the same peer."""
+    def __deepcopy__(self, memo: dict[Any, Any]) -> torch.Tensor:
+        """A copy of the data at the same peer. As with torch's, what is the same object by two names is so again, and
+        a gradient is copied along; of parameters neither."""
         pointer: torch.Tensor = self._as_pointer()
+        is_parameter = isinstance(pointer, torch.nn.Parameter)
+        handle, at = self._handle, (pointer.dtype, pointer.shape, pointer.stride(), pointer.storage_offset())
+        _, copies = memo.setdefault((id(handle), "copies"), (handle, {}))  # held, so that its id is no other's
         with torch.no_grad():
-            made = pointer.clone()
-        made.requires_grad_(pointer.requires_grad)
-        if isinstance(pointer, torch.nn.Parameter):
-            made = torch.nn.Parameter(made, pointer.requires_grad)
+            if is_parameter:
+                made = torch.nn.Parameter(pointer.clone(), pointer.requires_grad)
+            else:
+                made = copies[at].detach() if at in copies else copies.setdefault(at, pointer.clone())
+                made.requires_grad_(pointer.requires_grad)
         memo[id(pointer)] = made
+        if not is_parameter and pointer.is_leaf and pointer.grad is not None:
+            made.grad = copy.deepcopy(pointer.grad, memo)
         return made
 
     def set_(self, source: Any = None, *more: Any, **options: Any) -> Any:

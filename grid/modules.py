@@ -97,6 +97,12 @@ class RemoteModule(nn.Module):
         made.__setstate__(self.__getstate__())  # type: ignore[no-untyped-call]
         return made
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in its place: the user's own class, with the same tensors."""
+        made: nn.Module = self.__copy__()
+        set_class(made, None)
+        return made
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise BadRequest(
             f"a module at a peer cannot be pickled or saved: its tensors are at {self._home.name}. Save it with its "

@@ -11,34 +11,34 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Final
 
 import msgpack
 
-from compute.writes import written_positions
+from compute.writes import CHECK, written_positions
 from grid.blocking import check_running
+from grid.foreseen import Foreseen
 from grid.handle import Handle
-from grid.stretches import Kept, Look, Stretches
-from peer.asking import Asked, forget
+from grid.settling import Made, Settling, alive
+from grid.stretches import Look, Stretches
+from peer.asking import forget
 from peer.calls import Response
 from peer.lasting import Lasting
 from peer.operations import references
 from protocol import limits
-from protocol.errors import GridError, LinkError, PeerLost
+from protocol.errors import GridError, PeerLost
 
 _ROOM = limits.MAX_HEADER - 10 * limits.KIB  # for the operations of one request; the rest of its header is small
 # Operations that do not wait for the end of the loop's turn: the first few, so that the peer has something to do, then
 # four times as many each time, because each request costs all three processes (measured: docs/decisions/0005).
 _FIRST, _GROWTH, _MOST = 16, 4, 64
+_LAST = 5  # operations: a value that is made among the last of a request need not be given before these are done
 _RELEASE_BATCH = 256  # ids of one request: 5 KiB of its header
 _RELEASE_DELAY = 0.02  # seconds that released ids wait for operations to go along with
 
 
-Made = list[weakref.ref[Handle]]
-"""What an operation makes or changes. It is not kept for being waited for: whose last pointer is gone is let go of with
-the very request that makes it, and its memory is used again by the operations after."""
 _Queued = tuple[list[Any], int, Made, Look | None]
 """An operation, its size in a message, what it makes or changes, and what it looks like. Or a Hold, larger than any
 message."""
@@ -76,10 +76,11 @@ class Outbox:
         self._enough = _FIRST  # how many do not wait for the end of this turn
         self._is_scheduled = False
         self._is_releasing = False
-        self._underway: set[_Settle] = set()
+        self._underway: set[Settling] = set()
         self._is_closed = False
         self._holds: list[Hold] = []  # those in the queue
         self._stretches = Stretches()
+        self._foreseen = Foreseen(link)
 
     def post(
         self, operation: list[Any], made: Sequence[Handle], nbytes: int | None = None, look: Look | None = None
@@ -96,7 +97,7 @@ class Outbox:
     def _send_early(self) -> None:
         """So much has gathered that the peer had better begin, while this turn of the loop goes on. What another thread
         queues the loop sends meanwhile."""
-        if self._link.is_open and self._is_in_loop():
+        if self._link.connection is not None and asyncio._get_running_loop() is self.loop:
             self._enough = min(_GROWTH * self._enough, _MOST)
             self._send()
             self._link.send_now()
@@ -108,12 +109,14 @@ class Outbox:
         """
         if self._is_closed or self.loop.is_closed():
             return
+        if self._foreseen:
+            self._foreseen.forget(id)
         self._released.append(id)
         if len(self._released) >= _RELEASE_BATCH:
             self._schedule()
         elif not self._is_releasing:
             self._is_releasing = True
-            if self._is_in_loop():
+            if asyncio._get_running_loop() is self.loop:
                 self.loop.call_later(_RELEASE_DELAY, self._release_now)
             else:
                 self.loop.call_soon_threadsafe(self._release_now)
@@ -128,21 +131,17 @@ class Outbox:
         if self._is_scheduled or self.loop.is_closed():
             return
         self._is_scheduled = True
-        if self._is_in_loop():
+        if asyncio._get_running_loop() is self.loop:
             self.loop.call_soon(self._send_soon)
         else:
             self.loop.call_soon_threadsafe(self._send_soon)
 
-    def _is_in_loop(self) -> bool:
-        try:
-            return asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            return False
-
     def _send_soon(self) -> None:
         self._enough = _FIRST
         self._is_scheduled = False  # first: what another thread queues from here on schedules anew
-        if self._link.is_open:
+        if not self._queue and not self._released:
+            return
+        if self._link.connection is not None:
             self._send()
         elif self._link.is_closed:
             name = self._link.name
@@ -161,7 +160,7 @@ class Outbox:
         queued = [entry[2] for entry in self._queue]
         waiting = [settle.made for settle in self._underway if not settle.is_sent]
         for each in (queued, *waiting):
-            for handle in _alive(each):
+            for handle in alive(each):
                 handle.made_late(self.era)
 
     async def flush(self, holds: Sequence[Hold] | None = None) -> Lasting:
@@ -231,26 +230,37 @@ class Outbox:
             if isinstance(operation, Hold) or lost.isdisjoint(references([operation[1], operation[2]])):
                 kept.append(entry)
                 continue
-            for handle in _alive([made]):
+            for handle in alive([made]):
                 handle.fail(error)
             lost.update(operation[3], _written(operation))
         self._queue[:count] = kept
 
     def run_and_fetch(self, id: bytes) -> asyncio.Future[Response] | None:
         """Send what is queued together with the wish for one value, as one request; the answer is that to `fetch`.
-        A value that was made before is wished for by itself: it may be there before all of that is done.
+        A value that was made before is wished for by itself: it may be there before all of that is done. Or it was
+        foreseen that it would be; then what is queued leaves at the end of the turn.
 
         None where that cannot be: nothing is queued, it is too much for one request, or there is no connection yet.
         """
+        if self._foreseen:
+            self._doubt(self._queue)
+            if (answer := self._foreseen.take(id)) is not None:
+                return answer
         count = len(self._queue)
         is_one = count == 1 and self._queue[0][1] <= _ROOM  # as `_first` has it, without a call
-        if not count or not self._link.is_open or not (is_one or self._first(count) == count):
+        if not count or self._link.connection is None or not (is_one or self._first(count) == count):
             return None
         made_last = self._queue[count - 1][0][3]
-        if id not in made_last and not any(handle.id == id for handle in _alive(map(_MADE, self._queue))):
+        if id not in made_last and not any(handle.id == id for handle in alive(map(_MADE, self._queue))):
             self._post(count)
             count = 0
+            self._stretches.awaited(id)
         return self._post(count, fetch=id)
+
+    def _doubt(self, queued: Sequence[_Queued]) -> None:
+        """What is foreseen may not come to be, if one of these operations looks whether it is good."""
+        if any(operation and operation[0] == CHECK for operation, _, _, _ in queued):  # a Hold is empty
+            self._foreseen.clear()
 
     async def settle(self, holds: Sequence[Hold] | None = None) -> Lasting:
         """`flush`, and wait until the peer has done all of it."""
@@ -268,6 +278,7 @@ class Outbox:
             if not released or self._queue or (had_operations and released < _RELEASE_BATCH):
                 return
             ids = self._take_released(min(released, _RELEASE_BATCH))
+            self._foreseen.asked()
             self._link.post("release", {"ids": ids}).add_done_callback(forget)
 
     def _first(self, count: int) -> int:
@@ -296,14 +307,25 @@ class Outbox:
         now = fetch is not None and not self._underway
         if fetch is not None:
             args["fetch"] = fetch
-        settle = _Settle(self._underway, list(map(_MADE, queued)), has_fetch=fetch is not None)
-        first = None
+        first = kept = wanted = None
+        is_last = False
         shorter = self._stretches.shorter(queued, self._link.connection) if queued else None
         if shorter is not None:
-            first, settle.kept = args | shorter[0], shorter[1]
+            first, kept = shorter
+            if is_all and fetch is None and kept.wished is not None:
+                wanted, is_last = _made_by(queued, kept.wished)
+            if wanted is not None and is_last:
+                args["fetch"] = wanted.id
+            first = args | first
         args["operations"] = list(map(_OPERATION, queued))
-        settle.asked = self._link.post("run", args, then=settle, now=now, first=first)
-        return settle.asked
+        if self._foreseen:
+            self._doubt(queued)
+        settle = Settling(self._underway, list(map(_MADE, queued)), kept, has_fetch="fetch" in args)
+        self._foreseen.asked()
+        settle.asked = asked = self._link.post("run", args, then=settle, now=now, first=first)
+        if wanted is not None and kept is not None:
+            self._foreseen.note(wanted, kept, asked if is_last else self._post(0, fetch=wanted.id))
+        return asked
 
     def take_released(self) -> list[bytes]:
         """Ids that the next request may let go of: no operation that is queued can be in need of them."""
@@ -318,77 +340,27 @@ class Outbox:
     def _fail_queued(self, error: GridError) -> None:
         queued = self._queue[:]
         del self._queue[: len(queued)]
-        for handle in _alive(map(_MADE, queued)):
+        for handle in alive(map(_MADE, queued)):
             handle.fail(error)
 
     @property
     def has_work(self) -> bool:
         """Whether something waits to be sent over a connection that is there."""
-        return bool(self._queue) or (self._link.is_open and bool(self._released))
+        return bool(self._queue) or (self._link.connection is not None and bool(self._released))
 
     def close(self) -> None:
         self._is_closed = True
         self._released.clear()
 
 
-class _Settle:
-    """Tells the handles of one request what became of them; is in `underway` until then."""
-
-    __slots__ = ("_has_fetch", "_over", "_underway", "asked", "kept", "made")
-
-    def __init__(self, underway: set[_Settle], made: list[Made], *, has_fetch: bool) -> None:
-        self._underway = underway
-        self.made = made
-        self.asked: Asked | None = None
-        self.kept: Kept | None = None
-        self._has_fetch = has_fetch
-        self._over: asyncio.Future[None] | None = None
-        underway.add(self)
-
-    @property
-    def is_sent(self) -> bool:
-        return self.asked is not None and self.asked.is_sent
-
-    def over(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        """Done when it is known what became of them."""
-        if self._over is None:
-            self._over = loop.create_future()
-        return self._over
-
-    def __call__(self, answer: Response | GridError) -> None:
-        self._underway.discard(self)
-        if self._over is not None and not self._over.done():
-            self._over.set_result(None)
-        if not isinstance(answer, GridError):
-            results = answer.result.get("results")
-            if results:
-                self._note(results)
-            if self.kept is not None:
-                self.kept.heard(answer.result)
-        # What a fetch that went along was refused with says nothing of the operations but what stands beside it.
-        elif self._has_fetch and not isinstance(answer, LinkError):
-            results = answer.fields.pop("results", None)
-            if isinstance(results, list):
-                self._note(results)
-        else:
-            for handle in _alive(self.made):
-                handle.fail(answer)
-        # Or else the two keep each other, and the handles, until the collector comes.
-        self.asked = None
-        self.made = []
-
-    def _note(self, results: list[Any]) -> None:
-        for made, fault in zip(self.made, results, strict=False):
-            for handle in _alive([made]) if fault else ():
-                handle.fail(GridError.from_fault(fault))
-
-
-def _alive(made: Iterable[Made]) -> Iterator[Handle]:
-    for each in made:
-        for reference in each:
-            handle = reference()
-            if handle is not None:
-                yield handle
+def _made_by(queued: Sequence[_Queued], id: bytes) -> tuple[Handle | None, bool]:
+    """Who has this result, if anybody still does; and whether it is among the last of them, so that it can as well be
+    given when all are done."""
+    for at, (_, _, made, _) in enumerate(queued):
+        for handle in alive([made]):
+            if handle.id == id:
+                return handle, len(queued) - at <= _LAST
+    return None, False
 
 
 def _written(operation: list[Any]) -> list[bytes]:

@@ -18,12 +18,12 @@ from torch.fx.experimental import proxy_tensor
 
 from grid import composites
 from grid.dispatch import Dispatch
+from grid.fetching import fetch
 from grid.handing import check_peer
 from grid.handle import Handle
 from grid.layouts import Layout
 from grid.local_forms import LocalForms
 from grid.looked_up import Augmented, LookedUp
-from grid.recomputed import drawn, draws
 from grid.unsized import Unsized
 from protocol.errors import BadRequest, NotCollocated, NotFound
 from search.tags import parse_tags
@@ -91,8 +91,6 @@ class Pointer(Augmented, LocalForms, torch.Tensor):  # type: ignore[misc]  # two
                 return Unsized.__torch_dispatch__(function, types, args, kwargs)
             if not _others.isdisjoint(types):
                 return NotImplemented
-        if draws(function):
-            return drawn(_dispatch, function, args, kwargs or {})
         return _dispatch(function, args, kwargs or {})
 
     # --- what it is ---------------------------------------------------------------------------------------
@@ -198,7 +196,7 @@ class Pointer(Augmented, LocalForms, torch.Tensor):  # type: ignore[misc]  # two
                 f"pulled to {handle.home.name} first, await x.remote_get()"
             )
         try:
-            value = await handle.home.fetch(handle, self.nbytes, progress)
+            value = await fetch(handle, self.nbytes, progress)
         except NotFound:
             await handle.recheck()
             raise

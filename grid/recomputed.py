@@ -17,8 +17,6 @@ from torch.utils import _pytree as pytree
 
 _CHECKPOINTS: Final = "torch.utils.checkpoint"
 _KEPT: Final = "_drawn_at_peers"
-_draws: dict[int, tuple[bool, Any]] = {}
-"""By the id of an operation, which is kept here with it: torch's own hash of one is a call of Python."""
 
 Run = Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]
 
@@ -39,14 +37,6 @@ class _Drawn:
             self._pass, self._next = now, 0
         self._next += 1
         return self.results[self._next - 1] if self._next <= len(self.results) else None
-
-
-def draws(function: Any) -> bool:
-    """Whether an operation draws random numbers."""
-    known = _draws.get(id(function))
-    if known is None:
-        known = _draws[id(function)] = torch.Tag.nondeterministic_seeded in function.tags, function
-    return known[0]
 
 
 def drawn(run: Run, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

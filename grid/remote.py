@@ -14,7 +14,7 @@ from compute.dtypes import DTYPE_OF
 from grid import chains, hints, sending
 from grid.blocking import check_loop, check_own_loop, noted
 from grid.came import Came
-from grid.fetching import fetch, into_memory
+from grid.fetching import into_memory
 from grid.handing import hand_over
 from grid.handle import Handle
 from grid.multi import MultiPointer
@@ -156,7 +156,7 @@ class RemotePeer:
         if isinstance(value, MultiPointer):
             return await value.send(self)
         if not isinstance(value, torch.Tensor):
-            raise BadRequest(f"send takes a tensor or a module, not {type(value).__name__}: torch.as_tensor(...) first")
+            raise sending.no_value(value)
         described = sending.describing(parse_tags(tags), description, private, name, reveal)
         return await sending.send_tensor(self, value, described, progress)
 
@@ -192,10 +192,6 @@ class RemotePeer:
         await self._links.reach(self.member, bulk=True)
 
     # --- values -------------------------------------------------------------------------------------------
-
-    async def fetch(self, handle: Handle, nbytes: int, progress: Progress | None = None) -> torch.Tensor:
-        """The value of a tensor object; see Pointer.fetch."""
-        return await fetch(self, handle, nbytes, progress)
 
     async def download(self, id: bytes, progress: Progress | None = None, others: Others | None = None) -> Download:
         """The answer to `fetch` of any object, when all that was asked before is done; to be read to its end."""

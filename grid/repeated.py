@@ -16,7 +16,7 @@ import msgpack
 import torch
 
 from compute.bounds import Result
-from compute.estimate import Estimate, check_allowed, hangs_on_floats
+from compute.estimate import Estimate, hangs_on_floats
 from compute.table import Entry
 from compute.values import encode
 from grid.handle import PUBLISHED, Handle
@@ -62,7 +62,6 @@ class Plan:
     """
 
     entry: Entry
-    estimate: Estimate
     results: tuple[tuple[Result, torch.Size, Layout] | None, ...]
     changed: tuple[int, ...]
     nbytes: int | None
@@ -70,7 +69,7 @@ class Plan:
     @classmethod
     def of(cls, entry: Entry, estimate: Estimate, changed: tuple[int, ...], nbytes: int | None = None) -> Plan:
         results = tuple(None if result is None else _made(result) for result in estimate.results)
-        return cls(entry, estimate, results, changed, nbytes)
+        return cls(entry, results, changed, nbytes)
 
 
 _PLAIN: Final = frozenset({int, bool, str, type(None)})
@@ -99,9 +98,6 @@ class Repeated:
 
         That is UNREAD where its pointers are not all at one peer and well, or other arguments are among it than
         pointers, numbers, truth values, names, and lists of one of those.
-
-        Raises:
-            TooLarge: as check_allowed.
         """
         kinds = self._kinds
         key: list[Any] = [name]
@@ -143,7 +139,6 @@ class Repeated:
         plan = self._plans.get(looks := tuple(key))
         if plan is None:
             return Reading(looks, wire, named)
-        check_allowed(name, plan.estimate)
         return self.queue(plan, home, pointers, wire, named, (plan, ids, floats))
 
     def _read_list(
@@ -181,6 +176,7 @@ class Repeated:
             return changed
         made: list[Any] = []
         handles: list[Handle] = []
+        outs: list[bytes] = []
         for planned in plan.results:
             if planned is None:
                 made.append(None)
@@ -191,7 +187,9 @@ class Repeated:
                 viewed = tensors[result.of]
                 if not result.is_absolute:
                     offset += int(viewed.storage_offset()) * viewed.itemsize // result.dtype.itemsize
-            handle = Handle(home, fresh_id(), owns=True)
+            out = fresh_id()
+            outs.append(out)
+            handle = Handle(home, out, owns=True)
             if viewed is not None:
                 handle.memory, handle.looked_up = viewed._handle.shared_memory(), viewed._handle.looked_up
                 handle.fixed = viewed._handle.fixed or (PUBLISHED if viewed._handle.is_published else "")
@@ -199,7 +197,6 @@ class Repeated:
             pointer = self._kind.of(handle, result.dtype, shape, result.stride, offset=offset, view_of=viewed)
             pointer._layout = its_layout
             made.append(pointer)
-        outs = [handle.id for handle in handles]
         if plan.changed:
             written = [tensors[at]._handle for at in plan.changed]
             for handle in written:
@@ -246,7 +243,12 @@ def _home_of(pointers: list[Pointer]) -> RemotePeer | None:
     era = home.outbox.era
     for pointer in pointers:
         handle = pointer._handle
-        if handle.home is not home or handle.target is not None or not handle.is_good(era):
+        if handle.home is not home or handle.target is not None:
+            return None
+        # As `Handle.is_good` has it, without a call.
+        if handle._gone is not None or handle._failure is not None or handle.looked_up is not None:
+            return None
+        if handle.owns and handle.era != era:
             return None
     return None if home.loop.is_closed() else home
 

@@ -22,7 +22,7 @@ from peer.resuming import Progress, upload
 from peer.uploading import undoing
 from protocol import limits
 from protocol.codec import Buffer
-from protocol.errors import GridError
+from protocol.errors import BadRequest, GridError
 
 if TYPE_CHECKING:
     from grid.remote import RemotePeer
@@ -123,3 +123,18 @@ def put_soon(home: RemotePeer, handle: Handle, fields: dict[str, Any], data: byt
         check_own_loop(home)
         with contextlib.suppress(StopIteration):
             post().send(None)
+
+
+def no_value(value: object) -> BadRequest:
+    """The error for what is no tensor, module or dict of tensors: what to send instead."""
+    if isinstance(value, torch.optim.Optimizer):
+        instead = "make it of net.parameters() when the module is there (await net.move(peer) takes it along)"
+    elif isinstance(tensors := getattr(value, "tensors", value), list | tuple) and _has_tensors(tensors):
+        instead = "send each of its tensors ([await peer.send(each) for each in ...]) and make it of the pointers"
+    else:
+        instead = "torch.as_tensor(...) first"
+    return BadRequest(f"send takes a tensor, a module or a dict of tensors, not {type(value).__name__}: {instead}")
+
+
+def _has_tensors(values: Sequence[object]) -> bool:
+    return any(isinstance(value, torch.Tensor) for value in values)

@@ -8,10 +8,12 @@ number (SPEC.md, Stretches). Decides; sends nothing. What is kept is kept for on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final
 
 from protocol import limits
 
+_RECENT: Final = 8  # those used last, among which is what made a value that is awaited
 _SEEN: Final = 2 * limits.MAX_STRETCHES  # pieces that came once, which are remembered
 
 Look = tuple[Any, Sequence[bytes], Sequence[float]]
@@ -21,14 +23,28 @@ Piece = Sequence[tuple[list[Any], int, Any, Look | None]]
 
 
 class Kept:
-    """A piece that the peer was asked to keep. `number` is None until it has said that it does."""
+    """A piece that the peer was asked to keep.
 
-    __slots__ = ("asked", "number", "used")
+    Attributes:
+        number: by which it is sent; None until the peer has said that it keeps it.
+        made: what its last use made.
+        wish: which of these was awaited after one; `is_taken`: after the last one, too.
+    """
+
+    __slots__ = ("asked", "is_taken", "made", "number", "used", "wish")
 
     def __init__(self, asked: int) -> None:
         self.asked = asked
         self.number: int | None = None
         self.used = 0
+        self.made: Sequence[bytes] = ()
+        self.wish: int | None = None
+        self.is_taken = False
+
+    @property
+    def wished(self) -> bytes | None:
+        """What will be awaited of its last use, if that goes as the one before."""
+        return self.made[self.wish] if self.wish is not None and self.is_taken else None
 
     def heard(self, result: dict[str, Any]) -> None:
         """What came of the request that asked for it."""
@@ -45,9 +61,9 @@ class Stretches:
         self._kept: dict[tuple[Any, ...], Kept] = {}  # the one used longest ago first
         self._clock = 0
 
-    def shorter(self, piece: Piece, connection: object) -> tuple[dict[str, Any], Kept | None] | None:
-        """The arguments of `run` that stand for `operations` on this connection; with a Kept where the peer is asked to
-        keep them, which is to hear what came of it. None where there are none but the operations."""
+    def shorter(self, piece: Piece, connection: object) -> tuple[dict[str, Any], Kept] | None:
+        """The arguments of `run` that stand for `operations` on this connection; with what is to hear what came of it.
+        None where there are none but the operations."""
         read = _read(piece)
         if read is None:
             return None
@@ -63,14 +79,21 @@ class Stretches:
                 return None
             self._kept[key] = self._kept.pop(key)
             _, given, made, floats = read
+            kept.made = made
             args = {"again": kept.number, "given": b"".join(given), "outs": b"".join(made)}
-            return (args | {"floats": floats} if floats else args), None
+            return (args | {"floats": floats} if floats else args), kept
         if key in self._seen:
             return self._keep(key, piece)
         if len(self._seen) >= _SEEN:
             del self._seen[next(iter(self._seen))]
         self._seen[key] = None
         return None
+
+    def awaited(self, id: bytes) -> None:
+        """The value of this object was asked for by itself."""
+        for kept in islice(reversed(self._kept.values()), _RECENT):
+            if id in kept.made:
+                kept.wish, kept.is_taken = kept.made.index(id), True
 
     def _keep(self, key: tuple[Any, ...], piece: Piece) -> tuple[dict[str, Any], Kept] | None:
         if sum(entry[1] for entry in piece) > limits.MAX_STRETCH:

@@ -57,20 +57,21 @@ class Call:
             )
         args = [await _awaited(value) for value in self.args]
         with torch.enable_grad():
-            _known[threading.get_ident()] = known
+            REPEATED[threading.get_ident()] = known
             try:
                 made: Pointer = self.function(*args, **self.kwargs)
             finally:
-                _known.pop(threading.get_ident(), None)
+                REPEATED.pop(threading.get_ident(), None)
         return made
 
 
-_known: Final[dict[int, Any]] = {}
+REPEATED: Final[dict[int, Any]] = {}
+"""The result of the operation that a Call repeats now, by the thread in which it does."""
 
 
-def take_known() -> Any:
-    """The result of the operation that is dispatched now, where it is one repeated by a Call; or None."""
-    return _known.pop(threading.get_ident(), None) if _known else None
+def take_repeated() -> Any:
+    """Of REPEATED what is this thread's, which is no longer there then; or None."""
+    return REPEATED.pop(threading.get_ident(), None)
 
 
 class Unsized(torch.Tensor):

@@ -1,16 +1,18 @@
-"""Which core a peer's loop is on, on a machine that has no core for each who takes part.
+"""Which cores a peer's loop and its workers are on, on a machine that has no core for each who takes part.
 
 Who waits for one thing waits awake (peer/awake.py), and its core is busy. Left to the scheduler, asker, peer and worker
 may sleep and wake each other on one core for as long as they go on, and what takes 250 us takes 750. Who queues one
 operation after the other is ahead of the worker, on which all hangs: there it is the worker that needs a core for
-itself (docs/decisions/0005).
+itself. And a worker that computes without a pause has one for itself, while others want a moment's work: woken on its
+core they would wait for it, whatever its weight, with the other core idle (docs/decisions/0005).
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Set
+import threading
+from collections.abc import Callable, Iterable, Set
 from typing import Any, Final
 
 from peer.awake import cores
@@ -30,11 +32,54 @@ def _core_finder() -> Callable[[], int] | None:
 
 _core: Final = _core_finder()
 _ALL: Final[Set[int]] = os.sched_getaffinity(0) if _core is not None else frozenset()
+_LAST: Final[Set[int]] = {max(_ALL)} if len(_ALL) > 1 else frozenset()  # for who computes without a pause
 
 
 def is_crowded() -> bool:
     """Whether asker, peer and worker have fewer cores than one each."""
     return cores() < _TAKE_PART
+
+
+class _Thread(threading.local):
+    is_divided = False  # what cores it is on is not for Apart to say
+
+
+_thread: Final = _Thread()
+
+
+class Cores:
+    """Those of one peer's loop, which is to call this, and of its workers: all of them for all, or one for who computes
+    and the rest for the rest. `bind` has the threads of a process on these cores only."""
+
+    __slots__ = ("_bind", "_bound")
+
+    def __init__(self, bind: Callable[[int, Set[int]], None]) -> None:
+        self._bind = bind
+        self._bound: dict[int, Set[int]] = {}
+
+    def divide(self, computing: int | None, others: Iterable[int] = ()) -> None:
+        """Give one process a core for itself, and the loop and the other processes the rest; None: nobody. To be said
+        again as processes come and go."""
+        wanted: dict[int, Set[int]] = {}
+        if computing is not None and _LAST:
+            wanted = dict.fromkeys(others, _ALL - _LAST) | {computing: _LAST}
+        if bool(wanted) is not bool(self._bound):
+            _thread.is_divided = bool(wanted)
+            _keep_on(_ALL - _LAST if wanted else _ALL)
+        for pid in wanted.keys() | self._bound.keys():
+            cores = wanted.get(pid, _ALL)
+            if self._bound.get(pid, _ALL) != cores:
+                self._bind(pid, cores)
+        self._bound = wanted
+
+
+def _keep_on(cores: Set[int]) -> bool:
+    """This thread, which moves at once; whether it may."""
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError:  # they are another group's now
+        return False
+    return True
 
 
 class Apart:
@@ -57,23 +102,18 @@ class Apart:
                 meanwhile, and the worker is to have a core for itself: then we are to be on the asker's.
         """
         self._requests += 1
-        if self._requests % _LOOKS or not self._is_possible or _core is None:
+        if self._requests % _LOOKS or not self._is_possible or _core is None or _thread.is_divided:
             return
         theirs = self._asker_core()
         wanted = _ALL - {theirs} if is_waiting else _ALL & {theirs}
         if not wanted or wanted == self._bound or (self._bound is None and _core() in wanted):
             return
-        self._may_be_on(wanted)
+        self._is_possible = _keep_on(wanted)
         if self._bound is None:
             self._call_later(_BOUND, self._free)
         self._bound = wanted
 
     def _free(self) -> None:
         self._bound = None
-        self._may_be_on(_ALL)
-
-    def _may_be_on(self, cores: Set[int]) -> None:
-        try:
-            os.sched_setaffinity(0, cores)  # of this thread, which moves at once
-        except OSError:  # they are another group's now
-            self._is_possible = False
+        if not _thread.is_divided:
+            self._is_possible = _keep_on(_ALL)

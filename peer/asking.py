@@ -129,7 +129,7 @@ class Asking:
             self._ask(op, args, body, source, future, once, seen, now)
 
     def _may_ask(self, source: Payload | None) -> bool:
-        is_free = self._session.unanswered < limits.MAX_REQUESTS
+        is_free = len(self._session.unanswered) < limits.MAX_REQUESTS
         return is_free and (source is None or self._session.has_stream_room)
 
     def _ask(

@@ -6,7 +6,8 @@ It has no task of its own: `at_hand` decides whether a request may go this way, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 from compute.writes import written_positions
@@ -14,35 +15,29 @@ from peer.batches import Fault, Results, Snapshot
 from peer.objects import Objects, Temporary
 from peer.operations import Operation, check_operation, flat_references
 from peer.seeds import SEED
+from peer.spans import Spans
 from peer.stretch import Use
 from peer.worker.remote import Exported, Result, Span, Worker
-from peer.workers import WorkerPool
+from protocol import limits
 from protocol.errors import GridError
 from protocol.tensors import TensorHeader
 
 NO_LABELS: Final[frozenset[str]] = frozenset()
-Then = Callable[[list[Fault | None], Snapshot | GridError | None], None]
-"""Is told, once, the fault of each operation (or None), and the value if one was wanted."""
-
-
-@dataclass(frozen=True, slots=True)
-class AtHand:
-    """The worker that has everything; the ids of what the operations make; whether they change anything in place."""
-
-    worker: Worker
-    made: dict[bytes, None]
-    is_writing: bool
+Tell = Callable[[list[Fault | None], Snapshot | GridError | None], Any]
+"""Makes an answer of the fault of each operation (or None), and of the value if one was wanted."""
+AtHand = tuple[dict[bytes, None], bool]
+"""The ids of what operations make that have all they need; whether they change anything in place."""
 
 
 def at_hand(
-    objects: Objects, workers: WorkerPool, asker: str, operations: Sequence[Any], wanted: bytes | None
+    objects: Objects, worker: Worker, asker: str, operations: Sequence[Any], wanted: bytes | None
 ) -> AtHand | None:
-    """The worker without labels, if it has all inputs of these operations already, and makes or made what is wanted.
+    """What the operations do, if the worker (the one without labels) has all their inputs already, and makes or made
+    what is wanted.
 
     BadRequest: what came are not operations.
     """
-    worker = workers.find(asker, NO_LABELS)
-    if worker is None or not worker.is_ready:
+    if len(operations) > limits.MAX_BATCH:
         return None
     made: dict[bytes, None] = {}
     is_writing = False
@@ -71,14 +66,11 @@ def at_hand(
     if wanted is not None and wanted not in made:
         if not _is_there(objects, asker, worker, wanted) or not worker.has_made(wanted):
             return None
-    return AtHand(worker, made, is_writing)
+    return made, is_writing
 
 
-def use_at_hand(objects: Objects, workers: WorkerPool, asker: str, use: Use, wanted: bytes | None) -> AtHand | None:
+def use_at_hand(objects: Objects, worker: Worker, asker: str, use: Use, wanted: bytes | None) -> AtHand | None:
     """`at_hand`, for a stretch: of its operations all is known but what they are given."""
-    worker = workers.find(asker, NO_LABELS)
-    if worker is None or not worker.is_ready:
-        return None
     temporary, holds = objects.temporary, worker.holds
     for id in use.ids:
         held = temporary(id)
@@ -92,7 +84,7 @@ def use_at_hand(objects: Objects, workers: WorkerPool, asker: str, use: Use, wan
     if wanted is not None and wanted not in use.outs:
         if not _is_there(objects, asker, worker, wanted) or not worker.has_made(wanted):
             return None
-    return AtHand(worker, use.outs, use.stretch.is_writing)
+    return use.outs, use.stretch.is_writing
 
 
 def _is_there(objects: Objects, asker: str, worker: Worker, id: bytes) -> bool:
@@ -115,52 +107,60 @@ def _may_write(objects: Objects, positions: Sequence[int], args: list[Any]) -> b
 
 
 class Hearing:
-    """Hears from the worker (as its `Asker`) what became of the operations of one request."""
+    """Hears from the worker (as its `Asker`) what became of the operations of one request; `answer` is called with what
+    `tell` makes of it."""
 
-    __slots__ = ("_asked", "_open", "_results", "_then", "_worker", "made")
+    __slots__ = ("_answer", "_asked", "_results", "_spans", "_tell", "_wanted", "_worker", "made")
 
     def __init__(
         self,
         results: Results,
         worker: Worker,
         asked: Sequence[Operation] | Use,
-        then: Then,
-        open_value: Callable[[Exported, Callable[[Snapshot | GridError], None]], None],
+        wanted: bytes | None,
+        spans: Spans,
+        tell: Tell,
+        answer: Callable[[Any], None],
     ) -> None:
-        self._open = open_value  # what is no memory, but part of a file
         self._results = results
         self._worker = worker
         self._asked = asked
-        self._then = then
-        self.made: dict[bytes, Temporary] = {}  # what is registered for the outs, by id
+        self._wanted = wanted
+        self._spans = spans
+        self._tell = tell
+        self._answer = answer
+        self.made: Sequence[Temporary] = ()  # what is registered for the outs, in their order
 
-    def done(self) -> bool:
-        return False
+    done = bool  # False: nobody takes it back. As it is no function of Python, to ask it costs next to nothing
 
     def exception(self) -> None:
         return None
 
     def set_exception(self, error: GridError) -> None:
-        self._then([], error)
-
-    def _same(self, headers: tuple[TensorHeader, ...]) -> list[Fault | None]:
-        """All gave what they gave before."""
-        for temporary, header in zip(self.made.values(), headers, strict=True):
-            temporary.header = header
-        return []
+        self._answer(self._tell([], error))
 
     def _settled(self, done: list[Result]) -> list[Fault | None]:
-        settle, find, worker = self._results.settle, self.made.__getitem__, self._worker
-        operations = self._asked.operations if isinstance(self._asked, Use) else self._asked
-        return [settle(map(find, operation[3]), each, worker) for operation, each in zip(operations, done, strict=True)]
+        settle, made, worker = self._results.settle, iter(self.made), self._worker
+        operations = self._asked.stretch.operations if isinstance(self._asked, Use) else self._asked
+        pairs = zip(operations, done, strict=True)
+        return [settle(list(islice(made, len(operation[3]))), each, worker) for operation, each in pairs]
 
     def set_result(self, result: tuple[list[Result] | tuple[TensorHeader, ...], Exported | GridError | None]) -> None:
         done, value = result
-        faults = self._same(done) if isinstance(done, tuple) else self._settled(done)
+        faults: list[Fault | None] = []
+        if isinstance(done, tuple):  # all gave what they gave before
+            for temporary, header in zip(self.made, done, strict=True):
+                temporary.header = header
+        else:
+            faults = self._settled(done)
         if value is None or isinstance(value, GridError):
-            self._then(faults, value)
-        elif isinstance(value.data, Span):
-            self._open(value, lambda opened: self._then(faults, opened))
+            self._answer(self._tell(faults, value))
+        elif isinstance(value.data, Span):  # no memory, but part of a file
+            assert self._wanted is not None
+            self._spans.open_soon(self._worker, self._wanted, value, partial(self._opened, faults))
         else:
             assert value.data is not None
-            self._then(faults, (value.header, value.data))
+            self._answer(self._tell(faults, (value.header, value.data)))
+
+    def _opened(self, faults: list[Fault | None], value: Snapshot | GridError) -> None:
+        self._answer(self._tell(faults, value))

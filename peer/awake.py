@@ -37,17 +37,14 @@ class Rests:
         give_way: gives the processor to whoever wants it; None where that cannot be done, or there is but one.
     """
 
-    __slots__ = ("_give_way", "_hits", "_rest", "_until", "clock")
+    __slots__ = ("_give_way", "_hits", "_rest", "clock", "until")
 
     def __init__(self, clock: Callable[[], float], give_way: Callable[[], None] | None) -> None:
         self.clock = clock
         self._give_way = give_way
         self._hits = 0
         self._rest = limits.AWAKE_REST
-        self._until = 0.0 if give_way is not None else float("inf")
-
-    def is_over(self, now: float) -> bool:
-        return now >= self._until
+        self.until = 0.0 if give_way is not None else float("inf")  # it rests
 
     def hit(self) -> None:
         """Something came while this was awake."""
@@ -64,7 +61,7 @@ class Rests:
         if back - now < limits.AWAKE_LOST:
             return False
         self._hits = 0
-        self._until = back + self._rest
+        self.until = back + self._rest
         self._rest = min(2 * self._rest, limits.AWAKE_MOST_REST)
         return True
 
@@ -95,7 +92,7 @@ class Awake:
     def stay(self, due: Due, now: float, seconds: float) -> bool:
         """Until it came, and for so long at most, the loop does not sleep. False where it does."""
         if not self._is_turning:
-            if not self.rests.is_over(now):
+            if now < self.rests.until:
                 return False
             self._is_turning = True
             self._call_soon(self._turn)
@@ -104,6 +101,7 @@ class Awake:
         return True
 
     def came(self, due: Due) -> None:
+        """What was stayed awake for; of anything else nothing has changed."""
         if self._due is due:
             self._due = None
             self.rests.hit()
@@ -138,20 +136,16 @@ class Due:
 
     def expect(self) -> bool:
         """Whether it is waited for awake."""
-        now = self._clock()
         if self._since:
-            self._came(now)
-        self._since = now
+            self.met()
+        self._since = now = self._clock()
         return self._will_come and self._awake.stay(self, now, self._seconds)
 
     def met(self) -> None:
         if self._since:
-            self._came(self._clock())
-
-    def _came(self, now: float) -> None:
-        self._will_come = now - self._since < _ASLEEP * self._seconds
-        self._since = 0.0
-        self._awake.came(self)
+            self._will_come = self._clock() - self._since < _ASLEEP * self._seconds
+            self._since = 0.0
+            self._awake.came(self)
 
 
 class Lookout:
@@ -172,7 +166,7 @@ class Lookout:
     def wait(self, look: Callable[[], Sequence[T]], sleep: Callable[[], Sequence[T] | None]) -> Sequence[T] | None:
         """What `look` finds in time, else what `sleep` waits for."""
         began = self._rests.clock()
-        found = self._awake(look, began) if self._will_come and self._rests.is_over(began) else ()
+        found = self._awake(look, began) if self._will_come and began >= self._rests.until else ()
         if found:
             return found
         late = sleep()

@@ -68,9 +68,10 @@ class Results:
     ) -> list[Temporary]:
         """They are there from now on, though their values are not; but for those that nobody will ask for."""
         now = time.time()
-        made = [Temporary(id, asker, lease, labels, now, worker=worker) for id in outs]
-        for temporary in made:
-            if temporary.id not in unwanted:
+        made: list[Temporary] = []
+        for id in outs:
+            made.append(temporary := Temporary(id, asker, lease, labels, now, None, None, worker))
+            if id not in unwanted:
                 self._objects.add(temporary)
         return made
 

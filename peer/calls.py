@@ -42,44 +42,27 @@ class Statistics:
 
 
 class Traffic:
-    """What one connection has sent and received so far, as it grows."""
+    """What one connection has sent and received so far, as it grows; whoever sends or receives counts it here."""
 
     def __init__(self) -> None:
-        self._counts = dict.fromkeys(Statistics.__dataclass_fields__, 0)
+        self.sent_bytes = self.received_bytes = 0
+        self.sent_messages = self.received_messages = 0
+        self.payload_sent = self.payload_received = 0
 
     def statistics(self) -> Statistics:
-        return Statistics(**self._counts)
-
-    def message_sent(self, nbytes: int) -> None:
-        self._counts["sent_bytes"] += nbytes
-        self._counts["sent_messages"] += 1
-
-    def message_received(self, nbytes: int) -> None:
-        self._counts["received_bytes"] += nbytes
-        self._counts["received_messages"] += 1
-
-    def chunk_sent(self, nbytes: int) -> None:
-        self._counts["payload_sent"] += nbytes
-
-    def chunk_received(self, nbytes: int) -> None:
-        self._counts["payload_received"] += nbytes
+        return Statistics(**vars(self))
 
     def value_sent(self, described: dict[str, Any], nbytes: int) -> None:
         """A payload that rode beside its header: it counts if that describes objects' values; rows are none."""
-        if nbytes and _has_values(described):
-            self._counts["payload_sent"] += nbytes
+        if nbytes and not _OF_VALUES.isdisjoint(described):
+            self.payload_sent += nbytes
 
     def value_received(self, described: dict[str, Any], nbytes: int) -> None:
-        if nbytes and _has_values(described):
-            self._counts["payload_received"] += nbytes
+        if nbytes and not _OF_VALUES.isdisjoint(described):
+            self.payload_received += nbytes
 
 
-def _has_values(described: dict[str, Any]) -> bool:
-    """`outputs`: what follows are shares of them."""
-    return not _OF_VALUES.isdisjoint(described)
-
-
-_OF_VALUES: Final = frozenset({"dtype", "spec_bytes", "values", "outputs"})
+_OF_VALUES: Final = frozenset({"dtype", "spec_bytes", "values", "outputs"})  # what follows `outputs` are their shares
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,8 @@ class Connection:
         return True
 
     def _on_message(self, message: Buffer) -> None:
-        self._traffic.message_received(len(message))
+        self._traffic.received_messages += 1
+        self._traffic.received_bytes += len(message)
         if len(message) <= _FEW:
             self._on_events(self._session.receive(message))
         else:
@@ -245,7 +246,8 @@ class Connection:
 
     def placed(self, size: int, chunk: Chunk) -> None:
         try:
-            self._traffic.message_received(size)
+            self._traffic.received_messages += 1
+            self._traffic.received_bytes += size
             if self._session.arrived(chunk):
                 self._receiving.feed(chunk, is_placed=True)
             if self._sending.has_data:

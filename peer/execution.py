@@ -12,15 +12,15 @@ memory, leaves that process only under those labels.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import ref
 
 from compute.dependent import may_tell_values
 from peer import permissions, secrecy
 from peer.asking import forget
-from peer.at_once import NO_LABELS, AtHand, Hearing, Then, at_hand, use_at_hand
+from peer.at_once import NO_LABELS, Hearing, Tell, at_hand, use_at_hand
 from peer.batches import Batch, Fault, Results, Snapshot
 from peer.leases import LeaseKey
 from peer.objects import Held, Objects, Published, Temporary, show_id
@@ -33,7 +33,6 @@ from peer.taking import Taking
 from peer.worker.dedicated import Dedicated
 from peer.worker.remote import BlockHashes, Worker
 from peer.workers import WorkerPool
-from protocol import limits
 from protocol.errors import BadRequest, GridError
 from protocol.ids import ID_BYTES
 from protocol.tensors import TensorHeader
@@ -48,23 +47,24 @@ class Execution:
         self._workers = workers
         self.results = Results(objects)
         self._spans = Spans(store)
-        self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # each as long as it is held
-        # Workers in which something was changed in place, and how often. Weak: one may be noted that is gone already.
-        self._wrote: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
+        self._lanes: dict[str, ref[asyncio.Lock]] = {}  # each as long as somebody is in it, or waits for it
+        self.is_at_work: Callable[[str], bool] = self._lanes.__contains__
+        """Whether a request of this principal is being put in order now: another has to come behind it."""
         self._alive: set[Worker] = set()
         self._seeds = Seeds()
 
     def lane(self, asker: str) -> asyncio.Lock:
         """Held while a request of this principal is put in order behind the earlier ones."""
-        lane = self._lanes.get(asker)
+        known = self._lanes.get(asker)
+        lane = None if known is None else known()
         if lane is None:
-            lane = self._lanes[asker] = asyncio.Lock()
+            lane = asyncio.Lock()
+            self._lanes[asker] = ref(lane, partial(self._left, asker))
         return lane
 
-    def is_at_work(self, asker: str) -> bool:
-        """Whether a request of this principal is being put in order now: another has to come behind it."""
-        lane = self._lanes.get(asker)
-        return lane is not None and lane.locked()
+    def _left(self, asker: str, gone: ref[asyncio.Lock]) -> None:
+        if self._lanes.get(asker) is gone:
+            del self._lanes[asker]
 
     # --- operations ---------------------------------------------------------------------------------------
 
@@ -124,65 +124,52 @@ class Execution:
         self,
         asker: str,
         lease_of: Callable[[], LeaseKey],
-        operations: Sequence[Any] | Use,
+        asked: Sequence[Any] | Use,
         release: Any,
         fetch: bytes | None,
-        then: Then,
+        tell: Tell,
+        answer: Callable[[Any], None],
     ) -> bool:
         """`run` without a task, for what most requests are: operations on what one worker has, and perhaps a value of
         what was made there. False where it is not so, or might fail before it runs; then nothing was done. What the
-        worker needs goes out first, and the books are kept while it works.
+        worker needs goes out first, and the books are kept while it works. Once, later, `answer` is called with what
+        `tell` makes of that which `run` gives.
 
         Raises:
-            BadRequest: what came are not operations; then none of them ran.
+            BadRequest, AlreadyExists, TooLarge: what `run` would say, too; then none of them ran.
         """
-        found = None if self.is_at_work(asker) else self._at_hand(asker, operations, fetch)
-        if found is None or self._workers.is_overdrawn(asker):
+        workers, temporary = self._workers, self._objects.temporary
+        worker = None if self.is_at_work(asker) else workers.find((asker, NO_LABELS))
+        if worker is None or worker.channel.is_full or (workers.has_shares and workers.is_overdrawn(asker)):
             return False
-        worker, made = found.worker, found.made
-        own = self._droppable(release, made, worker)
-        if own is None:
-            return False
-        try:
-            self._objects.check_new(asker, made)
-        except GridError:
-            return False
-        open_value = partial(self._spans.open_soon, worker, fetch or b"")
-        hearing = Hearing(self.results, worker, operations, then, open_value)
-        if isinstance(operations, Use):
-            worker.run_again(hearing, operations, fetch, own)
+        if isinstance(asked, Use):
+            found = use_at_hand(self._objects, worker, asker, asked, fetch)
         else:
-            worker.run_for(hearing, operations, fetch, own, made)
-        if found.is_writing:
-            self.note_writing(worker)
-        registered = self.results.register(asker, lease_of(), made, NO_LABELS, worker, frozenset(own))
-        hearing.made = {temporary.id: temporary for temporary in registered}
+            found = at_hand(self._objects, worker, asker, asked, fetch)
+        if found is None or (type(release) is not list and release != ()):
+            return False
+        made, is_writing = found
+        own: list[bytes] = []  # temporaries in this worker, or to be
+        for id in release:
+            if type(id) is not bytes or len(id) != ID_BYTES:
+                return False
+            if id in made or ((held := temporary(id)) is not None and held.worker is worker):
+                own.append(id)
+        self._objects.check_new(asker, made)
+        hearing = Hearing(self.results, worker, asked, fetch, self._spans, tell, answer)
+        if isinstance(asked, Use):
+            worker.run_again(hearing, asked, fetch, own)
+        else:
+            worker.run_for(hearing, asked, fetch, own, made)
+        if is_writing:
+            worker.writes += 1
+        hearing.made = self.results.register(asker, lease_of(), made, NO_LABELS, worker, frozenset(own))
         for id in own:
             if id not in made:
                 self._objects.remove(id)
         if len(own) < len(release):
             self.release_own(asker, release)
         return True
-
-    def _at_hand(self, asker: str, operations: Sequence[Any] | Use, fetch: bytes | None) -> AtHand | None:
-        """Which worker has all that these need; None where it takes more than one, or waiting."""
-        if isinstance(operations, Use):
-            return use_at_hand(self._objects, self._workers, asker, operations, fetch)
-        if len(operations) > limits.MAX_BATCH:
-            return None
-        return at_hand(self._objects, self._workers, asker, operations, fetch)
-
-    def _droppable(self, release: Any, made: Mapping[bytes, None], worker: Worker) -> list[bytes] | None:
-        """Those of the ids that are temporaries in this worker, or are to be; None where they are no ids."""
-        if type(release) is not list and release != ():
-            return None
-        temporary, found = self._objects.temporary, []
-        for id in release:
-            if type(id) is not bytes or len(id) != ID_BYTES:
-                return None
-            if id in made or ((held := temporary(id)) is not None and held.worker is worker):
-                found.append(id)
-        return found
 
     async def _place(self, asker: str, lease: LeaseKey, batch: Batch, index: int) -> None:
         """Choose the worker of one operation, bring all its inputs there, and register its outs."""
@@ -221,7 +208,7 @@ class Execution:
     def _now_written(self, held: Temporary, worker: Worker, labels: frozenset[str], batch: Batch) -> None:
         """An operation changes this temporary in place: from now on it is derived from the other inputs as well, and
         its home is where they are."""
-        self.note_writing(worker)
+        worker.writes += 1
         held.labels |= labels
         if held.worker is worker:
             return
@@ -314,7 +301,7 @@ class Execution:
         `in_memory`.
         """
         # A buffer is right unless something was written in place in its worker: to it, or through a view of it.
-        is_changed = held.worker is not None and (held.buffer is None or held.worker in self._wrote)
+        is_changed = held.worker is not None and (held.buffer is None or held.worker.writes > 0)
         exporting = None
         if held.worker is not None and is_changed:
             exporting = (held.worker, held.worker.export(held.id, in_memory=in_memory))
@@ -322,10 +309,7 @@ class Execution:
 
     def writes(self, held: Temporary) -> object:
         """Equal at two moments in its lane: nothing was written in place in between that could have changed it."""
-        return None if held.worker is None else (held.worker, self._wrote.get(held.worker, 0))
-
-    def note_writing(self, worker: Worker) -> None:
-        self._wrote[worker] = self._wrote.get(worker, 0) + 1
+        return None if held.worker is None else (held.worker, held.worker.writes)
 
     async def header(self, held: Temporary) -> TensorHeader:
         """Its dtype and shape; waits for the operation that makes it."""
@@ -375,7 +359,7 @@ class Execution:
         """The worker for data with these labels. The asker's own label keeps nothing from the asker."""
         labels = labels - {asker}
         self._workers.check_share(asker)
-        worker = self._workers.find(asker, labels)
+        worker = self._workers.find((asker, labels))
         if worker is None:
             worker = self._workers.worker(asker, labels)
             started = worker
@@ -389,7 +373,6 @@ class Execution:
         for temporary in self._objects.in_worker(worker):
             temporary.worker = None
             # A buffer is right unless something was written in place there: to it, or through a view of it.
-            if temporary.buffer is None or worker in self._wrote:
+            if temporary.buffer is None or worker.writes:
                 temporary.failure = temporary.failure or error
-        self._wrote.pop(worker, None)
         self._alive.discard(worker)

@@ -58,7 +58,7 @@ class Lasting:
         self._connect = connect
         self._has_ended = has_ended
         self._patience = patience
-        self._connection: Connection | None = None
+        self.connection: Connection | None = None  # the one that it uses now
         self._memory: int | None = None
         self._unanswered: dict[int, Lasted] = {}
         self._next = 1
@@ -69,20 +69,11 @@ class Lasting:
         self._wanted = asyncio.Event()  # somebody asks: no time for waiting between two tries
 
     def __repr__(self) -> str:
-        return f"<Lasting link to {self.name}, {'open' if self.is_open else 'not open'}>"
-
-    @property
-    def is_open(self) -> bool:
-        return self._connection is not None
+        return f"<Lasting link to {self.name}, {'not open' if self.connection is None else 'open'}>"
 
     @property
     def peer_name(self) -> str:
         return self.name
-
-    @property
-    def connection(self) -> Connection | None:
-        """The connection that it uses now."""
-        return self._connection
 
     @property
     def asked(self) -> int:
@@ -91,7 +82,7 @@ class Lasting:
 
     def statistics(self) -> Statistics:
         """Of the connection that it uses now."""
-        return self._connection.statistics() if self._connection is not None else Statistics()
+        return self.connection.statistics() if self.connection is not None else Statistics()
 
     # --- asking -------------------------------------------------------------------------------------------
 
@@ -116,7 +107,7 @@ class Lasting:
         self._next = number + 1
         unanswered = self._unanswered
         unanswered[number] = asked
-        connection = self._connection
+        connection = self.connection
         if connection is not None:
             asked.memory = self._memory
             short = args if first is None else first
@@ -142,8 +133,8 @@ class Lasting:
 
     def send_now(self) -> None:
         """Send what was posted now, if that can be done, and not at the end of this turn of the loop."""
-        if self._connection is not None:
-            self._connection.send_now()
+        if self.connection is not None:
+            self.connection.send_now()
 
     def over(self, number: int) -> None:
         """The answer to a request is there, or nobody wants it any more."""
@@ -165,7 +156,7 @@ class Lasting:
     def dial(self) -> None:
         """Have a connection soon, if there is none."""
         self._wanted.set()
-        if self._connection is None and not self.is_closed and (self._dialling is None or self._dialling.done()):
+        if self.connection is None and not self.is_closed and (self._dialling is None or self._dialling.done()):
             self._dialling = self.loop.create_task(self._dial(), name=f"dial {self.name}")
 
     async def _dial(self) -> None:
@@ -240,7 +231,7 @@ class Lasting:
 
     def _adopt(self, connection: Connection) -> None:
         self.met(connection.remote.memory)
-        self._connection = connection
+        self.connection = connection
         self._opened = self.loop.time()
         connection.on_over = self._on_over
         for asked in list(self._unanswered.values()):
@@ -253,7 +244,7 @@ class Lasting:
         self.on_open()
 
     def _on_over(self, reason: LinkError | None) -> None:
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if self.is_closed:
             return
         if connection is not None and connection.is_abandoned:

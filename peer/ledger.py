@@ -12,6 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
+from weakref import WeakValueDictionary
 
 import msgpack
 
@@ -54,12 +55,21 @@ class Entry:
         self.waiters: list[Callable[[Heard], None]] | None = None
 
 
+class _Running:
+    """How many requests of one principal are under way, of all its leases."""
+
+    __slots__ = ("__weakref__", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Ledger:
     """The requests of one lease: at most `limits.LEDGER_BYTES` of answers, and 2 x limits.MAX_REQUESTS of them."""
 
-    def __init__(self, book: Ledgers, principal: str) -> None:
+    def __init__(self, book: Ledgers, of_all: _Running) -> None:
         self._book = book
-        self._principal = principal
+        self._of_all = of_all
         self._entries: dict[int, Entry] = {}  # in the order of their numbers
         self._last = 0
         self._running = 0  # begun, and what works on it has not ended: whatever became of the entry
@@ -84,11 +94,15 @@ class Ledger:
         if entry.is_running:
             entry.is_running = False
             self._running -= 1
-            self._book.ended(self._principal)
+            self._of_all.count -= 1
 
-    def is_new(self, once: int, seen: int | None) -> bool:
-        """Whether a request of this number was never begun. Answers to numbers below `seen` have arrived: they go, up
-        to the first one that is under way."""
+    def begin(self, once: int, op: str, seen: int | None = None) -> Entry | None:
+        """A request of this number is begun; None where it was begun before. Answers to numbers below `seen` have
+        arrived: they go, up to the first one that is under way.
+
+        Raises:
+            TooLarge: too many of this lease, or of this principal, are under way; it was not begun.
+        """
         entries = self._entries
         if seen is not None:
             gone = 0
@@ -96,21 +110,16 @@ class Ledger:
                 gone += entries.pop(first).nbytes
             self.nbytes -= gone
             self._book.nbytes -= gone
-        return once > self._last
-
-    def begin(self, once: int, op: str) -> Entry:
-        """A new one is begun.
-
-        Raises:
-            TooLarge: too many of this lease, or of this principal, are under way; it was not begun.
-        """
-        if self._running >= _MAX_RUNNING or not self._book.began(self._principal):
+        if once <= self._last:
+            return None
+        if self._running >= _MAX_RUNNING or self._of_all.count >= _MAX_RUNNING_OF_ONE:
             raise TooLarge(
                 f"{self._running} requests of this client are under way: wait for answers", limit="MAX_REQUESTS"
             )
         self._last = once
         self._running += 1
-        entry = self._entries[once] = Entry(once, op)
+        self._of_all.count += 1
+        entry = entries[once] = Entry(once, op)
         return entry
 
     def again(self, once: int, op: str, waiter: Callable[[Heard], None]) -> Entry | None:
@@ -205,32 +214,18 @@ class Ledgers:
     def __init__(self) -> None:
         self._ledgers: OrderedDict[LeaseKey, Ledger] = OrderedDict()
         self._ending: set[asyncio.Task[None]] = set()  # of ledgers that were forgotten
-        self._running: dict[str, int] = {}  # requests under way, by principal
+        self._running: WeakValueDictionary[str, _Running] = WeakValueDictionary()  # by principal; ledgers hold them
         self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._ledgers)
 
-    def began(self, principal: str) -> bool:
-        """One more of its requests is under way; False where there are too many already."""
-        running = self._running.get(principal, 0)
-        if running >= _MAX_RUNNING_OF_ONE:
-            return False
-        self._running[principal] = running + 1
-        return True
-
-    def ended(self, principal: str) -> None:
-        running = self._running[principal] - 1
-        if running:
-            self._running[principal] = running
-        else:
-            del self._running[principal]
-
     def of(self, key: LeaseKey) -> Ledger:
         """The ledger of a lease, for one more connection of it."""
         ledger = self._ledgers.get(key)
         if ledger is None:
-            ledger = self._ledgers[key] = Ledger(self, key[0])
+            of_all = self._running.setdefault(key[0], _Running())
+            ledger = self._ledgers[key] = Ledger(self, of_all)
         self._ledgers.move_to_end(key)
         return ledger
 

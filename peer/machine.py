@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +70,13 @@ def stand_back(pid: int, *, is_back: bool) -> None:
     for thread in _threads(pid):
         with contextlib.suppress(OSError):
             kernel.set_slice(thread, limits.TURN_SLICE if is_back else 0.0)
+
+
+def bind(pid: int, cores: Set[int]) -> None:
+    """Have all threads of a process on these cores. Nothing, where that is not for us to say."""
+    for thread in _threads(pid):
+        with contextlib.suppress(OSError, AttributeError):
+            os.sched_setaffinity(thread, cores)
 
 
 def _weigh_session(pid: int, nice: int) -> None:

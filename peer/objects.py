@@ -24,7 +24,7 @@ from peer.worker.remote import Worker
 from protocol import limits
 from protocol.errors import AlreadyExists, Ambiguous, BadRequest, Corrupt, GridError, NotFound
 from protocol.ids import ID_BYTES
-from protocol.sizes import check_limit
+from protocol.sizes import beyond
 from protocol.tensors import TensorHeader
 
 _PART_BYTES: Final = 2
@@ -317,13 +317,14 @@ class Objects:
 
     def check_new(self, asker: str, ids: Iterable[bytes]) -> None:
         """AlreadyExists or TooLarge unless temporaries with these ids can be made."""
-        fresh = 0
+        count = self._counts.get(asker, 0)
         for id in ids:
             if id in self._temporaries or id in self._published:
                 raise AlreadyExists(f"an object {show_id(id)} is here already: ids are random and used once")
-            fresh += 1
-        sentence = "more than {allowed} temporaries: let go of pointers, or publish what is to stay"
-        check_limit("MAX_TEMPORARIES", self._counts.get(asker, 0) + fresh, sentence)
+            count += 1
+        if count > limits.MAX_TEMPORARIES:
+            sentence = "more than {allowed} temporaries: let go of pointers, or publish what is to stay"
+            raise beyond("MAX_TEMPORARIES", count, sentence)
 
     def add(self, temporary: Temporary) -> None:
         self._temporaries[temporary.id] = temporary

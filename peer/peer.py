@@ -11,7 +11,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from websockets.asyncio.server import Server
 
@@ -117,7 +117,7 @@ class Peer:
         self._sessions: set[Connection] = set()
         self._unproved: dict[transport.GuardedServerConnection, None] = {}  # the longest waiting first
         # By session, for as long as something is under way for it: that may be longer than it is open.
-        self._lease_keys: WeakKeyDictionary[Connection, LeaseKey] = WeakKeyDictionary()
+        self._lease_keys: dict[ref[Connection], LeaseKey] = {}
         introduction = Introduction("peer", settings.name)
         self._introduction = introduction
         self._links = Links(identity, introduction, self._membership)
@@ -283,7 +283,7 @@ class Peer:
         remote = session.remote
         key = (remote.id, remote.lease or os.urandom(16))
         self._sessions.add(session)
-        self._lease_keys[session] = key
+        self._lease_keys[ref(session, self._lease_keys.pop)] = key
         self._leases.connected(key)
         self._links.traffic.follow(session)
         try:
@@ -293,7 +293,7 @@ class Peer:
             self._leases.disconnected(key, time.monotonic())
 
     def _lease_of(self, call: Call) -> LeaseKey:
-        return self._lease_keys[call.connection]
+        return self._lease_keys[ref(call.connection)]
 
     def _lease_over(self, key: LeaseKey) -> None:
         self._ledgers.forget(key)

@@ -131,7 +131,8 @@ class Programs:
         up; None where it is not so, or might fail before it runs: then nothing was done.
         """
         execution, known = self._execution, self._known.at_hand(asked.program)
-        if known is None or execution.is_at_work(asker) or self._workers.is_overdrawn(asker):
+        workers = self._workers
+        if known is None or execution.is_at_work(asker) or (workers.has_shares and workers.is_overdrawn(asker)):
             return None
         if known.named:
             inputs = named.at_hand(self._objects, asker, known.named, asked.inputs)
@@ -142,8 +143,8 @@ class Programs:
         if held is None:
             return None
         labels = permissions.derived(held)
-        worker = self._workers.find(asker, labels - {asker})
-        if worker is None or not worker.is_ready or not worker.knows(bytes.fromhex(asked.program)):
+        worker = workers.find((asker, labels - {asker}))
+        if worker is None or worker.channel.is_full or not worker.knows(bytes.fromhex(asked.program)):
             return None
         for each in held:
             if not worker.holds(each.id):
@@ -194,7 +195,7 @@ class Programs:
         if elsewhere:
             execution.release(elsewhere)
         if known.writes:
-            execution.note_writing(worker)
+            worker.writes += 1
             for each in held:
                 # It may be one that the program writes. Of a lent one only the copy is changed, which is gone.
                 if isinstance(each, Temporary) and each.worker is worker:

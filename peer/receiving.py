@@ -63,7 +63,7 @@ class Receiving:
 
     def feed(self, chunk: Chunk, is_placed: bool = False) -> None:
         """The next chunk of a stream came; `is_placed` if its bytes are where `place` said."""
-        self._traffic.chunk_received(len(chunk.payload))
+        self._traffic.payload_received += len(chunk.payload)
         self._brought += len(chunk.payload)
         into = self._streams.get(chunk.stream)
         if into is None:

@@ -94,11 +94,11 @@ class Requests:
 
         Only for a call that came when no earlier one of its connection was being served by a task.
         """
+        if call.op == "run":
+            return self._run_requests.at_once(call, answer)
         if call.op == "execute":
             return self._program_requests.at_once(call, answer)
-        if call.op == "release":
-            return self._run_requests.release_at_once(call, answer)
-        return call.op == "run" and self._run_requests.at_once(call, answer)
+        return call.op == "release" and self._run_requests.release_at_once(call, answer)
 
     # --- the grid -----------------------------------------------------------------------------------------
 

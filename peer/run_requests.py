@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-from weakref import WeakKeyDictionary
+from functools import partial
+from typing import Any, Final
+from weakref import ref
 
 import msgpack
 
+from peer.batches import Fault
 from peer.calls import Answer, Call
 from peer.connection import Connection
 from peer.execution import Execution
@@ -17,6 +19,8 @@ from peer.spans import payload_of
 from peer.stretch import Kept, Use
 from protocol import limits
 from protocol.errors import BadRequest, GridError
+
+_NOTHING: Final = Kept()  # for connections over which nothing came that is kept
 
 
 class RunRequests:
@@ -31,10 +35,11 @@ class RunRequests:
         self._execution = execution
         self._name = name
         self._lease_of = lease_of
-        self._kept: WeakKeyDictionary[Connection, Kept] = WeakKeyDictionary()
+        # As a WeakKeyDictionary has them; but to ask that is a call of Python, and this is done for each request.
+        self._kept: dict[ref[Connection], Kept] = {}
 
     async def serve(self, call: Call) -> Answer:
-        asked = self._asked(call)
+        asked = self._kept.get(ref(call.connection), _NOTHING).asked(call.args)
         operations = asked.operations if isinstance(asked, Use) else asked
         wanted, release = call.args.get("fetch"), call.args.get("release", [])
         if type(release) is not list:
@@ -47,9 +52,10 @@ class RunRequests:
             [check_id(id) for id in release],
             None if wanted is None else check_id(wanted),
         )
-        if isinstance(value, GridError):
-            raise _refused(faults, value)
-        return _answer(faults, value, is_kept)
+        told = _told(self._name, [is_kept], faults, value)
+        if isinstance(told, GridError):
+            raise told
+        return told
 
     def at_once(self, call: Call, answer: Callable[[Answer | GridError], None]) -> bool:
         """As Requests.serve_at_once."""
@@ -57,30 +63,21 @@ class RunRequests:
         wanted = args.get("fetch")
         if wanted is not None and type(wanted) is not bytes:
             return False
-        is_kept = False
-
-        def then(faults: list[Any], value: Any) -> None:
-            if isinstance(value, GridError):
-                refused = _refused(faults, value)
-                if refused.peer is None:
-                    refused.peer = self._name
-                answer(refused)
-            else:
-                answer(_answer(faults, value, is_kept))
-
+        is_kept: list[bool] = []  # known when they are under way
         try:
             is_begun = self._execution.run_at_once(
                 call.connection.remote.id,
-                lambda: self._lease_of(call),
-                self._asked(call),
+                partial(self._lease_of, call),
+                self._kept.get(ref(call.connection), _NOTHING).asked(args),
                 args.get("release", ()),
                 wanted,
-                then,
+                partial(_told, self._name, is_kept),
+                answer,
             )
         except GridError:
             return False  # `serve` says what is wrong
         if is_begun and "keep" in args:
-            is_kept = self._keep(call)
+            is_kept.append(self._keep(call))
         return is_begun
 
     def release_at_once(self, call: Call, answer: Callable[[Answer | GridError], None]) -> bool:
@@ -92,35 +89,29 @@ class RunRequests:
         answer(Answer({}))
         return True
 
-    def _asked(self, call: Call) -> list[Any] | Use:
-        """BadRequest where it is neither a list nor the use of a stretch that is kept."""
-        operations = call.args.get("operations")
-        if type(operations) is list:
-            return operations
-        number = call.args.get("again")
-        if number is None:
-            raise BadRequest("operations is a list")
-        kept = self._kept.get(call.connection)
-        if kept is None:
-            raise BadRequest("no stretch is kept for this connection: send the operations themselves")
-        return kept.find(number).use(call.args)
-
     def _keep(self, call: Call) -> bool:
         """Keep the operations of this call as a stretch, if that is asked for and can be."""
         number = call.args.get("keep")
         operations = call.args.get("operations")
         if number is None or type(operations) is not list:
             return False
-        kept = self._kept.setdefault(call.connection, Kept())
+        kept = self._kept.setdefault(ref(call.connection, self._kept.pop), Kept())
         try:
             return kept.keep(number, operations, len(msgpack.packb(operations)))
         except BadRequest:
             return False  # they run all the same
 
 
-def _answer(faults: Sequence[dict[str, Any] | None], value: Any, is_kept: bool) -> Answer:
+def _told(name: str, is_kept: list[bool], faults: Sequence[Fault | None], value: Any) -> Answer | GridError:
+    """What became of the operations, and of the value if one was wanted; `name` is the peer's. `is_kept`: whether their
+    stretch is, if that was asked for."""
+    if isinstance(value, GridError):
+        refused = _refused(faults, value)
+        if refused.peer is None:
+            refused.peer = name
+        return refused
     result: dict[str, Any] = {"results": _shortened(faults) if any(faults) else []}
-    if is_kept:
+    if True in is_kept:
         result["kept"] = True
     if value is None:
         return Answer(result)
@@ -129,7 +120,7 @@ def _answer(faults: Sequence[dict[str, Any] | None], value: Any, is_kept: bool) 
     return Answer(result, data if type(data) is bytes else payload_of(data))
 
 
-def _refused(faults: Sequence[dict[str, Any] | None], error: GridError) -> GridError:
+def _refused(faults: Sequence[Fault | None], error: GridError) -> GridError:
     """Why the value that was wanted is not to be had, and with it what became of the operations."""
     if not any(faults):
         return error
@@ -138,7 +129,7 @@ def _refused(faults: Sequence[dict[str, Any] | None], error: GridError) -> GridE
     return told
 
 
-def _shortened(faults: Sequence[dict[str, Any] | None]) -> Sequence[dict[str, Any] | None]:
+def _shortened(faults: Sequence[Fault | None]) -> Sequence[Fault | None]:
     """The faults of one request, small enough to share a header."""
     room = limits.MAX_HEADER // 2 // len(faults)
     return [
@@ -146,5 +137,5 @@ def _shortened(faults: Sequence[dict[str, Any] | None]) -> Sequence[dict[str, An
     ]
 
 
-def _if_small(fault: dict[str, Any], room: int) -> dict[str, Any]:
+def _if_small(fault: Fault, room: int) -> dict[str, Any]:
     return fault["fields"] if len(repr(fault["fields"])) < room else {}

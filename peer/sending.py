@@ -110,7 +110,7 @@ class Sending:
         """Send small frames now, if that can be done, and not at the end of this turn of the loop."""
         if self.is_over:
             return  # the connection's end sends what is left
-        socket = self._socket
+        socket, traffic = self._socket, self._traffic
         may_send = not self._outbox and can_send_now(socket)
         if not may_send:
             self._wake.set()
@@ -121,7 +121,8 @@ class Sending:
                 self._wake.set()
             else:
                 may_send = False  # the first one, as was just seen
-                self._traffic.message_sent(len(message))
+                traffic.sent_messages += 1
+                traffic.sent_bytes += len(message)
                 send_now(socket, message)
 
     async def flush(self) -> None:
@@ -130,7 +131,8 @@ class Sending:
         self._outbox.extend(self._session.data_to_send())
         while self._outbox:
             message = self._outbox.popleft()
-            self._traffic.message_sent(len(message))
+            self._traffic.sent_messages += 1
+            self._traffic.sent_bytes += len(message)
             if can_send_now(self._socket):
                 send_now(self._socket, message)
             else:
@@ -223,8 +225,9 @@ class Sending:
             self.stop(outgoing.stream)
             return
         outgoing.offset += len(data)
-        self._traffic.message_sent(len(head) + len(data))
-        self._traffic.chunk_sent(len(data))
+        self._traffic.sent_messages += 1
+        self._traffic.sent_bytes += len(head) + len(data)
+        self._traffic.payload_sent += len(data)
         send_large(self._socket, head, data)
         # Only when the system has all of it may the payload's memory change, and is it another stream's turn. And it
         # is never at once: others of this loop need theirs.

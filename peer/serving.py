@@ -83,18 +83,33 @@ class Serving:
         self._awake.apart = self._apart
         entry, ledger = None, self._ledger
         if once is not None and ledger is not None and call.stream is None:
-            if not ledger.is_new(once, seen):
-                self._serve_again(id, call, ledger, once)
-                return
             try:
-                entry = ledger.begin(once, call.op)
+                entry = ledger.begin(once, call.op, seen)
             except GridError as error:
                 self._answer_fault(id, call, error)
                 return
+            if entry is None:
+                self._serve_again(id, call, ledger, once)
+                return
         # An earlier one that has a task may not have begun: this one has to come after it.
-        may = self._at_once is not None and not self._tasks and call.stream is None
-        if may and (ledger is None or not ledger.tasks) and self._serve_at_once(id, call, entry):
-            return
+        is_first = not self._tasks and (ledger is None or not ledger.tasks)
+        if self._at_once is not None and is_first and call.stream is None:
+            answering: Waiter = partial(self._answer_now, id, call, entry)
+            self._answering[id] = answering, entry
+            try:
+                served = self._at_once(call, answering)
+            except Exception:
+                _log.exception("defect while serving %r for %s", call.op, self._peer_name)
+                answering(InternalError("a defect at the peer; its log has the traceback"))
+                return
+            if served:
+                if served is not True and id in self._answering:
+                    if entry is None:
+                        self._giving_up[id] = served
+                    else:
+                        entry.end = served
+                return
+            self._answering.pop(id, None)
         self._start(id, call, self._serve(id, call, entry), entry)
 
     def _serve_again(self, id: int, call: Call, ledger: Ledger, once: int) -> None:
@@ -130,26 +145,6 @@ class Serving:
 
     # --- without a task -----------------------------------------------------------------------------------
 
-    def _serve_at_once(self, id: int, call: Call, entry: Entry | None) -> bool:
-        assert self._at_once is not None
-        answering: Waiter = partial(self._answer_now, id, call, entry)
-        self._answering[id] = answering, entry
-        try:
-            served = self._at_once(call, answering)
-            if served:
-                if served is not True and id in self._answering:
-                    if entry is None:
-                        self._giving_up[id] = served
-                    else:
-                        entry.end = served
-                return True
-        except Exception:
-            _log.exception("defect while serving %r for %s", call.op, self._peer_name)
-            answering(InternalError("a defect at the peer; its log has the traceback"))
-            return True
-        self._answering.pop(id, None)
-        return False
-
     def _answer_now(self, id: int, call: Call, entry: Entry | None, answer: Answer | GridError) -> None:
         """What a call that was served without a task came to."""
         is_wanted = self._answering.pop(id, None) is not None and not self._sending.is_over
@@ -161,7 +156,18 @@ class Serving:
                 self._answer_fault(id, call, answer)
         elif answer.payload is None or (type(answer.payload) is bytes and len(answer.payload) <= limits.INLINE_PAYLOAD):
             if is_wanted:
-                self._reply(id, call, answer, answer.payload or b"")
+                data = answer.payload or b""
+                try:
+                    self._session.reply(id, answer.result, data)
+                except GridError as error:  # an answer beyond the limits of a header
+                    self._answer_fault(id, call, error)
+                else:
+                    if self._answering:
+                        self._sending.kick()  # others are on their way that will share its message
+                    else:
+                        self._sending.send_now()
+                        self._next.expect()  # who heard this may ask on
+                    self._traffic.value_sent(answer.result, len(data))
             self._keep(entry, answer)
         elif (source := streamed(answer.payload)) is not None:
             self._stream(id, answer, source, entry, is_wanted)
@@ -171,19 +177,6 @@ class Serving:
         if self._entries:
             self._entries.pop(id, None)
         self._room.set()
-
-    def _reply(self, id: int, call: Call, answer: Answer, data: bytes) -> None:
-        try:
-            self._session.reply(id, answer.result, data)
-        except GridError as error:  # an answer beyond the limits of a header
-            self._answer_fault(id, call, error)
-            return
-        if self._answering:
-            self._sending.kick()  # others are on their way that will share its message
-        else:
-            self._sending.send_now()
-            self._next.expect()  # who heard this may ask on
-        self._traffic.value_sent(answer.result, len(data))
 
     # --- in a task ----------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from peer.operations import Operation, check_operation
 from peer.seeds import SEED
 from protocol import limits
 from protocol.errors import BadRequest
-from protocol.ids import ID_BYTES, split_ids
+from protocol.ids import ID_BYTES, splitter
 
 _PLAIN: Final = frozenset({int, bool, str, type(None)})
 _FLOATS: Final = frozenset({float})
@@ -71,17 +71,6 @@ class Stretch:
         made = [_numbered(operation, slots) for operation in read]
         return cls(made, given, len(reader.made), reader.floats)
 
-    def use(self, args: dict[str, Any]) -> Use:
-        """What the arguments of a `run` request bring for it. BadRequest unless it is what it needs."""
-        given, made, floats = args.get("given", b""), args.get("outs", b""), args.get("floats", [])
-        if type(given) is not bytes or type(made) is not bytes or len(given) != ID_BYTES * self.given:
-            raise BadRequest(f"this stretch is given {self.given} objects, of {ID_BYTES} bytes each")
-        if len(made) != ID_BYTES * self.made:
-            raise BadRequest(f"this stretch makes {self.made} objects: one id for each of them is needed")
-        if type(floats) is not list or len(floats) != self.floats or not _FLOATS.issuperset(map(type, floats)):
-            raise BadRequest(f"this stretch takes {self.floats} floats")
-        return Use(self, given, made, floats)
-
     def numbered(self) -> list[Operation]:
         """The operations with the number of each object in place of its id, and 0.0 for each float."""
         ids = [number.to_bytes(ID_BYTES, "big") for number in range(self.given + self.made)]
@@ -93,7 +82,7 @@ class Stretch:
 
 
 class Use:
-    """A stretch with what it is used on this time.
+    """A stretch with what the arguments of a `run` request bring for it. BadRequest unless that is what it needs.
 
     Attributes:
         given, made: the ids, one behind the other.
@@ -103,13 +92,20 @@ class Use:
 
     __slots__ = ("_operations", "floats", "given", "ids", "made", "outs", "stretch")
 
-    def __init__(self, stretch: Stretch, given: bytes, made: bytes, floats: Sequence[float]) -> None:
+    def __init__(self, stretch: Stretch, args: dict[str, Any]) -> None:
+        given, made, floats = args.get("given", b""), args.get("outs", b""), args.get("floats", [])
+        if type(given) is not bytes or type(made) is not bytes or len(given) != ID_BYTES * stretch.given:
+            raise BadRequest(f"this stretch is given {stretch.given} objects, of {ID_BYTES} bytes each")
+        if len(made) != ID_BYTES * stretch.made:
+            raise BadRequest(f"this stretch makes {stretch.made} objects: one id for each of them is needed")
+        if type(floats) is not list or len(floats) != stretch.floats or not _FLOATS.issuperset(map(type, floats)):
+            raise BadRequest(f"this stretch takes {stretch.floats} floats")
         self.stretch = stretch
-        self.given = given
-        self.made = made
-        self.floats = floats
-        self.ids = split_ids(given)
-        self.outs = dict.fromkeys(split_ids(made))
+        self.given: bytes = given
+        self.made: bytes = made
+        self.floats: Sequence[float] = floats
+        self.ids = splitter(stretch.given)(given)
+        self.outs = dict.fromkeys(splitter(stretch.made)(made))
         self._operations: list[Operation] | None = None
         if len(self.outs) != stretch.made:
             raise BadRequest("the outs of a stretch are different object ids")
@@ -147,12 +143,18 @@ class Kept:
         self._stretches[number] = stretch
         return True
 
-    def find(self, number: Any) -> Stretch:
-        """BadRequest where none is kept under this number."""
+    def asked(self, args: dict[str, Any]) -> list[Any] | Use:
+        """What a `run` request with these arguments asks for: operations (not looked at), or the use of a stretch that
+        is kept. BadRequest where it is neither."""
+        operations, number = args.get("operations"), args.get("again")
+        if type(operations) is list:
+            return operations
+        if number is None:
+            raise BadRequest("operations is a list")
         found = self._stretches.get(number) if type(number) is int else None
         if found is None:
             raise BadRequest("no stretch of this number is kept for this connection: send the operations themselves")
-        return found
+        return Use(found, args)
 
 
 class _Unusual(Exception):

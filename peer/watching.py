@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Collection
 
 from peer import machine
+from peer.apart import Cores, is_crowded
 from peer.worker.budgets import Budgets
 from peer.worker.dedicated import Dedicated
 from peer.worker.remote import Worker
@@ -29,7 +30,7 @@ class Watching:
 
     Args:
         budgets: the books.
-        seconds: of the clock that one operation, or one program, may take.
+        seconds: of the clock that one operation, or one program, may take; `threads`: of one worker.
         workers: those that there are now.
         runs: whether a worker is a process now, of which the system may be asked.
     """
@@ -38,6 +39,7 @@ class Watching:
         self,
         budgets: Budgets,
         seconds: float,
+        threads: int,
         workers: Callable[[], Collection[Process]],
         runs: Callable[[Process], bool],
     ) -> None:
@@ -48,6 +50,7 @@ class Watching:
         self._clocks: dict[Process, float] = {}  # of the processors, when they were last asked
         self._asked = 0.0  # when that was
         self._turns: Turns[Process] = Turns()
+        self._cores = Cores(machine.bind) if threads == 1 and is_crowded() else None
         self._looked = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -60,6 +63,8 @@ class Watching:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        if self._cores is not None:
+            self._cores.divide(None)
 
     def began(self, worker: Process) -> None:
         """Opens the books of one."""
@@ -100,6 +105,12 @@ class Watching:
         for worker, is_back in self._turns.look(times, elapsed, now).items():
             if worker.pid is not None and self._runs(worker):
                 machine.stand_back(worker.pid, is_back=is_back)
+        if self._cores is not None:
+            alone = self._turns.alone(now)
+            running = {worker: worker.pid for worker in self._workers() if worker.pid is not None}
+            running = {worker: pid for worker, pid in running.items() if self._runs(worker)}
+            computing = running.pop(alone, None) if alone is not None else None
+            self._cores.divide(computing, running.values())
 
     def _look(self, elapsed: float) -> None:
         for worker in list(self._workers()):

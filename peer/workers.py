@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from peer import machine
 from peer.buffers import BufferPool
@@ -71,11 +71,17 @@ class WorkerPool:
         self._worker_settings = dataclasses.replace(worker, memory=memory, has_jails=self.settings.jails.has_any)
         self._budgets = Budgets(memory, self.settings.cpu, self.settings.burst)
         self.buffers = buffers or BufferPool()
-        self._workers: dict[WorkerKey, Worker] = {}
+        self._workers: dict[tuple[str, frozenset[str]], Worker] = {}  # by WorkerKey, or what is equal to one
+        self.find: Callable[[tuple[str, frozenset[str]]], Worker | None] = self._workers.get
+        """The worker for values of this principal under these labels, if it is there."""
+        self.has_shares = self.settings.cpu is not None
+        """Whether principals have shares of the processors: else no operations are refused for having taken more."""
         self._dedicated: set[Dedicated] = set()
         self._spares: list[Job] = []  # processes for jails, that nobody has used
         self._forks = Forks(self._worker_settings, self._process_over, self._keep_spares)
-        self._watching = Watching(self._budgets, worker.seconds, self._processes, self._forks.is_running)
+        self._watching = Watching(
+            self._budgets, worker.seconds, worker.threads, self._processes, self._forks.is_running
+        )
         self._sweeper: asyncio.Task[None] | None = None
         self._ended = 0
         self._is_closed = False
@@ -188,21 +194,14 @@ class WorkerPool:
                 process.close()
             process.exited(status)
 
-    def find(self, principal: str, labels: frozenset[str] = frozenset()) -> Worker | None:
-        """The worker, if it is there."""
-        key: Any = (principal, labels)  # equal to their WorkerKey, and made without a call
-        return self._workers.get(key)
-
     def check_share(self, principal: str) -> None:
         """TooLarge, with how long to wait, for a principal whose operations took more than its share of processors."""
-        if self.settings.cpu is not None:
+        if self.has_shares:
             self._budgets.check(principal, asyncio.get_running_loop().time())
 
     def is_overdrawn(self, principal: str) -> bool:
         """Whether `check_share` would refuse."""
-        if self.settings.cpu is None:
-            return False
-        return self._budgets.wait(principal, asyncio.get_running_loop().time()) > 0
+        return self.has_shares and self._budgets.wait(principal, asyncio.get_running_loop().time()) > 0
 
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(

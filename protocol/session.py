@@ -51,7 +51,7 @@ class Session:
         self._has_met = False  # the handshake is over
         self._streams = Streams(dialer=dialer, window=window)
         self._next_request = 1
-        self._ours: set[int] = set()  # requests of ours that are unanswered
+        self.unanswered: set[int] = set()  # requests of ours that wait for their answer
         self._theirs: set[int] = set()  # requests of theirs that we have not answered
         self._their_last = 0
         self._leaving = 0  # answers of ours that are queued: until they leave they count as unanswered
@@ -161,11 +161,11 @@ class Session:
             case Reply() | Fault():
                 if message.id is None:
                     self._take_end(message)
-                if message.id not in self._ours:
+                if message.id not in self.unanswered:
                     if isinstance(message, Reply) and message.stream is not None:
                         self._refuse_stream(message.stream, message.nbytes)
                     return None  # we gave the request up, and its answer was under way
-                self._ours.discard(message.id)
+                self.unanswered.discard(message.id)
             case Chunk():
                 return message if self._streams.arrived(message) else None
             case Credit():
@@ -219,7 +219,7 @@ class Session:
             self._streams.withdraw(stream)
             raise
         self._next_request += 1
-        self._ours.add(made.id)
+        self.unanswered.add(made.id)
         return made
 
     def reply(self, id: int, result: dict[str, Any], payload: Buffer = b"", stream_bytes: int = 0) -> Reply:
@@ -301,14 +301,9 @@ class Session:
 
     def abort_request(self, id: int) -> None:
         """Give up a request of ours; its answer will be ignored."""
-        if id in self._ours:
-            self._ours.discard(id)
+        if id in self.unanswered:
+            self.unanswered.discard(id)
             self._queue(Abort(request=id))
-
-    @property
-    def unanswered(self) -> int:
-        """Requests of ours that wait for their answer."""
-        return len(self._ours)
 
     @property
     def has_data(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from protocol import limits
 from protocol.errors import BadTensor
-from protocol.sizes import check_limit
+from protocol.sizes import beyond
 
 # Bytes per element of every dense dtype that torch has on CPU. The name is torch's, without "torch.".
 ITEMSIZE: Final[Mapping[str, int]] = MappingProxyType(
@@ -72,7 +72,8 @@ class TensorHeader:
             # Zero dimensions do not excuse absurd others: strides are computed from all of them.
             extent *= dim or 1
             nbytes *= dim
-        check_limit("MAX_TENSOR", extent, "a tensor of {size} bytes; at most {allowed}")
+        if extent > limits.MAX_TENSOR:
+            raise beyond("MAX_TENSOR", extent, "a tensor of {size} bytes; at most {allowed}")
         object.__setattr__(self, "nbytes", nbytes)  # frozen
 
     @property

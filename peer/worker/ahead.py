@@ -26,6 +26,10 @@ _MOST: Final = 16  # messages that wait here before no more are read: the others
 class Ahead:
     """Messages in the order in which they came.
 
+    Attributes:
+        messages: what comes is added at the end; whose turn it is leaves at the front.
+        broken: what came after them was no message: that is to be said when its turn comes.
+
     Args:
         receive: what has come meanwhile, without waiting for it.
         answer: gives a value: (number of the request, id); False where that cannot be done out of turn.
@@ -42,18 +46,8 @@ class Ahead:
         self._stretches = stretches
         self._receive = receive
         self._answer = answer
-        self._messages: deque[Message] = deque()
-        self._broken: GridError | None = None  # what came was no message: that is said when its turn comes
-
-    def came(self, messages: Iterable[Message]) -> None:
-        self._messages += messages
-
-    def next(self) -> Message | None:
-        if self._messages:
-            return self._messages.popleft()
-        if self._broken is not None:
-            raise self._broken
-        return None
+        self.messages: deque[Message] = deque()
+        self.broken: GridError | None = None
 
     def look(self, rest: Callable[[], Iterable[bytes | None]], dropped: Sequence[bytes]) -> None:
         """Between two operations: give what can be given.
@@ -63,23 +57,23 @@ class Ahead:
                 that may be anything.
             dropped: what that request lets go of at its end.
         """
-        if self._broken is None and self._has_room():
+        if self.broken is None and self._has_room():
             try:
-                self._messages += self._receive()
+                self.messages += self._receive()
             except GridError as error:
-                self._broken = error
-        for at, (message, descriptors) in enumerate(self._messages):
+                self.broken = error
+        for at, (message, descriptors) in enumerate(self.messages):
             if not _is_wish(message):
                 continue
             _, seq, _, wanted, dropped_then = message
             # An id that is let go of may come back as another object's.
             is_there = wanted in self._objects.tensors and wanted not in dropped
             if is_there and self._is_settled(wanted, at, rest()) and self._answer(seq, wanted):
-                self._messages[at] = (["drop", dropped_then], descriptors)
+                self.messages[at] = (["drop", dropped_then], descriptors)
 
     def _has_room(self) -> bool:
         """Whether more is to be read: behind what may be large, and may change anything, nothing can be given."""
-        waiting = self._messages
+        waiting = self.messages
         return not waiting or (len(waiting) < _MOST and waiting[-1][0][0] in _KNOWN)
 
     def _is_settled(self, id: bytes, at: int, rest: Iterable[bytes | None]) -> bool:
@@ -99,7 +93,7 @@ class Ahead:
         the object itself is let go of."""
         yield from rest
         for number in range(at):
-            message, _ = self._messages[number]
+            message, _ = self.messages[number]
             kind, dropped = message[0], message[-1]
             if kind not in _KNOWN or id in dropped:
                 yield None
@@ -107,7 +101,7 @@ class Ahead:
                 yield from written_by(message[2])
             elif kind == "again":
                 stretch, given, made = message[2:5]
-                yield from self._stretches[stretch].written(0, [*split_ids(given), *split_ids(made)])
+                yield from self._stretches[stretch].written(0, split_ids(given + made))
 
 
 def _is_wish(message: Any) -> bool:

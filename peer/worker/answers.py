@@ -131,15 +131,26 @@ def results(fields: list[Any], count: int) -> list[Result]:
     return found
 
 
-def value(given: Given, fields: list[Any], descriptors: list[int], buffers: Adopts) -> Exported | GridError:
-    """The value that was wanted with the results, or why it is not to be had."""
-    wanted = fields[1]
-    if type(wanted) is dict:
-        return fault(wanted)
-    try:
-        return exported(given, wanted, descriptors, buffers)
-    except Refusal as refusal:
-        return refusal.error
+def value(given: Given, told: Any, descriptors: list[int], buffers: Adopts) -> Exported | GridError:
+    """A value that was wanted, or why it is not to be had. Descriptors that are used leave the list."""
+    if type(told) is dict:
+        return fault(told)
+    dtype, shape, data = told
+    header = _header(dtype, tuple(shape))
+    if descriptors:
+        try:
+            return Exported(header, buffers.adopt(descriptors.pop(0), header.nbytes))
+        except Refusal as refusal:
+            return refusal.error
+    if type(data) is list:
+        return Exported(header, _span(given, header, *data))
+    if data is not None:
+        if len(data) != header.nbytes:
+            header.check_payload(len(data))
+        return Exported(header, bytes(data))
+    if header != given.header or given.is_in_memory:
+        raise ValueError("it calls unchanged what was not provided")
+    return Exported(header, None)
 
 
 def fault(given: Mapping[str, Any]) -> GridError:
@@ -189,19 +200,11 @@ def usage(fields: list[Any]) -> Usage:
 
 
 def exported(given: Given, fields: list[Any], descriptors: list[int], buffers: Adopts) -> Exported:
-    """Descriptors that are used leave the list. Refusal where there is no room for it."""
-    dtype, shape, data = fields
-    header = _header(dtype, tuple(shape))
-    if descriptors:
-        return Exported(header, buffers.adopt(descriptors.pop(0), header.nbytes))
-    if type(data) is list:
-        return Exported(header, _span(given, header, *data))
-    if data is not None:
-        header.check_payload(len(data))
-        return Exported(header, bytes(data))
-    if header != given.header or given.is_in_memory:
-        raise ValueError("it calls unchanged what was not provided")
-    return Exported(header, None)
+    """A value that was asked for alone. Refusal where it is not to be had."""
+    found = value(given, fields, descriptors, buffers)
+    if isinstance(found, GridError):
+        raise Refusal(found)
+    return found
 
 
 def _span(given: Given, header: TensorHeader, number: Any, offset: Any) -> Span:

@@ -10,7 +10,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from peer.worker.framing import Decoder, Message, ancillary, close_all, copies, encode, received
+from peer.worker.framing import (
+    ANCILLARY,
+    CLOEXEC,
+    Controls,
+    Decoder,
+    Message,
+    ancillary,
+    close_all,
+    copies,
+    descriptors_in,
+    encode,
+)
 from protocol import limits
 from protocol.codec import packer
 from protocol.errors import ProtocolError
@@ -23,7 +34,7 @@ _GATHER: Final = 64  # messages in one sendmsg
 _QUEUE: Final = 256  # messages unsent
 _READS_PER_WAKEUP: Final = 16  # then the loop's other work has its turn
 _MANY: Final = 8  # messages, after which it has that as well: what each of them means takes 50 us
-_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+_NOW: Final = CLOEXEC | int(socket.MSG_DONTWAIT)
 
 
 class BlockingChannel:
@@ -34,8 +45,8 @@ class BlockingChannel:
         self._send_limit = send_limit
         self._pack = packer()
         self._decoder = Decoder(receive_limit)
-        self._buffer = bytearray(_READ)
-        self._view = memoryview(self._buffer)
+        self._view = memoryview(bytearray(_READ))
+        self._into = [self._view]
         self._queued = bytearray()
         self._arrivals = select.poll()
         self._arrivals.register(sock, select.POLLIN)
@@ -77,29 +88,29 @@ class BlockingChannel:
     def receive(self) -> list[Message] | None:
         """The next messages (perhaps none yet), or None when the other end is gone."""
         try:
-            size, descriptors = received(self._socket, self._buffer)
+            size, controls, flags, _ = self._socket.recvmsg_into(self._into, ANCILLARY, CLOEXEC)
         except ConnectionResetError:
             return None
-        if not size:
-            return None
-        return self._decoded(size, descriptors)
+        return self._decoded(size, controls, flags) if size else None
 
     def receive_now(self) -> list[Message]:
         """The messages that are there already. At the end of the other end there are none: `receive` finds that."""
         try:
-            size, descriptors = received(self._socket, self._buffer, _DONTWAIT)
+            size, controls, flags, _ = self._socket.recvmsg_into(self._into, ANCILLARY, _NOW)
         except (BlockingIOError, ConnectionResetError):
             return []
-        return self._decoded(size, descriptors) if size else []
+        return self._decoded(size, controls, flags) if size else []
 
     def glance(self) -> list[Message]:
         """`receive_now`, for a look that mostly finds nothing: to ask whether there is something costs a fifth."""
         return self.receive_now() if self._arrivals.poll(0) else []
 
-    def _decoded(self, size: int, descriptors: list[int]) -> list[Message]:
+    def _decoded(self, size: int, controls: Controls, flags: int) -> list[Message]:
         data = self._view[:size]
-        alone = None if descriptors else self._decoder.alone(data)
-        return list(self._decoder.feed(data, descriptors)) if alone is None else [(alone, [])]
+        if controls:
+            return list(self._decoder.feed(data, descriptors_in(controls, flags)))
+        alone = self._decoder.alone(data)
+        return list(self._decoder.feed(data)) if alone is None else [(alone, [])]
 
     def close(self) -> None:
         self._decoder.close()
@@ -133,8 +144,8 @@ class LoopChannel:
         self._send_limit = send_limit
         self._pack = packer()
         self._decoder = Decoder(receive_limit, limits.WORKER_CONTAINERS)
-        self._buffer = bytearray(_READ)
-        self._view = memoryview(self._buffer)
+        self._view = memoryview(bytearray(_READ))
+        self._into = [self._view]
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
         self._drained: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -143,6 +154,7 @@ class LoopChannel:
         self._is_waiting = False  # for room
         self._rest: Iterator[Message] | None = None  # of what was read: those that were not handed on yet
         self.unsent_bytes = 0
+        self.is_full = False  # no more is to be asked before there is room
         self.is_closed = False
 
     def send(self, message: Any, descriptors: Sequence[int] = (), *, now: bool = False) -> None:
@@ -165,15 +177,16 @@ class LoopChannel:
                 return
         view = memoryview(data)
         self._unsent.append((view, copies(descriptors)))
-        self.unsent_bytes += len(view)
+        self._count(len(view))
         if not self._is_scheduled and not self._is_waiting:
             self._is_scheduled = True
             self._loop.call_soon(self._begin)
 
-    @property
-    def is_full(self) -> bool:
+    def _count(self, nbytes: int) -> None:
+        """So many bytes more, or less, are not sent."""
+        self.unsent_bytes += nbytes
         # Each message may pin a descriptor, so that their number counts as well.
-        return self.unsent_bytes >= limits.WORKER_QUEUE or len(self._unsent) >= _QUEUE
+        self.is_full = self.unsent_bytes >= limits.WORKER_QUEUE or len(self._unsent) >= _QUEUE
 
     async def drained(self) -> None:
         """Waits until there is room (or nothing will be sent any more). Cancelling is safe."""
@@ -229,7 +242,7 @@ class LoopChannel:
         return views, descriptors
 
     def _sent(self, size: int) -> None:
-        self.unsent_bytes -= size
+        sent = size
         view, descriptors = self._unsent[0]
         close_all(descriptors)  # they went with the first byte
         self._unsent[0] = view, []
@@ -241,6 +254,7 @@ class LoopChannel:
             view, _ = self._unsent[0]
         if size:
             self._unsent[0] = view[size:], []
+        self._count(-sent)
         if not self.is_full:
             self._wake()
 
@@ -248,7 +262,7 @@ class LoopChannel:
         for _, descriptors in self._unsent:
             close_all(descriptors)
         self._unsent.clear()
-        self.unsent_bytes = 0
+        self._count(-self.unsent_bytes)
         self._wake()
 
     def _wake(self) -> None:
@@ -265,14 +279,15 @@ class LoopChannel:
     def _readable(self) -> None:
         try:
             for _ in range(_READS_PER_WAKEUP):
-                size, descriptors = received(self._socket, self._buffer)
+                size, controls, flags, _ = self._socket.recvmsg_into(self._into, ANCILLARY, CLOEXEC)
                 if not size:
                     self._end(None)
                     return
                 data = self._view[:size]
-                if not descriptors and (alone := self._decoder.alone(data)) is not None:
+                if not controls and (alone := self._decoder.alone(data)) is not None:
                     self._on_message(alone, [])
                     return
+                descriptors = descriptors_in(controls, flags) if controls else ()
                 if not self._hand_on(self._decoder.feed(data, descriptors)) or size < _READ:
                     return
         except BlockingIOError:

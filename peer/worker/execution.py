@@ -11,6 +11,7 @@ import torch
 from compute import interpreter, table, values
 from compute.dtypes import NAME_OF
 from compute.estimate import Estimate
+from compute.writes import CHECK
 from peer.seeds import SEED
 from peer.worker import repeated
 from peer.worker.faults import as_error
@@ -22,11 +23,8 @@ from peer.worker.randomness import GENERATOR, drawn_by, seed
 from protocol.errors import BadRequest, GridError
 
 # torch.utils.deterministic's, without the property around them: two of them are in each operation that is repeated.
-_is_filling: Final = torch._C._get_deterministic_fill_uninitialized_memory
-_fill: Final = torch._C._set_deterministic_fill_uninitialized_memory
-
-CHECK: Final = "aten._linalg_check_errors.default"
-"""Looks whether the last factorisation was good."""
+is_filling: Final = torch._C._get_deterministic_fill_uninitialized_memory
+fill: Final = torch._C._set_deterministic_fill_uninitialized_memory
 
 
 def execute(objects: Objects, operation: Any) -> list[torch.Tensor] | GridError:
@@ -129,11 +127,11 @@ class Unfilled:
     __slots__ = ("_was",)
 
     def __enter__(self) -> None:
-        self._was = _is_filling()
-        _fill(False)
+        self._was = is_filling()
+        fill(False)
 
     def __exit__(self, *_: object) -> None:
-        _fill(self._was)
+        fill(self._was)
 
 
 class _Executor:

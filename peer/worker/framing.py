@@ -25,9 +25,11 @@ from protocol.errors import BadRequest, ProtocolError
 from protocol.sizes import beyond
 
 _PRELUDE: Final = struct.Struct("<IB")
-_ANCILLARY: Final = socket.CMSG_SPACE(16 * array.array("i").itemsize)
-_CLOEXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))  # what is no plain number is joined by Python
+ANCILLARY: Final = socket.CMSG_SPACE(16 * array.array("i").itemsize)  # for recvmsg_into: room for descriptors
+CLOEXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))  # what is no plain number is joined by Python
+_UNREADABLE: Final = (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError)
 
+Controls = Sequence[tuple[int, int, bytes]]  # what recvmsg_into tells beside the bytes
 Message = tuple[Any, list[int]]  # what was packed, and its descriptors, now the receiver's to close
 
 
@@ -59,6 +61,7 @@ class Decoder:
     def __init__(self, limit: int, containers: int | None = None) -> None:
         self._limit = limit
         self._containers = limit if containers is None else containers
+        self._most_alone = min(limit, self._containers)
         self._bytes = bytearray()
         self._descriptors: deque[int] = deque()
 
@@ -89,13 +92,16 @@ class Decoder:
 
     def alone(self, data: memoryview) -> Any:
         """The message, if these bytes are one, whole and without descriptors, as nearly all are, and nothing came
-        before it; None of anything else, which is to be fed."""
+        before it; None of anything else, and of what may have too many lists and maps, which is to be fed."""
         if self._bytes or len(data) < _PRELUDE.size:
             return None
         length, count = _PRELUDE.unpack_from(data)
-        if count or length + _PRELUDE.size != len(data) or length > self._limit:
+        if count or length + _PRELUDE.size != len(data) or length > self._most_alone:
             return None
-        return self._unpack(data[_PRELUDE.size :])
+        try:
+            return msgpack.unpackb(data[_PRELUDE.size :], raw=False)
+        except _UNREADABLE as error:
+            raise _unreadable(error) from None
 
     def _unpack(self, body: memoryview) -> Any:
         try:
@@ -103,8 +109,8 @@ class Decoder:
             if len(body) > self._containers:
                 return unpack_bounded(body, self._containers)
             return msgpack.unpackb(body, raw=False)
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-            raise ProtocolError(f"a message that does not decode: {error}") from None
+        except _UNREADABLE as error:
+            raise _unreadable(error) from None
 
     def _check(self, length: int, count: int) -> None:
         if length > self._limit:
@@ -117,6 +123,10 @@ class Decoder:
         self._bytes = bytearray()
         close_all(self._descriptors)
         self._descriptors.clear()
+
+
+def _unreadable(error: Exception) -> ProtocolError:
+    return ProtocolError(f"a message that does not decode: {error}")
 
 
 def close_all(descriptors: Iterable[int]) -> None:
@@ -139,11 +149,8 @@ def ancillary(descriptors: Sequence[int]) -> list[tuple[int, int, array.array[in
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
 
 
-def received(sock: socket.socket, buffer: bytearray, flags: int = 0) -> tuple[int, list[int]]:
-    """(bytes read into `buffer`, descriptors). BlockingIOError when there is nothing yet; 0 at the end."""
-    size, controls, flags, _ = sock.recvmsg_into([buffer], _ANCILLARY, _CLOEXEC | flags)
-    if not controls:
-        return size, []
+def descriptors_in(controls: Controls, flags: int) -> list[int]:
+    """Those that came with a message; `flags` are those that recvmsg_into gave."""
     received = array.array("i")
     for level, kind, data in controls:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -151,7 +158,7 @@ def received(sock: socket.socket, buffer: bytearray, flags: int = 0) -> tuple[in
     if flags & socket.MSG_CTRUNC:
         close_all(received)
         raise ProtocolError("more descriptors than one message may carry")
-    return size, list(received)
+    return list(received)
 
 
 def tune(sock: socket.socket) -> None:

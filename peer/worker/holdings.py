@@ -21,6 +21,8 @@ class Holdings:
         self._values: set[bytes] = set()
         self.holds: Callable[[bytes], bool] = self._values.__contains__
         """Whether it was provided, or promised as a result, and not forgotten since."""
+        self.promised: Callable[[Iterable[bytes]], None] = self._values.update
+        """These are results of what it was asked."""
         self._given: dict[bytes, TensorHeader] = {}  # those of them that were provided
         self._again: set[bytes] = set()  # and of those, the ones that can be provided again as they are
         self._sources: dict[int, Source] = {}  # files that it has, by number
@@ -55,9 +57,6 @@ class Holdings:
         if again:
             self._again.add(object_id)
 
-    def promised(self, ids: Iterable[bytes]) -> None:
-        self._values.update(ids)
-
     def has_made(self, object_id: bytes) -> bool:
         """Whether it is there as a result."""
         return object_id in self._values and object_id not in self._given
@@ -71,7 +70,7 @@ class Holdings:
 
     def forget(self, ids: Iterable[bytes]) -> list[bytes]:
         """Those of the ids that it has had."""
-        known = [object_id for object_id in ids if object_id in self._values]
+        known = list(filter(self.holds, ids))
         self._values.difference_update(known)
         self._again.difference_update(known)
         for object_id in known:

@@ -64,10 +64,10 @@ class Line:
         self._stretch = Stretch()
         self._stopping: Stopping | None = None
         self._seq = 0
-        self._channel = LoopChannel(
+        self.channel = LoopChannel(
             channel, self._heard, self._ended, send_limit=limits.WORKER_MESSAGE, receive_limit=limits.WORKER_REPLY
         )
-        self._ending = Ending(self._channel, self.lose)
+        self._ending = Ending(self.channel, self.lose)
 
     def _over(self) -> None:
         """What it held is gone."""
@@ -129,14 +129,14 @@ class Line:
             return None
         for seq, pending in self._pending.items():
             return seq, pending.done
-        return (0, 0) if self._channel.unsent_bytes else None
+        return (0, 0) if self.channel.unsent_bytes else None
 
     def lose(self, how: str, status: int | None = None) -> None:
         """Marks it as gone (once): every pending future fails, and `lost` is told. For the pool."""
         if self.is_lost:
             return
         self._ending.stop()
-        self._channel.close()
+        self.channel.close()
         self._gone(self)
         pending, self._pending = list(self._pending.values()), {}
         self.lost.set_result(lost(how, status, self.pid, pending))
@@ -160,7 +160,7 @@ class Line:
         if self.is_lost:
             return
         try:
-            self._channel.send(message, descriptors)
+            self.channel.send(message, descriptors)
         except OSError as error:
             raise InternalError(f"the peer has no file descriptor left for this ({error.strerror})") from None
 
@@ -170,31 +170,28 @@ class Line:
         return future
 
     def _put(self, pending: Pending, kind: str, *fields: Any) -> int:
-        """Asks; the number of the request. It is over already where the process is gone."""
+        """Asks; the number of the request. It is over already where the process is gone.
+
+        The answer is waited for awake; where cores are few, that to one thing that somebody waits for asleep: to give
+        way again and again is no help to a worker on the same core. The scheduler still gives each what is due to it, a
+        worker's part is small, and turning counts as work.
+        """
         if self.lost.done():
             fail(pending.asker, self.lost.result().again())
             return 0
         self._seq = seq = self._seq + 1
-        self._expect(pending)
-        # One that has nothing to do gets it now; what is asked while it works goes together.
-        self._channel.send([kind, seq, *fields], now=not self._pending)
-        if not self._pending:
-            self._stretch.begins(self._loop.time())
-        self._pending[seq] = pending
-        return seq
-
-    def _expect(self, pending: Pending) -> None:
-        """An answer, awake; one thing that somebody waits for, where cores are few, asleep.
-
-        To give way again and again is no help to a worker on the same core: the scheduler still gives each what is due
-        to it, a worker's part is small, and turning counts as work.
-        """
         is_first, apart = not self._pending, self._awake.apart
-        is_waiting = is_first and pending.is_short
+        # One that has nothing to do gets it now; what is asked while it works goes together.
+        self.channel.send([kind, seq, *fields], now=is_first)
+        self._pending[seq] = pending
+        is_waiting = is_first and len(pending.operations) <= 1  # for one thing, not some of many that follow each other
         if apart is not None:
             apart.look(is_waiting=is_waiting)
-        if is_first and (apart is None or not is_waiting):
-            self._answered.expect()
+        if is_first:
+            self._stretch.began = self._loop.time()
+            if apart is None or not is_waiting:
+                self._answered.expect()
+        return seq
 
     def _heard(self, message: Any, descriptors: list[int]) -> None:
         match message:

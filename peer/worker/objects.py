@@ -55,6 +55,7 @@ class Objects:
             operation looks (torch.linalg.inv and others are two operations).
         is_on_cpu: whether they are where the process has its memory.
         tensors: by id; to be read only.
+        roots: address of each tensor that was provided, by id; to be read only.
     """
 
     def __init__(self, device: Device | None = None) -> None:
@@ -65,7 +66,7 @@ class Objects:
         self.tensors: dict[bytes, torch.Tensor] = {}
         self._failures: dict[bytes, GridError] = {}
         self._provided: dict[int, _Provided] = {}  # by address: a view of the tensor has the same storage
-        self._roots: dict[bytes, int] = {}  # id of a provided tensor -> its address
+        self.roots: dict[bytes, int] = {}  # id of a provided tensor -> its address
         self._files = Files()
         self._storages: dict[int, list[int]] = {}  # of tensors with an id: how many share it, and its bytes of memory
         self.held = 0  # bytes of memory behind all tensors, shared memory counted once; mapped files count when written
@@ -89,7 +90,15 @@ class Objects:
         found = self.tensors.get(object_id)
         if found is None:
             self.tensors[object_id] = tensor
-            self._hold(tensor)
+            storage = tensor.untyped_storage()
+            counted = self._storages.get(storage._cdata)
+            if counted is not None:
+                counted[0] += 1
+            else:
+                provided = self._provided.get(storage.data_ptr()) if self._provided else None
+                nbytes = storage.nbytes() if provided is None or provided.is_ours else 0
+                self._storages[storage._cdata] = [1, nbytes]
+                self._count(nbytes)
         elif found is not tensor:
             raise AlreadyExists(f"{_shown(object_id)} is the id of another object; results need ids of their own")
         if self._failures:
@@ -118,8 +127,8 @@ class Objects:
                 self._release(tensor)
             if self._failures:
                 self._failures.pop(object_id, None)
-            if self._roots:
-                self._roots.pop(object_id, None)
+            if self.roots:
+                self.roots.pop(object_id, None)
 
     def provide(
         self,
@@ -174,7 +183,7 @@ class Objects:
         self._provided[address] = _Provided(reference, read_only, is_ours, number, guard)
         self.guards += guard is not None
         self.put(object_id, tensor)
-        self._roots[object_id] = address
+        self.roots[object_id] = address
 
     def _ended(self, address: int) -> None:
         provided = self._provided.pop(address, None)
@@ -233,21 +242,10 @@ class Objects:
 
     def is_as_provided(self, object_id: bytes) -> bool:
         """Whether the peer has these very bytes itself."""
-        address = self._roots.get(object_id)
+        address = self.roots.get(object_id)
         return address is not None and not self._provided[address].is_written
 
     # --- how much it is -----------------------------------------------------------------------------------
-
-    def _hold(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        found = self._storages.get(storage._cdata)
-        if found is not None:
-            found[0] += 1
-            return
-        provided = self._provided.get(storage.data_ptr()) if self._provided else None
-        nbytes = storage.nbytes() if provided is None or provided.is_ours else 0
-        self._storages[storage._cdata] = [1, nbytes]
-        self._count(nbytes)
 
     def _release(self, tensor: torch.Tensor) -> None:
         key = tensor.untyped_storage()._cdata

@@ -47,11 +47,6 @@ class Pending:
     told: Callable[[Any], None] | None = None
 
     @property
-    def is_short(self) -> bool:
-        """Whether it is one thing, and not some of many that follow each other."""
-        return len(self.operations) <= 1
-
-    @property
     def what(self) -> str:
         """What the worker does for it now."""
         if not self.operations:

@@ -52,15 +52,18 @@ def serve(sock: socket.socket, settings: Settings) -> None:
         torch.zeros(_SHARED).add_(1)  # makes its threads now, and not in the first operation
     runtime = Runtime(channel.queue, channel.flush, Device.of(settings.device), channel.glance)
     ahead, lookout = runtime.ahead, Lookout(limits.AWAKE_WORKER, give_way=giving_way())
+    waiting = ahead.messages
     try:
         while (messages := lookout.wait(channel.receive_now, channel.receive)) is not None:
             begun = time.perf_counter()
-            ahead.came(messages)
-            while (next_one := ahead.next()) is not None:
-                runtime.handle(*next_one)
+            waiting += messages
+            while waiting:
+                runtime.handle(*waiting.popleft())
                 if time.perf_counter() - begun > limits.ANSWERS_WAIT:
                     channel.flush()  # else what is done would wait for what is not
                     begun = time.perf_counter()
+            if ahead.broken is not None:
+                raise ahead.broken
             channel.flush()
             runtime.let_go()
             channel.flush()

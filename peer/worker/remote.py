@@ -85,6 +85,7 @@ class Worker(Line):
         self.knows = self._held.has_program
         self._taught: dict[Stretch, Taught] = {}  # the stretches that it has, in the order in which it was told
         self._lessons = 0
+        self.writes = 0  # how often something here was changed in place; whoever asks for that counts it
         self._operations = 0
 
     # --- what it is asked ---------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ class Worker(Line):
             results = self._results(fields, count)
             if wanted is None:
                 return results, None
-            return results, answers.value(self._held.made, fields, descriptors, self._buffers)
+            return results, answers.value(self._held.made, fields[1], descriptors, self._buffers)
 
         self._held.promised(made)
         known = list(filter(self.holds, dropped))
@@ -172,10 +173,11 @@ class Worker(Line):
         def parse(
             fields: list[Any], descriptors: list[int]
         ) -> tuple[list[Result] | tuple[TensorHeader, ...], Exported | GridError | None]:
-            results = taught.results(fields, self._results)
+            # As `results` has it where all is as before, without a call.
+            results = (fields[0] is None and taught.headers) or taught.results(fields, self._results)
             if wanted is None:
                 return results, None
-            return results, answers.value(self._held.made, fields, descriptors, self._buffers)
+            return results, answers.value(self._held.made, fields[1], descriptors, self._buffers)
 
         self._held.promised(use.outs)
         known = list(filter(self.holds, dropped))
@@ -284,19 +286,14 @@ class Worker(Line):
         """Whether it holds it as a result."""
         return self._held.has_made(object_id)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether `ready` would not wait."""
-        return not self._channel.unsent_bytes or not self._channel.is_full
-
     async def ready(self) -> None:
-        """Waits until the unsent requests are few. Cancelling is safe."""
-        await self._channel.drained()
+        """Waits until the unsent requests are few (`channel.is_full`). Cancelling is safe."""
+        await self.channel.drained()
 
     def allow(self, nbytes: int | None) -> None:
         """How much it may hold from now on. The budget in its settings holds until it is told."""
         # One that does not read is told nothing: what waited for it would have no bound but how often others change.
-        if nbytes is not None and nbytes != self._allowed and not self._channel.is_full:
+        if nbytes is not None and nbytes != self._allowed and not self.channel.is_full:
             self._allowed = nbytes
             self._tell(["allow", nbytes])
 
@@ -329,7 +326,7 @@ class Worker(Line):
 
     def statistics(self) -> WorkerStatistics:
         return WorkerStatistics(
-            self.key, self.pid, len(self._held), len(self._pending), self._channel.unsent_bytes, self._operations
+            self.key, self.pid, len(self._held), len(self._pending), self.channel.unsent_bytes, self._operations
         )
 
     def __repr__(self) -> str:

@@ -42,6 +42,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ class Runtime:
         self._programs = Programs(self._objects)
         self._stretches: dict[int, Stretch] = {}  # as many as the peer says: it counts them
         self.ahead = Ahead(self._objects, self._stretches, receive, self._give)
+        self._tell = 0.0  # when it is to be told how far the request is that is worked at
         self._operations = 0
         self._seconds = 0.0
         self._handlers: dict[str, Callable[..., None]] = {
@@ -162,9 +164,10 @@ class Runtime:
     ) -> None:
         started = time.perf_counter()
         due = started + limits.LOOK_AHEAD
+        self._tell = started + limits.PROGRESS
         if dropped and 2 * ALLOWED.held > ALLOWED.memory:
             self._drop_unused(dropped, operations, wanted)
-        beat: _Beat | None = None
+        beat = partial(self._beat, seq, len(operations), dropped, lambda done: written_by(operations[done:]))
         results: list[Any] = []
         for operation in operations:
             result = execute(self._objects, operation)
@@ -173,7 +176,6 @@ class Runtime:
             else:
                 results.append(told(result))
             if time.perf_counter() > due:
-                beat = beat or _Beat(self, seq, len(operations), dropped, lambda done: written_by(operations[done:]))
                 beat(len(results))
                 due = time.perf_counter() + limits.LOOK_AHEAD
         self._ran(seq, len(operations), started, results, wanted, dropped)
@@ -195,13 +197,13 @@ class Runtime:
         dropped: Sequence[bytes] = (),
     ) -> None:
         started = time.perf_counter()
+        self._tell = started + limits.PROGRESS
         stretch = self._stretches[number]
-        unwanted = frozenset(dropped) - {wanted} if dropped else ()
-        use = Use(self._objects, stretch, given, made, floats, unwanted)
+        use = Use(self._objects, stretch, given, made, floats, frozenset(dropped) - {wanted})
         if dropped and 2 * ALLOWED.held > ALLOWED.memory:
             self._drop_unused(dropped, use.ids, wanted)
         count = len(stretch.operations)
-        results = use.run(_Beat(self, seq, count, dropped, lambda done: stretch.written(done, use.ids)))
+        results = use.run(partial(self._beat, seq, count, dropped, lambda done: stretch.written(done, use.ids)))
         self._ran(seq, count, started, results, wanted, dropped)
 
     def _ran(
@@ -222,19 +224,34 @@ class Runtime:
             self._run_for(seq, results, wanted)
         self._unwanted = dropped
 
-    def _drop_unused(self, ids: Sequence[bytes], operations: list[Any], wanted: bytes | None) -> None:
+    def _drop_unused(self, ids: Sequence[bytes], operations: Sequence[Any], wanted: bytes | None) -> None:
         """Lets go before the operations run, which may need the memory, of what they do not name."""
         used = {wanted, *_ids_in(operations)}
         self._objects.drop([object_id for object_id in ids if object_id not in used])
 
+    def _beat(
+        self, seq: int, count: int, dropped: Sequence[bytes], rest: Callable[[int], Iterable[bytes | None]], done: int
+    ) -> None:
+        """What a request that takes long does between two of its operations: it says how far it is, and gives what
+        waits behind it and is there. `rest` gives the ids of what the operations after the first `done` may write."""
+        now = time.perf_counter()
+        if now > self._tell and done < count:
+            self._tell = now + limits.PROGRESS
+            self._progress(seq, done)
+        self.ahead.look(lambda: rest(done), dropped)
+
     def _run_for(self, seq: int, results: list[Any] | None, wanted: bytes) -> None:
-        """The results, and a value with them."""
+        """The results, and a value with them: they leave before anything is done that was asked after."""
+        fd: int | None = None
         try:
             value, fd = self._value(wanted)
         except Exception as problem:
-            self._done(seq, results, as_error(problem, "export").to_fault())
+            value = as_error(problem, "export").to_fault()
+        if fd is None:
+            self._done(seq, results, value)
         else:
             self._done_with(fd, seq, results, value)
+        self._flush()
 
     def _program(self, _: list[int], seq: int, *fields: Any) -> None:
         started = time.perf_counter()
@@ -273,7 +290,6 @@ class Runtime:
         if tensor.numel() * tensor.element_size() > limits.INLINE_PAYLOAD or self._objects.is_as_provided(object_id):
             return False
         self._run_for(seq, [], object_id)
-        self._flush()
         return True
 
     def _sign(self, descriptors: list[int]) -> None:
@@ -287,35 +303,40 @@ class Runtime:
             value, fd = self._value(object_id, in_memory)
         except Exception as problem:
             self._fault(seq, as_error(problem, "export"))
+            return
+        if fd is None:
+            self._done(seq, *value)
         else:
             self._done_with(fd, seq, *value)
 
-    def _value(self, object_id: bytes, in_memory: bool = False) -> tuple[list[Any], int | None]:
+    def _value(self, object_id: bytes, in_memory: bool = False) -> tuple[Any, int | None]:
         """[dtype, shape, data], and the descriptor of a memory file for what is large: the caller's to close."""
-        tensor = self._objects.get(object_id)
-        value = _header(tensor)
-        if self._objects.is_as_provided(object_id) and not in_memory:
+        objects = self._objects
+        tensor = objects.tensors.get(object_id)
+        if tensor is None:
+            tensor = objects.get(object_id)  # which says why
+        value = [NAME_OF[tensor.dtype], tensor.shape]  # as `_header` has it
+        if not in_memory and object_id in objects.roots and objects.is_as_provided(object_id):
             return [*value, None], None
         nbytes = tensor.numel() * tensor.element_size()
+        is_small = nbytes <= limits.INLINE_PAYLOAD
         if nbytes > limits.BLOCK and not in_memory:
-            place = self._objects.place(tensor)
+            place = objects.place(tensor)
             if place is not None:
                 return [*value, place], None
-        export.check_size(nbytes)
-        guarded = self._objects.guarded([tensor]) if self._objects.guards else []
+        if not is_small:
+            export.check_size(nbytes)
+        guarded = objects.guarded([tensor]) if objects.guards else []
         for each in guarded:
             each.check()
-        if nbytes <= limits.INLINE_PAYLOAD:
+        if is_small:
             data = bytes(values.tensor_bytes(tensor))
             for each in guarded:
                 each.was_read()
             return [*value, data], None
         return [*value, None], export.filed(tensor, guarded)
 
-    def _done_with(self, fd: int | None, seq: int, *fields: Any) -> None:
-        if fd is None:
-            self._done(seq, *fields)
-            return
+    def _done_with(self, fd: int, seq: int, *fields: Any) -> None:
         try:
             self._send(["done", seq, *fields], [fd])
         except TooLarge as error:
@@ -337,35 +358,6 @@ class Runtime:
 
     def _fault(self, seq: int, error: GridError) -> None:
         self._send(["fault", seq, error.to_fault()], ())
-
-
-class _Beat:
-    """What a request that takes long does between two of its operations: it says how far it is, and gives what waits
-    behind it and is there."""
-
-    __slots__ = ("_count", "_dropped", "_rest", "_runtime", "_seq", "_tell")
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        seq: int,
-        count: int,
-        dropped: Sequence[bytes],
-        rest: Callable[[int], Iterable[bytes | None]],
-    ) -> None:
-        self._runtime = runtime
-        self._seq = seq
-        self._count = count
-        self._dropped = dropped
-        self._rest = rest
-        self._tell = time.perf_counter() + limits.PROGRESS
-
-    def __call__(self, done: int) -> None:
-        now = time.perf_counter()
-        if now > self._tell and done < self._count:
-            self._tell = now + limits.PROGRESS
-            self._runtime._progress(self._seq, done)
-        self._runtime.ahead.look(lambda: self._rest(done), self._dropped)
 
 
 def _ids_in(value: Any) -> Iterator[bytes]:

@@ -12,14 +12,15 @@ from typing import Any, Final
 import torch
 
 from compute import table
-from compute.estimate import Estimate, check_allowed, guarded
+from compute.estimate import Estimate, check_allowed, failed, guarded
 from compute.interpreter import call
-from compute.known import stride_of
+from compute.known import NO_CONJUGATES, stride_of
+from compute.layout import laid_out
 from compute.proven import Call, proven
 from compute.value_guards import is_readable
-from compute.writes import written_positions
+from compute.writes import CHECK, written_positions
 from peer.worker import repeated
-from peer.worker.execution import CHECK, guarded_among, run
+from peer.worker.execution import guarded_among, run
 from peer.worker.objects import Objects
 from peer.worker.randomness import GENERATOR
 from protocol.ids import ID_BYTES
@@ -42,6 +43,7 @@ class Step:
         last: slots of what the stretch makes, and no operation after this one uses.
         plan: what is known of it.
         is_plain: nothing but memory and time have to be looked at before it runs.
+        strides: of its results, which it mostly gives as they are; none of an operation that needs more than a look.
         is_long: nothing is known: it is looked at each time, and runs as it would alone.
     """
 
@@ -59,6 +61,7 @@ class Step:
     last: tuple[int, ...] = ()
     plan: repeated.Plan = _NO_PLAN
     is_plain: bool = False
+    strides: tuple[tuple[int, ...] | None, ...] = ()
 
     def run(self, objects: Objects, values: Sequence[Any], floats: Sequence[float], is_free: bool) -> Any:
         """What the operation gives, if it is none that runs alone; raises what it would raise alone. All in one
@@ -89,7 +92,18 @@ class Step:
                 check_allowed(self.entry.name, estimate)
             if self.plan.guard is not None and is_readable((*args, *kwargs.values())):
                 guarded(self.entry.name, self.plan.guard, self.entry.named(args, kwargs))
-        return call(self.entry, args, kwargs, estimate.results)
+        if not self.strides:
+            return call(self.entry, args, kwargs, estimate.results)
+        try:  # as `call` has it, without one
+            value = self.entry.kernel(*args, **kwargs)
+        except Exception as error:
+            raise failed(self.entry.name, error) from None
+        if type(value) is torch.Tensor:
+            return value if value.stride() == self.strides[0] else laid_out(value, estimate.results)
+        for tensor, stride in zip(value, self.strides, strict=False):
+            if stride is not None and tensor is not None and tensor.stride() != stride:
+                return laid_out(value, estimate.results)
+        return value
 
 
 class Learner:
@@ -125,6 +139,8 @@ class Learner:
         used: set[int] = set()
         for step in reversed(self.steps):
             step.is_plain = stride_of(step.entry, step.plan.estimate, step.plan.guard) is not None
+            if not step.entry.gives_list and step.entry.name != NO_CONJUGATES:
+                step.strides = tuple(None if r is None else tuple(r.stride) for r in step.plan.estimate.results)
             slots = {*step.outs, *(slot for _, slot in step.tensors), *(slot for _, of in step.lists for slot in of)}
             step.last = tuple(slot for slot in slots - used if slot >= given)
             used |= slots

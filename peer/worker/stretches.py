@@ -13,7 +13,6 @@ that it makes; each of its floats stands for the next one of a use.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -27,12 +26,12 @@ from compute.dtypes import NAME_OF
 from compute.estimate import hangs_on_floats
 from compute.interpreter import is_free
 from compute.whole import is_whole
-from peer.worker.execution import Unfilled, execute, keep, refused, tensors_in
+from peer.worker.execution import execute, fill, is_filling, keep, refused, tensors_in
 from peer.worker.objects import Objects
 from peer.worker.steps import Learner, Step, count_floats, look_like, number_of, written_by
 from protocol import limits
 from protocol.errors import GridError, OperationNotAllowed
-from protocol.ids import split_ids
+from protocol.ids import ID_BYTES, splitter
 
 _PLANS: Final = 4  # of one stretch: inputs of so many different looks may take turns
 _TRIES: Final = 8  # uses in a row that looked like none before: then nothing more is learned of it
@@ -52,8 +51,8 @@ class Plan:
         is_whole: all of them write every element of that (compute/whole.py).
         has_long: some are looked at each time.
         is_writing: some change what the stretch is given, or what it made.
-        largest: bytes that one of the others takes at most; `nbytes`: all their results; `seconds`: how long one takes,
-            at least.
+        most: bytes that the others take at most: all their results, and what the largest needs. `seconds`: how long
+            one takes, at least.
     """
 
     look: Look
@@ -62,8 +61,7 @@ class Plan:
     is_whole: bool
     has_long: bool
     is_writing: bool
-    largest: int
-    nbytes: int
+    most: int
     seconds: float
 
     @classmethod
@@ -76,8 +74,7 @@ class Plan:
             is_whole=all(is_whole(step.entry) for step in steps),
             has_long=any(step.is_long for step in steps),
             is_writing=any(step.written for step in steps),
-            largest=max(estimate.largest for estimate in estimates),
-            nbytes=sum(estimate.nbytes for estimate in estimates),
+            most=sum(estimate.nbytes for estimate in estimates) + max(estimate.largest for estimate in estimates),
             seconds=max(estimate.cost.seconds for estimate in estimates),
         )
 
@@ -94,29 +91,27 @@ class Stretch:
         self._reshapes = any(map(_reshapes, operations))
         self._written = _written(operations)
 
-    def look(self, given: Sequence[torch.Tensor | None], floats: Sequence[float]) -> Look | None:
-        """What a use looks like; None where one of its tensors is not there."""
+    def find(self, given: Sequence[torch.Tensor | None], floats: Sequence[float]) -> tuple[Look | None, Plan | None]:
+        """What a use looks like, and the plan for that, if there is one; None and None where one of its tensors is not
+        there."""
         look: Look = []
         for tensor in given:
             if tensor is None:
-                return None
+                return None, None
             look += (tensor.dtype, tensor.shape, tensor.stride())
         for number in self._shaping:
             look.append(floats[number])
-        return look
+        for plan in self._plans:
+            if plan.look == look:
+                self._misses = 0
+                return look, plan
+        self._misses += 1
+        return look, None
 
     def written(self, done: int, ids: Sequence[bytes]) -> list[bytes | None]:
         """The ids of what the operations after the first `done` may write, None for one that may be anything's; `ids`
         are those of a use."""
         return [None if slot is None else ids[slot] for at, slot in self._written if at >= done]
-
-    def find(self, look: Look) -> Plan | None:
-        for plan in self._plans:
-            if plan.look == look:
-                self._misses = 0
-                return plan
-        self._misses += 1
-        return None
 
     @property
     def may_learn(self) -> bool:
@@ -155,14 +150,15 @@ class Use:
         given: bytes,
         made: bytes,
         floats: Sequence[float],
-        unwanted: Collection[bytes] = (),
+        unwanted: frozenset[bytes] = frozenset(),
     ) -> None:
         self._objects = objects
         self._stretch = stretch
         self._floats = floats
-        self._unwanted = unwanted
-        self._given = split_ids(given)
-        self.ids = [*self._given, *split_ids(made)]
+        self._given = splitter(len(given) // ID_BYTES)(given)
+        made_ids = splitter(len(made) // ID_BYTES)(made)
+        self.ids = self._given + made_ids
+        self._unwanted = unwanted.intersection(made_ids)
         self._operations: list[Any] | None = None
         self._results: list[Any] = []
         self._fault: dict[str, Any] = {}  # of the operation that failed last
@@ -170,11 +166,14 @@ class Use:
     def run(self, beat: Beat) -> list[Any] | None:
         objects, stretch = self._objects, self._stretch
         values: list[Any] = list(map(objects.tensors.get, self._given))
-        look = stretch.look(values, self._floats) if objects.is_on_cpu else None
-        plan = None if look is None else stretch.find(look)
+        look, plan = stretch.find(values, self._floats) if objects.is_on_cpu else (None, None)
         if plan is not None:
-            with Unfilled() if plan.is_whole else contextlib.nullcontext():
+            was = is_filling()
+            fill(was and not plan.is_whole)  # as Unfilled has it, without a call
+            try:
                 done = self._run_known(plan, values, beat)
+            finally:
+                fill(was)
             if done == len(plan.steps):
                 told, stretch.told = stretch.told, plan
                 return None if told is plan else plan.results
@@ -201,9 +200,12 @@ class Use:
         them, and of one more."""
         objects, ids, floats, steps, at = self._objects, self.ids, self._floats, plan.steps, 0
         values += [None] * (len(ids) - len(values))
-        brief, is_free = self._brief(plan, values), self._is_free(plan)
-        due = time.perf_counter() + limits.LOOK_AHEAD
+        brief = self._brief(plan, values) if self._unwanted else ()
+        # Whether there is room and time for all that the stretch may take, and nothing to be checked before it is read.
+        has_room = not objects.guards and is_free(plan.most, plan.seconds)
+        due, last = time.perf_counter() + limits.LOOK_AHEAD, len(steps) - 1
         value: Any = None
+        tensors: Any = None
         try:
             for at, step in enumerate(steps):
                 if step.is_long:
@@ -215,18 +217,19 @@ class Use:
                     for slot, tensor in zip(step.outs, value, strict=False):
                         values[slot] = tensor
                 else:
-                    value = step.run(objects, values, floats, is_free)
-                    for slot, tensor in zip(step.outs, tensors_in(value), strict=False):
+                    value = step.run(objects, values, floats, has_room)
+                    tensors = (value,) if type(value) is torch.Tensor else tensors_in(value)
+                    for slot, tensor in zip(step.outs, tensors, strict=False):
                         values[slot] = tensor
                         if slot not in brief:
                             objects.put(ids[slot], tensor)
                 if step.is_long or step.written:  # that may take memory
-                    is_free = self._is_free(plan)
-                value = tensor = None  # a name for it here would keep it alive during the next step
+                    has_room = not objects.guards and is_free(plan.most, plan.seconds)
+                value = tensor = tensors = None  # a name for it here would keep it alive during the next step
                 if brief:
                     for slot in step.last:
                         values[slot] = None
-                if time.perf_counter() > due:
+                if at < last and time.perf_counter() > due:
                     due = time.perf_counter() + limits.LOOK_AHEAD
                     beat(at + 1)
         except Exception as problem:
@@ -243,19 +246,14 @@ class Use:
         """The slots of what lives only until its last use: its memory is still in the processor's cache for the next.
         Nothing, where that cannot be counted on: what is looked at each time finds objects by their ids, and is told
         how much is held; and so is what takes memory by being written."""
-        if not self._unwanted or plan.has_long:
+        if plan.has_long:
             return ()
         objects, first, unwanted = self._objects, len(self._given), self._unwanted
         copied = objects.copied_when_written(values) if plan.is_writing else 0
-        if ALLOWED.held + plan.nbytes + plan.largest + copied > ALLOWED.memory:
+        if ALLOWED.held + plan.most + copied > ALLOWED.memory:
             return ()
         brief = {slot: id for slot, id in enumerate(self.ids[first:], first) if id in unwanted}
         return brief.keys() if objects.tensors.keys().isdisjoint(brief.values()) else ()
-
-    def _is_free(self, plan: Plan) -> bool:
-        """Whether there is room and time for all that the stretch may take, and nothing to be checked before it is
-        read."""
-        return not self._objects.guards and is_free(plan.nbytes + plan.largest, plan.seconds)
 
     def _long(self, at: int) -> list[torch.Tensor] | None:
         """Runs one that is looked at each time; None where it failed, and that is noted."""

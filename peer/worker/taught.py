@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # it knows objects, and they the worker
 class Taught:
     """The worker has it under this number."""
 
-    __slots__ = ("_headers", "_stretch", "number")
+    __slots__ = ("_stretch", "headers", "number")
 
     def __init__(self, stretch: Stretch, number: int) -> None:
         self.number = number
         self._stretch = stretch
-        self._headers: tuple[TensorHeader, ...] | None = None  # of what it made the last time that it said so
+        self.headers: tuple[TensorHeader, ...] | None = None  # of what it made the last time that it said so
 
     def results(
         self, fields: list[Any], read: Callable[[list[Any], int], list[Result]]
@@ -31,11 +31,11 @@ class Taught:
         ValueError: it says so, and never told what that was.
         """
         if fields[0] is None:
-            if self._headers is None:
+            if self.headers is None:
                 raise ValueError("it refers to results that it did not tell")
-            return self._headers
+            return self.headers
         results = read(fields, len(self._stretch.operations))
-        self._headers = self._of_all(results)
+        self.headers = self._of_all(results)
         return results
 
     def _of_all(self, results: list[Result]) -> tuple[TensorHeader, ...] | None:

@@ -7,6 +7,7 @@ principal that is alone here stands back for nobody, and two that both have none
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
@@ -32,21 +33,17 @@ class Times(NamedTuple):
 class Stretch:
     """How much of its time one worker spends on stretches that are long. Times are of one clock, in seconds."""
 
-    __slots__ = ("_began", "_counted", "_seconds")
+    __slots__ = ("_counted", "_seconds", "began")
 
     def __init__(self) -> None:
-        self._began = 0.0
+        self.began = 0.0  # since when it has had something to do; to be set
         self._counted = 0.0  # until when a stretch that goes on has been told of
         self._seconds = 0.0
 
-    def begins(self, now: float) -> None:
-        """It has something to do from now on."""
-        self._began = now
-
     def ends(self, now: float) -> None:
         """It has done all."""
-        if now - self._began > limits.TURN_STRETCH:
-            self._seconds += now - max(self._began, self._counted)
+        if now - self.began > limits.TURN_STRETCH:
+            self._seconds += now - max(self.began, self._counted)
 
     def taken(self, now: float, is_busy: bool) -> float:
         """Since it was last asked."""
@@ -65,6 +62,7 @@ class Turns(Generic[Process]):
         self._suspected: set[Process] = set()  # who had none when it was looked at last; once may be chance
         self._restless: dict[Process, float] = {}  # when a worker was last seen to have no pauses
         self._back: set[Process] = set()
+        self._light = -math.inf  # when a worker last computed that has pauses
 
     def look(self, times: Mapping[Process, Times], elapsed: float, now: float) -> dict[Process, bool]:
         """Whose standing changes: True, it stands back from now on; False, it does no more.
@@ -82,6 +80,8 @@ class Turns(Generic[Process]):
                 suspected.add(worker)
                 if worker in self._suspected or worker in self._restless:
                     self._restless[worker] = now
+            elif ran > 0:
+                self._light = now
         self._suspected = suspected
         self._computed = {name: at for name, at in self._computed.items() if now - at < limits.TURN_OTHERS}
         self._restless = {each: at for each, at in self._restless.items() if now - at < limits.TURN_REST}
@@ -92,6 +92,13 @@ class Turns(Generic[Process]):
             if worker in self._restless and self._computed.keys() - {principal}
         }
         return dict.fromkeys(before - self._back, False) | dict.fromkeys(self._back - before, True)
+
+    def alone(self, now: float) -> Process | None:
+        """Who stands back, if that is one worker, and somebody with pauses has computed a moment ago."""
+        if len(self._back) != 1 or now - self._light > limits.TURN_REST:
+            return None
+        (worker,) = self._back
+        return worker
 
     def ended(self, worker: Process) -> None:
         self._suspected.discard(worker)

@@ -63,7 +63,8 @@ class _Faulty(Caller):
 
 
 def kinds(function: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
-    entry = dataclasses.replace(lookup("aten.neg.default"), overload=_Overload(function))
+    overload = _Overload(function)
+    entry = dataclasses.replace(lookup("aten.neg.default"), overload=overload, kernel=overload)
     fuzz._entries = lambda names: iter([entry])
     fuzz.Caller = _Faulty  # type: ignore[misc]
     found: list[Finding] = []

@@ -52,6 +52,19 @@ def test_a_refusal_suggests_near_names() -> None:
         lookup("aten.add.tensor")
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("aten._sparse_addmm.default", "to_dense"),
+        ("aten.quantize_per_tensor.default", "round"),
+        ("aten._nested_tensor_from_tensor_list.default", "pad_sequence"),
+    ],
+)
+def test_a_refusal_of_a_layout_says_what_to_write(name: str, advice: str) -> None:
+    with pytest.raises(OperationNotAllowed, match=advice):
+        lookup(name)
+
+
 def test_writes_are_those_of_the_schema() -> None:
     assert lookup("aten.add_.Tensor").writes == (0,)
     assert lookup("aten.add_.Tensor").is_inplace

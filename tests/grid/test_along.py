@@ -13,6 +13,7 @@ from torch import nn
 import grid
 from grid.pointer import Pointer
 from peer.folders import Folders
+from protocol import limits
 
 ONES = torch.ones(4, 4)
 
@@ -25,6 +26,12 @@ DATA: dict[str, Callable[[Any], Any]] = {
     "probabilities": lambda x: F.binary_cross_entropy(x.sigmoid(), ONES / 2),
     "labels": lambda x: F.cross_entropy(x, torch.tensor([0, 2, 1, 3])),
     "weights of a module that is here": lambda x: nn.Linear(4, 4)(x),
+    "some numbers": lambda x: x + torch.tensor([0.0, 1.0, 2.0, 4.0]),
+    "years": lambda x: x[0] - torch.arange(2000, 2004),
+    "a triangle of rows": lambda x: x[:3] * torch.ones(3, 4).tril(),
+    "two labels": lambda x: x[:2, :2] + torch.eye(2).long(),
+    "a triangle that is weighted": lambda x: x * torch.ones(4, 4).tril().cumsum(0),
+    "numbers on the diagonals": lambda x: x + (torch.ones(4, 4).tril() - torch.ones(4, 4).triu() * 2),
     "without gradients": lambda x: _without_gradients(nn.Linear(4, 4), x),
     "weights of attention": lambda x: nn.MultiheadAttention(4, 2)(x, x, x),
     "statistics": lambda x: nn.BatchNorm1d(4, affine=False).eval()(x),
@@ -49,6 +56,17 @@ OWN: dict[str, Callable[[Any], Any]] = {
     "identity": lambda x: torch.linalg.matrix_power(x, 0),
     "zeros without memory": lambda x: torch.func.jvp(torch.logdet, (x @ x.T + torch.eye(4),), (x @ x.T,))[1],
     "identity, times a number": lambda x: x @ x.T + 1e-4 * torch.eye(4),
+    "places of samples": lambda x: x.argmax(1) + torch.arange(4).view(-1, 1, 1) * 20,
+    "places, counted from one": lambda x: x[0].cumsum(0) / torch.arange(1, 5),
+    "steps": lambda x: x * torch.arange(0, 1, 0.25),
+    "coordinates": lambda x: x * torch.meshgrid(torch.arange(4), torch.arange(4) * 2, indexing="ij")[1],
+    "identities": lambda x: torch.stack([x, x]) + torch.eye(4)[None],
+    "an identity for each": lambda x: x @ torch.eye(4).repeat(3, 1, 1),
+    "an identity, rearranged": lambda x: torch.kron(torch.eye(2), x),
+    "all but the diagonal": lambda x: x * (1 - torch.eye(4)),
+    "a triangle": lambda x: (x > 0) & torch.ones(4, 4).tril().bool()[None],
+    "a triangle of numbers": lambda x: x * torch.ones(4, 4).triu(1) + (1 - torch.ones(4, 4).tril()) * -1e10,
+    "a band": lambda x: x * torch.ones(4, 4).tril(1).triu(-1),
     "a number, expanded": lambda x: F.binary_cross_entropy(x.sigmoid(), x.sigmoid(), weight=torch.tensor(2.0)),
     "lengths": lambda x: F.ctc_loss(
         x[:, None].log_softmax(2), torch.ones_like(x[:1, :2]).long(), torch.tensor([4]), torch.tensor([1])
@@ -79,6 +97,28 @@ async def test_what_belongs_to_the_call_goes_along(folders: Folders) -> None:
             found = form(x)
             assert isinstance(found, Pointer), name
             torch.testing.assert_close(await found.fetch(), form(value), msg=lambda text, name=name: f"{name}: {text}")
+
+
+async def test_identities_and_masks_of_any_size_are_made_at_the_peer(folders: Folders) -> None:
+    size = 300
+    value, full = torch.randn(2, size, size), torch.ones(size, size)
+    async with grid.local("alice", folders=folders) as g:
+        x = await g["alice"].send(value)
+        sent = g["alice"].statistics().sent_bytes
+        for form in (
+            lambda x: x + 0.1 * torch.eye(size),
+            lambda x: (x > 0) & full.triu(-3).bool(),
+            lambda x: x * (2 + full.double().tril(1)),
+            lambda x: (x + 1j * torch.eye(size)).real + (x + torch.zeros(size, size, dtype=torch.complex64)).real,
+            lambda x: F.scaled_dot_product_attention(x, x, x, nn.Transformer.generate_square_subsequent_mask(size)),
+            lambda x: x.masked_fill(full.tril().expand(2, size, size) == 0, float("-inf")),
+            lambda x: x + (1 - full.tril().repeat(2, 1, 1)) * -1e10,
+        ):
+            found, wanted = await form(x).fetch(), form(value)
+            torch.testing.assert_close(found, wanted)
+        assert g["alice"].statistics().sent_bytes - sent < limits.INLINE_PAYLOAD
+        with pytest.raises(grid.NotCollocated, match="bytes is here"):
+            x.masked_fill(torch.rand(size, size) > 0.5, 0)
 
 
 async def test_what_torch_draws_goes_along(folders: Folders) -> None:

@@ -196,7 +196,7 @@ async def test_in_a_thread_nothing_needs_an_await(peers: Folders) -> None:
         found += [x[x[0].argmax()], "positive" if x.sum() > 0 else "negative", max(x[:, 0])]
         y = x.clone().requires_grad_()
         y[y > 0].square().sum().backward()
-        return [*found, y.grad]
+        return [*found, y.grad, x[0] in x, x[:1] + 1 in x]
 
     async with grid.connect(folders=peers) as g:
         x, repeats = await g["alice"].send(value), await g["alice"].send(counts)

@@ -63,8 +63,8 @@ def pool_of(peer: Peer) -> WorkerPool:
 async def worker_of(peer: Peer, identity: Identity) -> Worker:
     """Its process is there."""
     pool = pool_of(peer)
-    await until(lambda: (found := pool.find(identity.id)) is not None and found.pid is not None)
-    worker = pool.find(identity.id)
+    await until(lambda: (found := pool.find((identity.id, frozenset()))) is not None and found.pid is not None)
+    worker = pool.find((identity.id, frozenset()))
     assert worker is not None
     return worker
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import grid
 from peer.folders import Folders
@@ -111,6 +111,8 @@ async def test_local_and_remote_tensors_do_not_mix(peers: Folders) -> None:
             with pytest.raises(grid.NotCollocated, match=r"(?s)alice.*send") as caught:
                 pytest.fail(f"{number} gave {mix()!r}")
             assert "here" in str(caught.value) or "send the tensor" in str(caught.value)
+        with pytest.raises(grid.NotCollocated, match=r"with its module \(net = await g\['alice'\]\.send\(net\)\)"):
+            nn.Linear(3, 2, bias=False)(x)
         assert torch.equal(local, torch.ones(2, 3))
         y = await g["bob"].send(local)
         with pytest.raises(grid.NotCollocated, match=r"(?s)alice.*bob.*await y\.move\(g\['alice'\]\)"):
@@ -248,6 +250,23 @@ async def test_awaiting_a_pointer_raises_what_it_failed_with(peers: Folders) -> 
         x = await g["alice"].send(torch.tensor([1, 2]))
         with pytest.raises(grid.OperationFailed, match="out of bounds"):
             await x.gather(0, x + 5)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("value", "instead"),
+    [
+        ([torch.ones(2), torch.ones(3)], "each of its tensors"),
+        (TensorDataset(torch.ones(2), torch.ones(2)), "TensorDataset: send each of its tensors"),
+        (torch.optim.SGD([nn.Parameter(torch.ones(2))]), "when the module is there"),
+        ([1.0, 2.0], "as_tensor"),
+        (3, "as_tensor"),
+    ],
+    ids=["tensors", "a data set", "an optimiser", "numbers", "a number"],
+)
+async def test_what_cannot_be_sent_is_told_what_to_send(peers: Folders, value: Any, instead: str) -> None:
+    async with grid.connect(folders=peers) as g:
+        with pytest.raises(BadRequest, match=instead):
+            await g["alice"].send(value)
 
 
 def test_a_pointer_belongs_to_the_loop_of_its_connection(peers: Folders) -> None:

@@ -25,9 +25,8 @@ class Link:
 
     name = "alice"
     era = 0
-    is_open = True
     is_closed = False
-    connection = None
+    connection: object = True
 
     def __init__(self) -> None:
         self.posted: list[tuple[str, dict[str, Any]]] = []
@@ -80,7 +79,7 @@ async def test_of_many_the_first_leave_while_the_turn_goes_on() -> None:
 
 async def test_a_closed_line_is_sent_nothing_early() -> None:
     outbox, link = _outbox()
-    link.is_open = False
+    link.connection = None
     link.dial = lambda: None
     for number in range(_MANY):
         outbox.post(_operation(number), ())

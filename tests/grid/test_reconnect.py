@@ -50,7 +50,7 @@ class Behind:
     async def wait_known(self) -> None:
         """Until this client knows that its line is cut."""
         link = self.alice.outbox._link
-        await until(lambda: not link.is_open)
+        await until(lambda: link.connection is None)
 
 
 async def start(folders: Folders, port: int) -> PeerProcess:
@@ -111,7 +111,7 @@ async def cut_at_random(it: Behind, seed: int) -> None:
     rng = random.Random(seed)
     longest = 0.04
     while True:
-        await until(lambda: it.alice.outbox._link.is_open)
+        await until(lambda: it.alice.outbox._link.connection is not None)
         await asyncio.sleep(rng.uniform(0, longest))
         it.proxy.cut(reset=rng.random() < 0.5)
         longest *= 1.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -77,3 +78,34 @@ async def test_a_lazy_module_is_run_before_it_is_sent(peers: Folders) -> None:
     async with grid.connect(folders=peers) as g:
         with pytest.raises(grid.GridError, match=r"lazy module has no parameters yet; run it on an example first"):
             await g["alice"].send(nn.Sequential(nn.LazyLinear(2)))
+
+
+async def test_copies_have_what_torchs_copies_have(peers: Folders) -> None:
+    """Of tensors gradients, and one object by two names; of parameters neither."""
+    layer = nn.Linear(2, 2)
+    async with grid.connect(folders=peers) as g:
+        x = torch.ones(1, 2, requires_grad=True)
+        sent: Any = await g["alice"].send(copy.deepcopy(layer))
+        made: list[Any] = []
+        for net, row in ((layer, x), (sent, await g["alice"].send(x))):
+            net(row).sum().backward()
+            tied = nn.Parameter(net.weight.data)
+            row, same, *parameters = copy.deepcopy([row, row.detach(), net.weight, tied])
+            same.add_(1)
+            parameters[0].data.add_(1)
+            made.append([row, row.grad, *parameters])
+            assert [each.grad for each in parameters] == [None, None] and row.requires_grad
+        for wanted, found in zip(*made, strict=True):
+            torch.testing.assert_close(await found.fetch(), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+async def test_a_module_at_a_peer_is_compiled_as_the_class_that_it_was(peers: Folders) -> None:
+    here = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    async with grid.connect(folders=peers) as g:
+        net = await g["alice"].send(copy.deepcopy(here))
+        x = torch.randn(4, 2)
+        compiled = torch.jit.script(net)
+        found = compiled(await g["alice"].send(x))
+        torch.testing.assert_close(await found.fetch(), here(x))
+        assert compiled[0].weight is net[0].weight and net.location is g["alice"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from peer.apart import _ALL, _LOOKS, Apart
+from peer.apart import _ALL, _LAST, _LOOKS, Apart, Cores
 from peer.awake import awake
 from peer.buffers import BufferPool
 from peer.worker.framing import encode
@@ -90,6 +90,35 @@ def test_cores_that_are_anothers_now_are_left_alone(here: int, monkeypatch: pyte
             free()
         look_often(apart)
     assert tries == [_ALL - {here}, _ALL]
+
+
+def test_who_computes_has_a_core_for_itself_and_the_loop_keeps_off_it(here: int) -> None:
+    bound: list[tuple[int, object]] = []
+    cores = Cores(lambda pid, where: bound.append((pid, where)))
+    rest, later = _ALL - _LAST, Later()
+    cores.divide(None, [2, 3])
+    assert bound == [] and os.sched_getaffinity(0) == {here}
+    cores.divide(1, [2, 3])
+    assert dict(bound) == {1: _LAST, 2: rest, 3: rest} and os.sched_getaffinity(0) == rest
+    bound.clear()
+    look_often(Apart(lambda: min(rest), later))
+    assert os.sched_getaffinity(0) == rest and not later.calls, "it is not for the asker to say meanwhile"
+    cores.divide(1, [3, 4])
+    assert dict(bound) == {2: _ALL, 4: rest}
+    bound.clear()
+    cores.divide(None)
+    assert dict(bound) == dict.fromkeys((1, 3, 4), _ALL) and os.sched_getaffinity(0) == _ALL
+
+
+def test_what_was_to_be_let_go_meanwhile_is_not(here: int) -> None:
+    later, cores = Later(), Cores(lambda pid, where: None)
+    look_often(Apart(lambda: here, later))
+    cores.divide(1)
+    (free,) = later.calls
+    free()
+    assert os.sched_getaffinity(0) == _ALL - _LAST
+    cores.divide(None)
+    assert os.sched_getaffinity(0) == _ALL
 
 
 @pytest.mark.parametrize("is_crowded", [True, False])

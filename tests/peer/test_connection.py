@@ -233,7 +233,7 @@ async def test_a_future_that_nobody_awaits_is_no_defect(connected: Connected) ->
     async with connected(handler) as line:
         for _ in range(10):
             line.near.post("run", {})
-        await until(lambda: line.near._session.unanswered == 0)
+        await until(lambda: not line.near._session.unanswered)
         line.near.post("run", {"x": object()})
     line.near.post("late", {})
     gc.collect()

@@ -264,7 +264,7 @@ async def test_an_idle_link_comes_back_by_itself() -> None:
     async with linked() as it:
         await it.link.request("run", {"n": 0})
         await it.cut()
-        await until(lambda: it.link.is_open)
+        await until(lambda: it.link.connection is not None)
         assert it.proxy.connections == 2 and it.link.era == 0
 
 
@@ -297,7 +297,7 @@ async def test_a_peer_that_was_given_up_is_found_again_within_the_grace() -> Non
         it.link.on_failure = failed.append
         await until(lambda: failed)
         it.proxy.refuse = False
-        await until(lambda: it.link.is_open)
+        await until(lambda: it.link.connection is not None)
         assert it.link.era == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from peer import ledger as ledger_module
 from peer.calls import Answer
 from peer.leases import LeaseKey
-from peer.ledger import Heard, Ledger, Ledgers
+from peer.ledger import Entry, Heard, Ledger, Ledgers
 from protocol import limits
 from protocol.errors import BadRequest, GridError, PeerLost, TooLarge
 
@@ -36,27 +36,32 @@ def ask_again(ledger: Ledger, once: int) -> list[Heard]:
     return heard
 
 
+def begin(ledger: Ledger, once: int, seen: int | None = None) -> Entry:
+    entry = ledger.begin(once, "run", seen)
+    assert entry is not None, "it was begun before"
+    return entry
+
+
 def test_a_number_is_new_once(ledger: Ledger) -> None:
-    assert ledger.is_new(1, 1)
-    ledger.begin(1, "run")
-    assert not ledger.is_new(1, 1)
-    assert ledger.is_new(2, 1)
+    begin(ledger, 1, 1)
+    assert ledger.begin(1, "run", 1) is None
+    begin(ledger, 2, 1)
 
 
 def test_one_that_is_done_gets_the_same_answer(ledger: Ledger) -> None:
-    ledger.answered(ledger.begin(1, "run"), DONE)
+    ledger.answered(begin(ledger, 1), DONE)
     assert ask_again(ledger, 1) == [DONE] == ask_again(ledger, 1)
 
 
 def test_one_that_failed_gets_the_same_error(ledger: Ledger) -> None:
-    ledger.answered(ledger.begin(1, "run"), BadRequest("no such thing", operation="run"))
+    ledger.answered(begin(ledger, 1), BadRequest("no such thing", operation="run"))
     (error,) = ask_again(ledger, 1)
     assert isinstance(error, BadRequest) and error.message == "no such thing" and error.operation == "run"
     assert error.__traceback__ is None
 
 
 def test_one_that_is_under_way_is_waited_for(ledger: Ledger) -> None:
-    entry = ledger.begin(1, "run")
+    entry = begin(ledger, 1)
     first, second = ask_again(ledger, 1), ask_again(ledger, 1)
     assert first == second == []
     ledger.answered(entry, DONE)
@@ -65,29 +70,30 @@ def test_one_that_is_under_way_is_waited_for(ledger: Ledger) -> None:
 
 def test_an_answer_is_kept_until_the_client_has_it(ledger: Ledger) -> None:
     for number in (1, 2, 3):
-        ledger.answered(ledger.begin(number, "run"), DONE)
-    assert ledger.is_new(4, 3) and len(ledger) == 1
+        ledger.answered(begin(ledger, number), DONE)
+    begin(ledger, 4, 3)
+    assert len(ledger) == 2, "the third, and this one"
     assert ask_again(ledger, 3) == [DONE]
     (gone,) = ask_again(ledger, 2)
     assert isinstance(gone, PeerLost) and "not known" in gone.message
 
 
 def test_a_number_that_was_given_up_is_not_begun_again(ledger: Ledger) -> None:
-    ledger.give_up(ledger.begin(5, "run"))
-    assert not ledger.is_new(5, 1)
+    ledger.give_up(begin(ledger, 5))
+    assert ledger.begin(5, "run", 1) is None
     (gone,) = ask_again(ledger, 5)
     assert isinstance(gone, PeerLost)
 
 
 def test_whoever_waits_for_what_is_given_up_is_told(ledger: Ledger) -> None:
-    entry = ledger.begin(1, "run")
+    entry = begin(ledger, 1)
     heard = ask_again(ledger, 1)
     ledger.give_up(entry)
     assert [type(each) for each in heard] == [PeerLost]
 
 
 def test_an_answer_that_cannot_be_kept_is_said_to_be_gone(ledger: Ledger) -> None:
-    entry = ledger.begin(1, "run")
+    entry = begin(ledger, 1)
     waiting = ask_again(ledger, 1)
     ledger.answered(entry, None)
     assert [type(each) for each in (*waiting, *ask_again(ledger, 1))] == [PeerLost, PeerLost]
@@ -96,53 +102,53 @@ def test_an_answer_that_cannot_be_kept_is_said_to_be_gone(ledger: Ledger) -> Non
 def test_answers_are_bounded_by_their_bytes(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LEDGER_BYTES", 100_000)
     for number in range(1, 101):
-        ledger.answered(ledger.begin(number, "run"), Answer({}, bytes(10_000)))
+        ledger.answered(begin(ledger, number), Answer({}, bytes(10_000)))
     assert ledger.nbytes <= 100_000
     assert isinstance(ask_again(ledger, 1)[0], PeerLost)
     assert ask_again(ledger, 100) == [Answer({}, bytes(10_000))]
 
 
 def test_long_results_count(ledger: Ledger) -> None:
-    ledger.answered(ledger.begin(1, "describe"), Answer({"record": {"description": "x" * 5_000}}))
+    ledger.answered(begin(ledger, 1), Answer({"record": {"description": "x" * 5_000}}))
     assert ledger.nbytes > 5_000
 
 
 def test_answers_are_bounded_in_number(ledger: Ledger) -> None:
     for number in range(1, 3 * limits.MAX_REQUESTS):
-        ledger.answered(ledger.begin(number, "run"), DONE)
+        ledger.answered(begin(ledger, number), DONE)
     assert len(ledger) == 2 * limits.MAX_REQUESTS
 
 
 def test_what_is_under_way_is_bounded_too(ledger: Ledger) -> None:
-    for number in range(1, 2 * limits.MAX_REQUESTS + 1):
-        ledger.begin(number, "run")
+    first, *_ = [begin(ledger, number) for number in range(1, 2 * limits.MAX_REQUESTS + 1)]
     with pytest.raises(TooLarge, match="under way"):
-        ledger.begin(2 * limits.MAX_REQUESTS + 1, "run")
-    assert ledger.is_new(2 * limits.MAX_REQUESTS + 1, 1), "it was not begun"
+        begin(ledger, 2 * limits.MAX_REQUESTS + 1)
+    ledger.answered(first, DONE)
+    begin(ledger, 2 * limits.MAX_REQUESTS + 1)  # it was not begun
 
 
 def test_all_ledgers_together_are_bounded(ledgers: Ledgers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "MAX_BYTES", 100_000)
     for number in range(30):
         each = ledgers.of(("d" * 52, number.to_bytes(16, "big")))
-        each.answered(each.begin(1, "run"), Answer({}, bytes(10_000)))
+        each.answered(begin(each, 1), Answer({}, bytes(10_000)))
     assert ledgers.nbytes <= 100_000
     assert ask_again(ledgers.of(("d" * 52, (29).to_bytes(16, "big"))), 1) == [Answer({}, bytes(10_000))]
 
 
 def test_leases_have_ledgers_of_their_own(ledgers: Ledgers, ledger: Ledger) -> None:
-    ledger.begin(1, "run")
+    begin(ledger, 1)
     assert ledgers.of(DORA) is ledger
-    assert ledgers.of(ERIC).is_new(1, 1)
+    begin(ledgers.of(ERIC), 1, 1)
 
 
 def test_a_lease_that_is_over_leaves_nothing(ledgers: Ledgers, ledger: Ledger) -> None:
-    ledger.answered(ledger.begin(1, "run"), DONE)
-    ledger.begin(2, "run")
+    ledger.answered(begin(ledger, 1), DONE)
+    begin(ledger, 2)
     ledgers.forget(DORA)
     ledgers.forget(ERIC)
     assert len(ledgers) == 0 and ledgers.nbytes == 0 and len(ledger) == 0
-    assert ledgers.of(DORA).is_new(1, 1)
+    begin(ledgers.of(DORA), 1, 1)
 
 
 async def test_what_works_on_it_ends_with_the_lease_or_when_given_up(ledgers: Ledgers, ledger: Ledger) -> None:
@@ -152,7 +158,7 @@ async def test_what_works_on_it_ends_with_the_lease_or_when_given_up(ledgers: Le
     tasks: list[asyncio.Task[Any]] = []
     entries = []
     for number in (1, 2):
-        entries.append(ledger.begin(number, "run"))
+        entries.append(begin(ledger, number))
         tasks.append(asyncio.create_task(forever()))
         ledger.started(entries[-1], tasks[-1])
     assert set(ledgers.tasks) == set(tasks)
@@ -166,7 +172,7 @@ async def test_what_works_on_it_ends_with_the_lease_or_when_given_up(ledgers: Le
 
 
 def test_an_answer_that_comes_too_late_is_not_kept(ledger: Ledger) -> None:
-    entry = ledger.begin(1, "run")
+    entry = begin(ledger, 1)
     ledger.give_up(entry)
     ledger.answered(entry, DONE)
     assert len(ledger) == 0 and ledger.nbytes == 0
@@ -174,12 +180,14 @@ def test_an_answer_that_comes_too_late_is_not_kept(ledger: Ledger) -> None:
 
 
 def test_what_is_under_way_stays_whatever_the_client_says_it_has(ledger: Ledger) -> None:
-    entry = ledger.begin(1, "run")
-    assert ledger.is_new(2, 2) and len(ledger) == 1
+    entry = begin(ledger, 1)
+    begin(ledger, 2, 2)
+    assert len(ledger) == 2
     heard = ask_again(ledger, 1)
     ledger.answered(entry, DONE)
     assert heard == [DONE]
-    assert ledger.is_new(2, 2) and len(ledger) == 0
+    begin(ledger, 3, 2)
+    assert len(ledger) == 2, "the first is gone"
 
 
 async def test_what_was_given_up_counts_until_it_has_ended(
@@ -194,48 +202,50 @@ async def test_what_was_given_up_counts_until_it_has_ended(
         except asyncio.CancelledError:
             await is_over.wait()
 
-    entry = ledger.begin(1, "run")
+    entry = begin(ledger, 1)
     task = asyncio.create_task(stubborn())
     ledger.started(entry, task)
     await asyncio.sleep(0)
     ledger.give_up(entry)
     with pytest.raises(TooLarge):
-        ledger.begin(2, "run")
+        begin(ledger, 2)
     is_over.set()
     await asyncio.wait([task])
-    ledger.begin(2, "run")
+    begin(ledger, 2)
     monkeypatch.setattr(ledger_module, "_MAX_RUNNING_OF_ONE", 1)
-    assert not ledgers.began(DORA[0]), "one is under way"
+    with pytest.raises(TooLarge):
+        begin(ledgers.of((DORA[0], bytes([1]) * 16)), 1)
 
 
 async def test_what_is_in_no_entry_any_more_ends_with_the_lease_too(
     ledgers: Ledgers, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = ledger.begin(1, "run")
+    entry = begin(ledger, 1)
     task = asyncio.create_task(asyncio.Event().wait())
     ledger.started(entry, task)  # type: ignore[arg-type]
     ledger.answered(entry, DONE)  # its task may still have something to do
-    assert ledger.is_new(2, 2) and len(ledger) == 0
+    begin(ledger, 2, 2)
+    assert len(ledger) == 1, "the second"
     ledgers.forget(DORA)
     await asyncio.wait([task], timeout=60)
     assert task.cancelled() and ledgers.tasks == []
     monkeypatch.setattr(ledger_module, "_MAX_RUNNING_OF_ONE", 1)
-    assert ledgers.began(DORA[0]), "none is under way"
+    begin(ledgers.of(DORA), 1)  # none is under way
 
 
 def test_all_leases_of_a_principal_together_are_bounded(ledgers: Ledgers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "_MAX_RUNNING_OF_ONE", 3)
-    entries = [ledgers.of((DORA[0], bytes([number]) * 16)).begin(1, "run") for number in range(3)]
+    entries = [begin(ledgers.of((DORA[0], bytes([number]) * 16)), 1) for number in range(3)]
     more = ledgers.of((DORA[0], bytes([9]) * 16))
     with pytest.raises(TooLarge, match="under way"):
-        more.begin(1, "run")
-    ledgers.of(ERIC).begin(1, "run")
+        begin(more, 1)
+    begin(ledgers.of(ERIC), 1)
     ledgers.of((DORA[0], bytes(16))).answered(entries[0], DONE)
-    more.begin(1, "run")
+    begin(more, 1)
 
 
 def test_of_those_who_wait_for_one_answer_the_newest_get_it(ledger: Ledger) -> None:
-    entry = ledger.begin(1, "run")
+    entry = begin(ledger, 1)
     heard = [ask_again(ledger, 1) for _ in range(1_000)]
     assert entry.waiters is not None and len(entry.waiters) <= 4
     assert isinstance(heard[0][0], PeerLost)
@@ -244,7 +254,7 @@ def test_of_those_who_wait_for_one_answer_the_newest_get_it(ledger: Ledger) -> N
 
 
 def test_who_leaves_waits_no_more(ledger: Ledger) -> None:
-    entry = ledger.begin(1, "run")
+    entry = begin(ledger, 1)
     heard: list[Heard] = []
     waiter = heard.append
     ledger.again(1, "run", waiter)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from peer.stretch import Kept, Stretch
+from peer.stretch import Kept, Stretch, Use
 from peer.worker.taught import Taught
 from protocol import limits
 from protocol.errors import BadRequest, GridError
@@ -32,15 +32,15 @@ def _args(given: bytes = X + W, outs: bytes = Y + Z, floats: Any = (0.5, 0.25)) 
 
 
 def test_a_use_gives_the_operations_back() -> None:
-    use = _stretch().use(_args())
+    use = Use(_stretch(), _args())
     assert use.operations == STEP
-    assert use.ids == [X, W] and list(use.outs) == [Y, Z]
+    assert list(use.ids) == [X, W] and list(use.outs) == [Y, Z]
     assert use.stretch.is_writing and use.stretch.written == (1,)
 
 
 def test_another_use_has_other_ids_and_floats() -> None:
     a, b, c, d = (bytes(14) + bytes([1, number]) for number in range(4))
-    operations = _stretch().use(_args(a + b, c + d, (1.0, 2.0))).operations
+    operations = Use(_stretch(), _args(a + b, c + d, (1.0, 2.0))).operations
     assert operations[0] == ["aten.mul.Tensor", [a, 1.0], {}, [c]]
     assert operations[1] == ["aten.add_.Tensor", [b, c], {"alpha": 2.0}, []]
 
@@ -66,7 +66,7 @@ def test_another_use_has_other_ids_and_floats() -> None:
 )
 def test_a_use_that_does_not_fit_is_refused(args: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
-        _stretch().use(args)
+        Use(_stretch(), args)
 
 
 @pytest.mark.parametrize(
@@ -107,16 +107,30 @@ def test_a_number_that_is_none(number: Any) -> None:
     with pytest.raises(BadRequest):
         kept.keep(number, STEP, 100)
     with pytest.raises(BadRequest):
-        kept.find(number)
+        kept.asked({"again": number, **_args()})
+
+
+def _asked(kept: Kept, args: dict[str, Any]) -> Use:
+    use = kept.asked({"again": 3, **args})
+    assert isinstance(use, Use)
+    return use
+
+
+def test_operations_themselves_are_not_looked_at_and_nothing_is_no_request() -> None:
+    operations = [None]
+    assert Kept().asked({"operations": operations, "again": 3}) is operations
+    for args in ({}, {"operations": ()}, {"operations": {}, "again": None}):
+        with pytest.raises(BadRequest, match="operations is a list"):
+            Kept().asked(args)
 
 
 def test_what_is_kept_is_replaced_and_found_no_more_where_it_is_refused() -> None:
     kept = Kept()
-    assert kept.keep(3, STEP, 100) and kept.find(3).use(_args()).operations == STEP
-    assert kept.keep(3, STEP[:1], 100) and len(kept.find(3).operations) == 1
+    assert kept.keep(3, STEP, 100) and _asked(kept, _args()).operations == STEP
+    assert kept.keep(3, STEP[:1], 100) and len(_asked(kept, _args(X, Y, (0.5,))).operations) == 1
     assert not kept.keep(3, STEP, limits.MAX_STRETCH + 1)
     with pytest.raises(BadRequest):
-        kept.find(3)
+        kept.asked({"again": 3, **_args(X, Y, (0.5,))})
     assert not kept.keep(4, STEP[:1] * (limits.MAX_BATCH + 1), 100)
     assert not kept.keep(5, ["no operation"], 100)
 

@@ -126,7 +126,7 @@ class Asker:
         """Ends its worker, if it has one."""
 
         async def work() -> None:
-            found = self.pool.find(self.principal)
+            found = self.pool.find((self.principal, frozenset()))
             if found is not None:
                 found.kill()
 

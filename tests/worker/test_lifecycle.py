@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from peer.pool_settings import PoolSettings
-from peer.worker.remote import Worker
+from peer.worker.remote import Result, Worker
 from peer.workers import Settings, WorkerPool
 from protocol.errors import GridError, InternalError, NotFound, TooLarge, WorkerLost
 from tests.waiting import PATIENCE, descriptors, no_descriptors_left, process_ended
@@ -62,7 +62,7 @@ def test_a_principal_keeps_its_process(asker: Asker) -> None:
     pid = asker.pid
     asker.op("aten.zeros.default", [1])
     assert asker.pid == pid
-    assert asker.pool.find(asker.principal) is asker.worker
+    assert asker.pool.find((asker.principal, frozenset())) is asker.worker
 
 
 def test_other_labels_are_another_process(asker: Asker) -> None:
@@ -101,6 +101,21 @@ def test_a_killed_worker_fails_what_was_asked_of_it_and_nothing_else(asker: Aske
     assert len(told) == 1
     assert other.value(kept).tolist() == [-1, -1, -1]
     other.end()
+
+
+def test_what_is_no_message_ends_a_worker_when_what_came_before_it_is_done(asker: Asker) -> None:
+    x = asker.op("aten.ones.default", [400, 400])
+    slow = [["aten.mm.default", [x, x], {}, [new_id()]] for _ in range(40)]
+
+    async def ask() -> list[Result]:
+        first, others = worker.run(slow[:20]), worker.run(slow[20:])
+        await first
+        worker.channel._socket.send(b"\1\0\0\0\0\xc1")  # it looks at what has come while it is at the others
+        return await asyncio.wait_for(others, PATIENCE)
+
+    worker = asker.worker
+    assert not any(isinstance(result, GridError) for result in asker.do(ask()))
+    assert "defect" in loss(asker, worker).message
 
 
 def test_after_a_loss_the_next_request_has_a_new_worker(asker: Asker) -> None:
@@ -219,8 +234,8 @@ def all_workers_in_use_are_too_many(place: Workplace) -> None:
     assert caught.value.fields["limit"] == "MAX_WORKERS"
     two.drop(x)
     three.op("aten.zeros.default", [1])
-    assert place.pool.find(one.principal) is not None
-    assert place.pool.find(two.principal) is None
+    assert place.pool.find((one.principal, frozenset())) is not None
+    assert place.pool.find((two.principal, frozenset())) is None
     one.end()
     three.end()
 
@@ -242,7 +257,7 @@ def one_that_holds_nothing_of_its_own_is_ended(place: Workplace) -> None:
 
     survived, _ = place.do(idle())
     assert survived
-    assert place.pool.find(asker.principal) is None
+    assert place.pool.find((asker.principal, frozenset())) is None
 
 
 def a_dead_zygote_takes_its_workers_and_is_replaced(place: Workplace) -> None:

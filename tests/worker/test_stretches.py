@@ -538,7 +538,7 @@ def test_what_nobody_wants_afterwards_is_gone_after_its_last_use(monkeypatch: py
         assert list(scene.world.objects.tensors) == [x, z]
         scene.world.runtime.handle(["drop", [x, z]], [])
         assert scene.world.objects.held == 0
-    assert len(counts) == 6 and max(counts) == 3, "what it was given, also in this test, and one"
+    assert len(counts) == 5 and max(counts) == 3, "what it was given, also in this test, and one"
 
 
 def test_what_nobody_wants_afterwards_is_there_for_what_goes_on_after_a_failure() -> None:

@@ -6,13 +6,14 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from peer import machine
+from peer.apart import _ALL, _LAST, Cores
 from peer.worker.turns import Stretch, Times, Turns
 from protocol import limits
 from tests.waiting import until
@@ -98,6 +99,20 @@ def test_another_worker_of_the_same_principal_is_not_somebody_else() -> None:
     assert turns.look({"a": Times("ann", 0.1, 0.1), "b": Times("ann", 0.01, 0.0)}, 0.1, 1.1) == {}
 
 
+def test_who_stands_back_alone_is_known_while_somebody_with_pauses_computes() -> None:
+    clock = Clock()
+    clock.look(0.1, 0.01)
+    assert clock.turns.alone(clock.now) is None
+    clock.look(0.1, 0.01)
+    assert clock.turns.alone(clock.now) == "a"
+    clock.look(0.1, 0.0)
+    assert clock.turns.alone(clock.now) == "a"
+    assert clock.turns.alone(clock.now + limits.TURN_REST) is None, "nobody else wants anything"
+    clock.look(0.1, 0.1)
+    clock.look(0.1, 0.1)
+    assert clock.turns.alone(clock.now) is None, "one core is not enough for two who compute"
+
+
 def test_one_that_ended_is_forgotten() -> None:
     clock = Clock()
     clock.look(0.1, 0.01)
@@ -109,10 +124,10 @@ def test_one_that_ended_is_forgotten() -> None:
 def test_only_stretches_that_are_long_count() -> None:
     stretch = Stretch()
     for start in (1.0, 1.01, 1.02):
-        stretch.begins(start)
+        stretch.began = start
         stretch.ends(start + 0.9 * limits.TURN_STRETCH)
     assert stretch.taken(1.1, is_busy=False) == 0.0
-    stretch.begins(1.2)
+    stretch.began = 1.2
     stretch.ends(1.25)
     assert stretch.taken(1.3, is_busy=False) == pytest.approx(0.05)
     assert stretch.taken(1.4, is_busy=False) == 0.0
@@ -120,7 +135,7 @@ def test_only_stretches_that_are_long_count() -> None:
 
 def test_one_that_goes_on_counts_until_now_and_once() -> None:
     stretch = Stretch()
-    stretch.begins(1.0)
+    stretch.began = 1.0
     assert stretch.taken(1.1, is_busy=True) == pytest.approx(0.1)
     assert stretch.taken(1.15, is_busy=True) == pytest.approx(0.05)
     stretch.ends(1.17)
@@ -164,12 +179,14 @@ def test_a_worker_that_computes_stands_back_while_another_principal_computes(
 ) -> None:
     told: list[tuple[int, bool]] = []
     monkeypatch.setattr(machine, "stand_back", lambda pid, *, is_back: told.append((pid, is_back)))
+    bound: dict[int, Set[int]] = {}
+    monkeypatch.setattr(workplace.pool._watching, "_cores", Cores(bound.__setitem__))
     hog, other = workplace.asker(), workplace.asker()
     matrix = hog.op("aten.rand.default", [400, 400])
 
     async def together() -> None:
         busy: list[asyncio.Future[Any]] = []
-        while (hog_pid, True) not in told:
+        while (hog_pid, True) not in told or (len(_ALL) > 1 and bound.get(hog_pid) != _LAST):
             if len(busy) < 4:
                 busy.append(hog.worker.run([["aten.linalg_eig.default", [matrix], {}, [new_id(), new_id()]]]))
             await other.worker.run([["aten.zeros.default", [[10]], {}, [new_id()]]])
@@ -178,11 +195,12 @@ def test_a_worker_that_computes_stands_back_while_another_principal_computes(
         for each in busy:
             await each
         await until(lambda: (hog_pid, False) in told, lambda: told)
+        await until(lambda: bound.get(hog_pid) == _ALL, lambda: bound)
 
     try:
         hog_pid = hog.pid
         hog.do(together())
-        assert other.pid not in {pid for pid, _ in told}
+        assert other.pid not in {pid for pid, _ in told} and bound.get(other.pid, _ALL) == _ALL
     finally:
         hog.end()
         other.end()
