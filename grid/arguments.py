@@ -24,7 +24,7 @@ from compute.values import encode, encode_call, header_of, inline_tensor, tensor
 from grid.handle import Handle
 from grid.ids import fresh_id
 from grid.origin import is_made_by_torch
-from grid.patterns import band, is_ramp
+from grid.patterns import alike, band, is_comparable, is_one_number, is_ramp
 from protocol import limits
 from protocol.errors import NotCollocated
 
@@ -51,7 +51,7 @@ def _is_no_data(entry: Entry, name: str, tensor: torch.Tensor) -> bool:
     """Whether a tensor that is here goes along as this argument: see above."""
     if _is_number(tensor) or name in GOES_ALONG or (entry.name, name) in _RANKS:
         return True
-    if torch._C._current_graph_task_id() >= 0 and bool((tensor == tensor.flatten()[:1]).all()):
+    if torch._C._current_graph_task_id() >= 0 and is_one_number(tensor):
         return True
     return _tells_nothing(tensor.detach()) or is_made_by_torch(tensor)
 
@@ -67,7 +67,7 @@ def _is_number(tensor: torch.Tensor) -> bool:
 
 
 def _tells_nothing(tensor: torch.Tensor) -> bool:
-    if bool(((tensor == 0) | (tensor == float("-inf"))).all()):
+    if is_comparable(tensor) and bool(((tensor == 0) | (tensor == float("-inf"))).all()):
         return True
     return is_ramp(tensor) or band(tensor) is not None
 
@@ -149,7 +149,7 @@ class Arguments:
         if header.nbytes <= limits.MAX_CONSTANT:
             return inline_tensor(tensor)
         first = tensor.flatten()[:1].reshape(())
-        if bool((tensor == first).all()):  # the zeros that a recurrent layer begins with, of any size
+        if is_one_number(tensor):  # the zeros that a recurrent layer begins with, of any size
             return self._post(
                 "aten.full.default", [list(tensor.shape), first.item()], {"dtype": {"dtype": header.dtype}}
             )
@@ -157,7 +157,9 @@ class Arguments:
             handle = self._made()
             self._home.put_soon(handle, {"kind": "tensor", **header.to_wire()}, bytes(tensor_bytes(tensor)))
             return handle.id
-        if len(tensor) > 1 and bool((tensor == tensor[:1]).all()):  # the same for each sample: once is enough
+        if (
+            len(tensor) > 1 and is_comparable(tensor) and bool(alike(tensor, tensor[:1]).all())
+        ):  # the same for each sample: once is enough
             return self._post("aten.expand.default", [self._written(tensor[:1].contiguous()), list(tensor.shape)], {})
         pattern = band(tensor)
         if pattern is not None and pattern.is_plain:

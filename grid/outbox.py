@@ -89,6 +89,8 @@ class Outbox:
         `nbytes`: its size in a message, where it is known; `look`: what it looks like, if it may come again."""
         nbytes = _size(operation) if nbytes is None else nbytes
         self._queue.append((operation, nbytes, list(map(weakref.ref, made)), look))
+        if asyncio._get_running_loop() is not self.loop:
+            self._foreseen.in_thread()
         if not self._is_scheduled:
             self._schedule()
         if len(self._queue) >= self._enough:
@@ -295,6 +297,7 @@ class Outbox:
 
     def _post(self, stop: int, fetch: bytes | None = None) -> asyncio.Future[Response]:
         """One `run` request with the first operations of the queue."""
+        begun = self._foreseen.begins()  # first: what another thread queues from here on may change what is wanted
         # Before the look at the queue: what was released by now, no operation behind these can be in need of.
         released = len(self._released)
         queued = self._queue[:stop]
@@ -312,7 +315,7 @@ class Outbox:
         shorter = self._stretches.shorter(queued, self._link.connection) if queued else None
         if shorter is not None:
             first, kept = shorter
-            if is_all and fetch is None and kept.wished is not None:
+            if is_all and fetch is None and begun is not None and kept.wished is not None:
                 wanted, is_last = _made_by(queued, kept.wished)
             if wanted is not None and is_last:
                 args["fetch"] = wanted.id
@@ -324,7 +327,7 @@ class Outbox:
         self._foreseen.asked()
         settle.asked = asked = self._link.post("run", args, then=settle, now=now, first=first)
         if wanted is not None and kept is not None:
-            self._foreseen.note(wanted, kept, asked if is_last else self._post(0, fetch=wanted.id))
+            self._foreseen.note(wanted, kept, asked if is_last else self._post(0, fetch=wanted.id), begun)
         return asked
 
     def take_released(self) -> list[bytes]:

@@ -29,9 +29,10 @@ class Kept:
         number: by which it is sent; None until the peer has said that it keeps it.
         made: what its last use made.
         wish: which of these was awaited after one; `is_taken`: after the last one, too.
+        foreseen: what was asked for with the last one, because it was to be awaited (foreseen.py).
     """
 
-    __slots__ = ("asked", "is_taken", "made", "number", "used", "wish")
+    __slots__ = ("asked", "foreseen", "is_taken", "made", "number", "used", "wish")
 
     def __init__(self, asked: int) -> None:
         self.asked = asked
@@ -39,6 +40,7 @@ class Kept:
         self.used = 0
         self.made: Sequence[bytes] = ()
         self.wish: int | None = None
+        self.foreseen: bytes | None = None
         self.is_taken = False
 
     @property

@@ -135,7 +135,7 @@ class Kept:
         if type(number) is not int or not 0 <= number < limits.MAX_STRETCHES:
             raise BadRequest(f"a stretch has a number from 0 to {limits.MAX_STRETCHES - 1}")
         self._stretches.pop(number, None)
-        if nbytes > limits.MAX_STRETCH or len(operations) > limits.MAX_BATCH:
+        if nbytes > limits.MAX_STRETCH or not 0 < len(operations) <= limits.MAX_BATCH:
             return False
         stretch = Stretch.of(operations)
         if stretch is None:

@@ -74,8 +74,9 @@ class Plan:
             is_whole=all(is_whole(step.entry) for step in steps),
             has_long=any(step.is_long for step in steps),
             is_writing=any(step.written for step in steps),
-            most=sum(estimate.nbytes for estimate in estimates) + max(estimate.largest for estimate in estimates),
-            seconds=max(estimate.cost.seconds for estimate in estimates),
+            most=sum(estimate.nbytes for estimate in estimates)
+            + max((estimate.largest for estimate in estimates), default=0),
+            seconds=max((estimate.cost.seconds for estimate in estimates), default=0.0),
         )
 
 

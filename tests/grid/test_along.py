@@ -119,6 +119,10 @@ async def test_identities_and_masks_of_any_size_are_made_at_the_peer(folders: Fo
         assert g["alice"].statistics().sent_bytes - sent < limits.INLINE_PAYLOAD
         with pytest.raises(grid.NotCollocated, match="bytes is here"):
             x.masked_fill(torch.rand(size, size) > 0.5, 0)
+        with pytest.raises(grid.NotCollocated, match="bytes is here"):
+            x[0].expand(size, size, size) * full.triu()[:, :, None]
+        with pytest.raises(grid.NotCollocated):
+            x[0] + torch.zeros(size, size).to(torch.float8_e5m2)
 
 
 async def test_what_torch_draws_goes_along(folders: Folders) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -231,3 +232,69 @@ async def test_nothing_of_it_is_left_when_its_pointers_are_gone(peers: Folders, 
         assert isinstance(loss, Pointer) and len(outbox._foreseen._values) == 1
         del loss, rest
         assert not outbox._foreseen
+
+
+async def test_what_a_thread_writes_while_it_is_asked_for_is_in_the_value(peers: Folders, sent: list[str]) -> None:
+    """The thread has counted its write, and not queued it, when the request leaves that asks for the value."""
+    async with _alice(peers) as alice:
+        x = await alice.send(torch.arange(3.0))
+        await _learned(x, sent)
+        outbox: Outbox = alice.outbox
+        counted, may_queue = threading.Event(), threading.Event()
+        original = outbox.post
+        writers: list[threading.Thread] = []
+
+        def post(*given: Any, **named: Any) -> None:
+            if threading.current_thread() in writers:
+                counted.set()
+                assert may_queue.wait(30)
+            original(*given, **named)
+
+        outbox.post = post  # type: ignore[method-assign]
+        rest = x
+        for _ in range(_LATE):
+            rest = rest + x
+        loss = (x * 2).sum()
+        writers.append(threading.Thread(target=loss.add_, args=(100.0,)))
+        writers[0].start()
+        assert counted.wait(30)
+        for _ in range(_OPERATIONS - _LATE):
+            rest = rest + x
+        assert outbox._foreseen
+        may_queue.set()
+        writers[0].join()
+        assert float(await loss.get()) == 106
+
+
+async def test_what_threads_queue_is_not_foreseen(peers: Folders, sent: list[str]) -> None:
+    async with _alice(peers) as alice:
+        x = await alice.send(torch.arange(3.0))
+        await _learned(x, sent)
+
+        def train() -> None:
+            for _ in range(_LEARNED):
+                loss, _ = _step(x)
+                assert loss.item() == 6
+
+        await asyncio.to_thread(train)
+        assert "with a value" not in sent
+
+
+async def test_of_each_stretch_one_value_is_kept(peers: Folders, sent: list[str]) -> None:
+    async with _alice(peers) as alice:
+        x = await alice.send(torch.arange(3.0))
+        kept: list[Any] = []
+        for number in range(4 * _LEARNED):
+            loss, rest = _step(x)
+            early = rest + 1
+            await (loss if number % 2 else early).fetch()
+            kept += (loss, rest, early)
+            await alice.outbox.settle()
+            assert len(alice.outbox._foreseen._values) <= len(alice.outbox._stretches._kept)
+        await _learned(x, sent)
+        for _ in range(5):
+            loss, _ = _step(x)
+            await alice.outbox.settle()
+            await loss.tag("#kept")
+            await loss.delete()
+            assert len(alice.outbox._foreseen._values) <= len(alice.outbox._stretches._kept)

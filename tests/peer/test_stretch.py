@@ -133,6 +133,7 @@ def test_what_is_kept_is_replaced_and_found_no_more_where_it_is_refused() -> Non
         kept.asked({"again": 3, **_args(X, Y, (0.5,))})
     assert not kept.keep(4, STEP[:1] * (limits.MAX_BATCH + 1), 100)
     assert not kept.keep(5, ["no operation"], 100)
+    assert not kept.keep(6, [], 100), "a worker would have nothing to learn of it"
 
 
 # --- what a worker says of it -------------------------------------------------------------------------------
