@@ -70,11 +70,12 @@ class Awake:
     """One loop's: it turns for as long as something is due. `call_soon` is the loop's; for the others see Rests.
 
     Attributes:
+        due: the last that something was expected of, until it came.
         apart: keeps off the core of who asks, where there are fewer than there are who would stay awake: who asks, who
             is asked, and the worker.
     """
 
-    __slots__ = ("_call_soon", "_due", "_is_turning", "_until", "apart", "rests")
+    __slots__ = ("_call_soon", "_is_turning", "_until", "apart", "due", "rests")
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Awake:
         self.rests = Rests(clock, give_way)
         self.apart: Apart | None = None
         self._call_soon = call_soon
-        self._due: Due | None = None  # the last that something was expected of
+        self.due: Due | None = None
         self._is_turning = False
         self._until = 0.0
 
@@ -96,24 +97,18 @@ class Awake:
                 return False
             self._is_turning = True
             self._call_soon(self._turn)
-        self._due = due
+        self.due = due
         self._until = now + seconds
         return True
 
-    def came(self, due: Due) -> None:
-        """What was stayed awake for; of anything else nothing has changed."""
-        if self._due is due:
-            self._due = None
-            self.rests.hit()
-
     def _turn(self) -> None:
         """Once in each turn of the loop, for as long as something is due."""
-        if self._due is not None:
+        if self.due is not None:
             now = self.rests.clock()
             if now < self._until and not self.rests.is_lost(now):
                 self._call_soon(self._turn)
                 return
-        self._due = None
+        self.due = None
         self._is_turning = False
 
 
@@ -145,7 +140,9 @@ class Due:
         if self._since:
             self._will_come = self._clock() - self._since < _ASLEEP * self._seconds
             self._since = 0.0
-            self._awake.came(self)
+            if self._awake.due is self:
+                self._awake.due = None
+                self._awake.rests.hit()
 
 
 class Lookout:

@@ -72,11 +72,16 @@ def stand_back(pid: int, *, is_back: bool) -> None:
             kernel.set_slice(thread, limits.TURN_SLICE if is_back else 0.0)
 
 
-def bind(pid: int, cores: Set[int]) -> None:
-    """Have all threads of a process on these cores. Nothing, where that is not for us to say."""
-    for thread in _threads(pid):
-        with contextlib.suppress(OSError, AttributeError):
+def bind(pid: int, cores: Set[int]) -> bool:
+    """Have all threads of a process on these cores; whether that was for us to say (of a worker that is another user
+    for the system it is not, without CAP_SYS_NICE), and the process is there."""
+    threads = _threads(pid)
+    try:
+        for thread in threads:
             os.sched_setaffinity(thread, cores)
+    except (OSError, AttributeError):
+        return False
+    return bool(threads)
 
 
 def _weigh_session(pid: int, nice: int) -> None:

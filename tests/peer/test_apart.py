@@ -94,7 +94,7 @@ def test_cores_that_are_anothers_now_are_left_alone(here: int, monkeypatch: pyte
 
 def test_who_computes_has_a_core_for_itself_and_the_loop_keeps_off_it(here: int) -> None:
     bound: list[tuple[int, object]] = []
-    cores = Cores(lambda pid, where: bound.append((pid, where)))
+    cores = Cores(lambda pid, where: bound.append((pid, where)) or True)  # type: ignore[func-returns-value]
     rest, later = _ALL - _LAST, Later()
     cores.divide(None, [2, 3])
     assert bound == [] and os.sched_getaffinity(0) == {here}
@@ -110,8 +110,21 @@ def test_who_computes_has_a_core_for_itself_and_the_loop_keeps_off_it(here: int)
     assert dict(bound) == dict.fromkeys((1, 3, 4), _ALL) and os.sched_getaffinity(0) == _ALL
 
 
+def test_where_who_computes_cannot_be_bound_nothing_is_divided(here: int) -> None:
+    later = Later()
+    cores = Cores(lambda pid, where: pid != 1)
+    cores.divide(1, [2, 3])
+    assert os.sched_getaffinity(0) == {here}
+    look_often(Apart(lambda: here, later))
+    assert os.sched_getaffinity(0) == _ALL - {here}
+    cores.divide(2, [1])
+    assert os.sched_getaffinity(0) == _ALL - _LAST
+    cores.divide(1, [2])
+    assert os.sched_getaffinity(0) == _ALL
+
+
 def test_what_was_to_be_let_go_meanwhile_is_not(here: int) -> None:
-    later, cores = Later(), Cores(lambda pid, where: None)
+    later, cores = Later(), Cores(lambda pid, where: True)
     look_often(Apart(lambda: here, later))
     cores.divide(1)
     (free,) = later.calls

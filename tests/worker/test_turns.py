@@ -167,6 +167,13 @@ def test_to_stand_back_is_to_weigh_little(waiting: subprocess.Popen[bytes]) -> N
 
 def test_a_process_that_is_gone_cannot_stand_back() -> None:
     machine.stand_back(2**22 + 1, is_back=True)
+    assert not machine.bind(2**22 + 1, {0})
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds nobody")
+def test_a_process_is_bound_with_all_its_threads(waiting: subprocess.Popen[bytes]) -> None:
+    core = max(os.sched_getaffinity(0))
+    assert machine.bind(waiting.pid, {core}) and os.sched_getaffinity(waiting.pid) == {core}
 
 
 def test_a_worker_is_in_a_session_of_its_own(asker: Asker) -> None:
@@ -180,7 +187,7 @@ def test_a_worker_that_computes_stands_back_while_another_principal_computes(
     told: list[tuple[int, bool]] = []
     monkeypatch.setattr(machine, "stand_back", lambda pid, *, is_back: told.append((pid, is_back)))
     bound: dict[int, Set[int]] = {}
-    monkeypatch.setattr(workplace.pool._watching, "_cores", Cores(bound.__setitem__))
+    monkeypatch.setattr(workplace.pool._watching, "_cores", Cores(lambda pid, on: bound.update({pid: on}) or True))  # type: ignore[func-returns-value]
     hog, other = workplace.asker(), workplace.asker()
     matrix = hog.op("aten.rand.default", [400, 400])
 
