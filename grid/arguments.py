@@ -157,9 +157,8 @@ class Arguments:
             handle = self._made()
             self._home.put_soon(handle, {"kind": "tensor", **header.to_wire()}, bytes(tensor_bytes(tensor)))
             return handle.id
-        if (
-            len(tensor) > 1 and is_comparable(tensor) and bool(alike(tensor, tensor[:1]).all())
-        ):  # the same for each sample: once is enough
+        # The same for each sample: once is enough.
+        if len(tensor) > 1 and is_comparable(tensor) and bool(alike(tensor, tensor[:1]).all()):
             return self._post("aten.expand.default", [self._written(tensor[:1].contiguous()), list(tensor.shape)], {})
         pattern = band(tensor)
         if pattern is not None and pattern.is_plain:

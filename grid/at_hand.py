@@ -17,6 +17,7 @@ from grid.given import joined, walk
 from grid.jobs import check_sizes
 from grid.plans import Fitted, RemotePlan
 from grid.pointer import Pointer
+from grid.repeated import home_of
 from protocol.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -48,17 +49,15 @@ def at_hand(plan: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AtHand
     given = _as_before(plan.fitted, args, kwargs) or _that_fit(plan, args, kwargs)
     if given is None:
         return None
-    home, ids, labels = given[0]._handle.home, [], frozenset[str]()
-    era = home.outbox.era
+    home = home_of(given)
+    if home is None:
+        return None
+    ids, labels = [], frozenset[str]()
     for each in given:
         handle = each._handle
-        if handle.home is not home or handle.target is not None or not handle.is_good(era):
-            return None
         if handle.record is not None:
             labels |= handle.labels
         ids.append(handle.id)
-    if home.loop.is_closed():
-        return None
     return AtHand(home, plan.called, plan._program, given, ids, labels)
 
 

@@ -25,7 +25,7 @@ from grid.awaited import Awaited
 from grid.local_forms import ANSWERED_HERE, check_place
 from grid.recomputed import drawn
 from grid.repeated import PLACES, UNREAD, Plan, Reading, Repeated
-from grid.unsized import REPEATED, Unsized, take_repeated
+from grid.unsized import KNOWN, Unsized, take_known
 from protocol.errors import BadRequest, NotCollocated
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _WRITES_HERE: Final = (
     "a tensor that is here, {shape}, would be changed in place by one that is at {home}: get that one first "
     "(value = await x.get()), or send this one there (y = await g[{home!r}].send(y))"
 )
-_known: dict[int, tuple[str, bool, Any]] = {}
+_operations: dict[int, tuple[str, bool, Any]] = {}
 """The name of an operation, and whether it draws random numbers, by its id; it is kept here with them, so that the id
 stays its own. torch's hash of one is a call of Python."""
 
@@ -75,12 +75,12 @@ class Dispatch:
         self.awaited = Awaited(kind, self._post)
 
     def __call__(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_drawn: bool = False) -> Any:
-        name, draws, _ = _known.get(id(function)) or _learn(function)
+        name, draws, _ = _operations.get(id(function)) or _learn(function)
         if draws and not is_drawn:
             return drawn(partial(self, is_drawn=True), function, args, kwargs)
         if name in _SAME_OBJECT and isinstance(args[0], self._kind):
             return self._share(args[0])
-        if REPEATED and (result := take_repeated()) is not None:
+        if KNOWN and (result := take_known()) is not None:
             return result
         found = self._repeated.again(name, args, kwargs) if torch.get_default_dtype() is DEFAULT else UNREAD
         if type(found) is not Reading:
@@ -229,7 +229,7 @@ class Dispatch:
         self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], pointers: list[Pointer]
     ) -> Any:
         """On pointers to pointers: the operation runs where the data are, and each hop points to its result."""
-        name, _, _ = _known[id(function)]
+        name, _, _ = _operations[id(function)]
         if name in _VIEWS_IN_PLACE:
             return self._view_in_place(name, args, kwargs)
         hop = _home(name, pointers)
@@ -333,5 +333,5 @@ def _home(name: str, pointers: list[Pointer]) -> RemotePeer:
 def _learn(function: Any) -> tuple[str, bool, Any]:
     name = f"{function.namespace}.{function._opname}.{function._overloadname}"
     draws = torch.Tag.nondeterministic_seeded in function.tags
-    _known[id(function)] = known = name, draws, function
+    _operations[id(function)] = known = name, draws, function
     return known

@@ -120,11 +120,6 @@ class Handle:
                 f"x was changed after x[i] was looked up: what is to stay as it was is a clone(). {LOOKED_UP}"
             )
 
-    def is_good(self, era: int) -> bool:
-        """Whether `check` surely has nothing to say, in this era of its peer, as long as the loop is not closed."""
-        is_there = self._gone is None and self._failure is None and self.looked_up is None
-        return is_there and (not self.owns or self.era == era)
-
     def write(self, operation: str) -> None:
         """It is written to by this operation, which is about to be queued. Raises ReadOnly for what is known to be
         published, and views of it: refused at the peer, the write would spoil the pointer."""

@@ -53,8 +53,8 @@ def is_ramp(tensor: torch.Tensor) -> bool:
 
 
 def is_one_number(tensor: torch.Tensor) -> bool:
-    """Whether all its elements are the same, zeros by their sign as well."""
-    return is_comparable(tensor) and bool(alike(tensor, tensor.flatten()[:1].reshape(())).all())
+    """Whether all its elements are the same, zeros by their sign as well; where there are none they are."""
+    return is_comparable(tensor) and (not tensor.numel() or bool(alike(tensor, tensor.flatten()[0]).all()))
 
 
 def is_comparable(tensor: torch.Tensor) -> bool:

@@ -133,7 +133,7 @@ class Repeated:
         named = _read_named(kwargs, key, floats) if kwargs else {}
         if floats and hangs_on_floats(name):
             key += floats
-        home = _home_of(pointers)
+        home = home_of(pointers)
         if home is None or named is None:
             return UNREAD
         plan = self._plans.get(looks := tuple(key))
@@ -235,8 +235,9 @@ def _read_named(kwargs: Mapping[str, Any], key: list[Any], floats: list[float]) 
     return named
 
 
-def _home_of(pointers: list[Pointer]) -> RemotePeer | None:
-    """Where all of them are and can be used; None where one is elsewhere, or lost, or a pointer to a pointer."""
+def home_of(pointers: Sequence[Pointer]) -> RemotePeer | None:
+    """Where all of them are, and `Handle.check` surely has nothing to say of any; None where one is elsewhere, or lost,
+    or a pointer to a pointer."""
     if not pointers:
         return None
     home = pointers[0]._handle.home
@@ -245,7 +246,6 @@ def _home_of(pointers: list[Pointer]) -> RemotePeer | None:
         handle = pointer._handle
         if handle.home is not home or handle.target is not None:
             return None
-        # As `Handle.is_good` has it, without a call.
         if handle._gone is not None or handle._failure is not None or handle.looked_up is not None:
             return None
         if handle.owns and handle.era != era:

@@ -57,21 +57,21 @@ class Call:
             )
         args = [await _awaited(value) for value in self.args]
         with torch.enable_grad():
-            REPEATED[threading.get_ident()] = known
+            KNOWN[threading.get_ident()] = known
             try:
                 made: Pointer = self.function(*args, **self.kwargs)
             finally:
-                REPEATED.pop(threading.get_ident(), None)
+                KNOWN.pop(threading.get_ident(), None)
         return made
 
 
-REPEATED: Final[dict[int, Any]] = {}
+KNOWN: Final[dict[int, Any]] = {}
 """The result of the operation that a Call repeats now, by the thread in which it does."""
 
 
-def take_repeated() -> Any:
-    """Of REPEATED what is this thread's, which is no longer there then; or None."""
-    return REPEATED.pop(threading.get_ident(), None)
+def take_known() -> Any:
+    """Of KNOWN what is this thread's, which is no longer there then; or None."""
+    return KNOWN.pop(threading.get_ident(), None)
 
 
 class Unsized(torch.Tensor):

@@ -6,7 +6,7 @@ Files in import order:
     machine.py      what the machine has to give, and what other processes take of it
     logs.py         what it says of itself, and how often
     awake.py        staying awake while what is waited for is due: decides when
-    apart.py        not on the asker's core, where cores are few
+    apart.py        who is on which core, where cores are few
     keys.py         Ed25519 keys
     transport.py    WebSockets as the grid uses them
     liveness.py     whether the other end of a line is still there

@@ -51,23 +51,23 @@ class Cores:
     """Those of one peer's loop, which is to call this, and of its workers: all of them for all, or one for who computes
     and the rest for the rest. `bind` has the threads of a process on these cores only, and says whether it could."""
 
-    __slots__ = ("_bind", "_bound", "_is_divided")
+    __slots__ = ("_bind", "_bound")
 
     def __init__(self, bind: Callable[[int, Set[int]], object]) -> None:
         self._bind = bind
-        self._bound: dict[int, Set[int]] = {}
-        self._is_divided = False
+        self._bound: dict[int, Set[int]] = {}  # while they are divided
 
     def divide(self, computing: int | None, others: Iterable[int] = ()) -> None:
         """Give one process a core for itself, and the loop and the other processes the rest; None: nobody. To be said
         again as processes come and go. Nothing is divided where that one cannot be bound: it might be on ours."""
         wanted: dict[int, Set[int]] = {}
+        was_divided = bool(self._bound)
         if computing is not None and _LAST:
             if self._bound.get(computing) == _LAST or self._bind(computing, _LAST):
                 self._bound[computing] = _LAST
                 wanted = dict.fromkeys(others, _ALL - _LAST) | {computing: _LAST}
-        if bool(wanted) is not self._is_divided:
-            self._is_divided = _thread.is_divided = bool(wanted)
+        if bool(wanted) is not was_divided:
+            _thread.is_divided = bool(wanted)
             _keep_on(_ALL - _LAST if wanted else _ALL)
         for pid in wanted.keys() | self._bound.keys():
             cores = wanted.get(pid, _ALL)

@@ -103,14 +103,17 @@ class Watching:
             for worker in self._workers()
         }
         for worker, is_back in self._turns.look(times, elapsed, now).items():
-            if worker.pid is not None and self._runs(worker):
-                machine.stand_back(worker.pid, is_back=is_back)
+            if (pid := self._pid(worker)) is not None:
+                machine.stand_back(pid, is_back=is_back)
         if self._cores is not None:
             alone = self._turns.alone(now)
-            running = {worker: worker.pid for worker in self._workers() if worker.pid is not None}
-            running = {worker: pid for worker, pid in running.items() if self._runs(worker)}
-            computing = running.pop(alone, None) if alone is not None else None
-            self._cores.divide(computing, running.values())
+            pids = {worker: pid for worker in self._workers() if (pid := self._pid(worker)) is not None}
+            computing = pids.pop(alone, None) if alone is not None else None
+            self._cores.divide(computing, pids.values())
+
+    def _pid(self, worker: Process) -> int | None:
+        """That of its process, while the system may be asked of it."""
+        return worker.pid if self._runs(worker) else None
 
     def _look(self, elapsed: float) -> None:
         for worker in list(self._workers()):
@@ -123,7 +126,8 @@ class Watching:
         the kernel's limit, but nobody tells the kernel whose they are."""
         of: dict[str, list[tuple[int, Process]]] = {}
         for worker in self._workers():
-            own = machine.own_memory(worker.pid) if worker.pid is not None and self._runs(worker) else None
+            pid = self._pid(worker)
+            own = None if pid is None else machine.own_memory(pid)
             if own is not None:
                 of.setdefault(worker.key.principal, []).append((max(0, own - limits.WORKER_OWN), worker))
         for principal, weighed in of.items():
@@ -136,7 +140,8 @@ class Watching:
 
     def _taken(self, worker: Process) -> float | None:
         """Seconds of the processors that a worker has taken since it was asked last, by the system's account."""
-        read = machine.cpu_seconds(worker.pid) if worker.pid is not None and self._runs(worker) else None
+        pid = self._pid(worker)
+        read = None if pid is None else machine.cpu_seconds(pid)
         if read is None:
             return None
         taken, self._clocks[worker] = read - self._clocks[worker], read

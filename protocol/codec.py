@@ -125,14 +125,12 @@ def prelude(data: Buffer) -> tuple[int, int, int] | None:
 
 def single(message: Buffer) -> Frame | None:
     """The frame of a message that is one sound frame, as most are; None of any other, which is for `decode`."""
-    if len(message) < PRELUDE_BYTES:
+    sound = None if len(message) < PRELUDE_BYTES else prelude(message)
+    if sound is None:
         return None
-    # As `prelude` has it, without a call.
-    magic, version, kind, flags, header_bytes, payload_bytes = _PRELUDE.unpack_from(message)
-    if magic != MAGIC or version != VERSION or flags or header_bytes > limits.MAX_HEADER:
-        return None
+    kind, header_bytes, payload_bytes = sound
     end = PRELUDE_BYTES + header_bytes
-    if end + payload_bytes != len(message) or payload_bytes > limits.CHUNK:
+    if end + payload_bytes != len(message):
         return None
     view = memoryview(message)
     return _frame((kind, unpack_header(view[PRELUDE_BYTES:end]), view[end:] if payload_bytes else _EMPTY))

@@ -31,6 +31,7 @@ def test_zeros_of_both_signs_are_two_numbers() -> None:
     zeros = torch.zeros(4)
     assert is_one_number(zeros) and is_one_number(-zeros)
     zeros[1] = -0.0
+    assert is_one_number(torch.ones(0, 3)) and is_one_number(torch.tensor(2.0))
     assert not is_one_number(zeros) and not is_one_number(torch.complex(torch.ones(4), zeros))
 
 
