@@ -203,6 +203,9 @@ class Line:
             case ["settled", int(seq), headers, small] if seq == self._first() and self._pending[seq].told is not None:
                 close_all(descriptors)
                 self._settle(seq, [headers, small, None])
+            case ["up"] if not self._stretch.is_up:
+                close_all(descriptors)
+                self._stretch.starts(self._loop.time())
             case ["held", int(nbytes)]:
                 close_all(descriptors)
                 self._holds(self, nbytes)

@@ -54,6 +54,7 @@ def serve(sock: socket.socket, settings: Settings) -> None:
     ahead, lookout = runtime.ahead, Lookout(limits.AWAKE_WORKER, give_way=giving_way())
     waiting = ahead.messages
     try:
+        channel.send(["up"])
         while (messages := lookout.wait(channel.receive_now, channel.receive)) is not None:
             begun = time.perf_counter()
             waiting += messages

@@ -15,6 +15,7 @@
     ["drop", ids]                                                     -
     ["usage", seq]                                                    ["done", seq, objects, bytes, operations, seconds]
     ["allow", bytes]                                                  -
+                                                                      ["up"]
                                                                       ["held", bytes]
                                                                       ["progress", seq, operations done|how far]
 
@@ -26,8 +27,8 @@ what is read of the file is checked against them. A request that fails as a whol
 `allow` says how many bytes the worker may hold from now on; it tells what it holds when that has changed by much, and
 how far it is when a request takes long: of a program node, nodes, iterations done, iterations in all. Of one that
 `is_shown` small results come along, nil for the others, before its end where they are settled by then; of one that
-`is_reported`, what each node took. In the memory of `sign` stands the number of the request that is to end
-(stopping.py). A defect of the loop itself is told by ["defect", text] before the end.
+`is_reported`, what each node took. `up` is a worker's first word. In the memory of `sign` stands the number of the
+request that is to end (stopping.py). A defect of the loop itself is told by ["defect", text] before the end.
 
 Requests are worked at in the order in which they came, and answered in it, but for wishes for a value that is there and
 settled already (ahead.py).

@@ -31,18 +31,24 @@ class Times(NamedTuple):
 
 
 class Stretch:
-    """How much of its time one worker spends on stretches that are long. Times are of one clock, in seconds."""
+    """How much of its time one worker spends on stretches that are long. Times are of one clock, in seconds. Its start,
+    however long it takes, is not its principal's work."""
 
-    __slots__ = ("_counted", "_seconds", "began")
+    __slots__ = ("_counted", "_seconds", "began", "is_up")
 
     def __init__(self) -> None:
+        self.is_up = False  # whether it has started
         self.began = 0.0  # since when it has had something to do; to be set
         self._counted = 0.0  # until when a stretch that goes on has been told of
         self._seconds = 0.0
 
+    def starts(self, now: float) -> None:
+        """It is up, and comes to what it may have been given to do."""
+        self.is_up, self.began = True, now
+
     def ends(self, now: float) -> None:
         """It has done all."""
-        if now - self.began > limits.TURN_STRETCH:
+        if self.is_up and now - self.began > limits.TURN_STRETCH:
             self._seconds += now - max(self.began, self._counted)
 
     def taken(self, now: float, is_busy: bool) -> float:

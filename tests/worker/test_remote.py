@@ -36,6 +36,8 @@ HOSTILE_ANSWERS: list[bytes] = [
     encode(None),
     encode(["fault", 1, {"code": 7, "fields": 7}]),
     encode(["fault", 1, []]),
+    encode(["up"]) * 2,
+    encode(["up", 1]),
     b"\xff" * 100,
 ]
 

@@ -123,6 +123,7 @@ def test_one_that_ended_is_forgotten() -> None:
 
 def test_only_stretches_that_are_long_count() -> None:
     stretch = Stretch()
+    stretch.starts(0.5)
     for start in (1.0, 1.01, 1.02):
         stretch.began = start
         stretch.ends(start + 0.9 * limits.TURN_STRETCH)
@@ -135,11 +136,21 @@ def test_only_stretches_that_are_long_count() -> None:
 
 def test_one_that_goes_on_counts_until_now_and_once() -> None:
     stretch = Stretch()
-    stretch.began = 1.0
+    stretch.starts(1.0)
     assert stretch.taken(1.1, is_busy=True) == pytest.approx(0.1)
     assert stretch.taken(1.15, is_busy=True) == pytest.approx(0.05)
     stretch.ends(1.17)
     assert stretch.taken(1.3, is_busy=False) == pytest.approx(0.02)
+
+
+def test_a_start_is_nobodys_work() -> None:
+    stretch = Stretch()
+    stretch.began = 1.0
+    assert stretch.taken(1.1, is_busy=True) == 0.0
+    stretch.starts(1.15)
+    assert stretch.taken(1.2, is_busy=True) == pytest.approx(0.05)
+    stretch.ends(1.3)
+    assert stretch.taken(1.4, is_busy=False) == pytest.approx(0.1)
 
 
 # --- of this machine --------------------------------------------------------------------------------------
@@ -197,7 +208,7 @@ def test_a_worker_that_computes_stands_back_while_another_principal_computes(
             if len(busy) < 4:
                 busy.append(hog.worker.run([["aten.linalg_eig.default", [matrix], {}, [new_id(), new_id()]]]))
             await other.worker.run([["aten.zeros.default", [[10]], {}, [new_id()]]])
-            await asyncio.sleep(0.01)  # so that it takes little, however long it is kept waiting
+            await asyncio.sleep(0.03)  # so that it takes little, however long it is kept waiting
             busy = [each for each in busy if not each.done()]
         for each in busy:
             await each
