@@ -8,6 +8,7 @@ Files in import order:
     awake.py        staying awake while what is waited for is due: decides when
     apart.py        who is on which core, where cores are few
     keys.py         Ed25519 keys
+    near.py         the short way between two processes of one machine
     transport.py    WebSockets as the grid uses them
     liveness.py     whether the other end of a line is still there
     hashing.py      hashes of blocks, and the digest over them

@@ -18,7 +18,7 @@ from typing import Any, Final
 from peer.awake import cores
 
 _TAKE_PART: Final = 3  # who asks, who is asked, and its worker
-_LOOKS: Final = 8  # requests to a look: 2 us
+_LOOKS: Final = 16  # requests to a look, which takes 2 us or, by near.py, 11
 _BOUND: Final = 0.1  # seconds: moved and let go at once, we are soon back beside the asker
 
 

@@ -15,7 +15,7 @@ from weakref import ref
 
 from websockets.asyncio.server import Server
 
-from peer import closing, transport
+from peer import closing, near, transport
 from peer.buffers import BufferPool
 from peer.calls import Call
 from peer.connection import Connection
@@ -159,7 +159,7 @@ class Peer:
             ),
             self._lease_of,
         )
-        self._server: Server | None = None
+        self._servers: list[Server] = []
         self._housekeeper: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
 
@@ -199,8 +199,10 @@ class Peer:
         await self._workers.confined()
         if self.settings.workers.worker.device != "cpu":
             await self._workers.ready()  # only torch knows whether there is such a device
-        self._server = await transport.listen_at(self._address, self._accept)
-        host, port = self._server.sockets[0].getsockname()[:2]
+        host, port = self._address.getsockname()[:2]
+        for way in (self._address, near.listening(host, port)):
+            if way is not None:
+                self._servers.append(await transport.listen_at(way, self._accept))
         self.url = f"ws://{_bracketed(host)}:{port}"
         own = Member(self.id, self.name, self.settings.advertise or (self.url,))
         self._membership.set_ours(own)
@@ -227,14 +229,14 @@ class Peer:
             last.push_async_callback(self._stop_serving)
             for talker in (self._links, self._notes, self._pulls, self._secure):
                 last.push_async_callback(talker.close)
-            if self._server is not None:
-                await transport.stop_listening(self._server, close_connections=False)
+            for server in self._servers:
+                await transport.stop_listening(server, close_connections=False)
             await asyncio.gather(*(session.close() for session in list(self._sessions)), return_exceptions=True)
             await closing.stop(*self._ledgers.tasks)
 
     async def _stop_serving(self) -> None:
-        if self._server is not None:
-            await self._server.wait_closed()
+        for server in self._servers:
+            await server.wait_closed()
 
     async def wait_closed(self) -> None:
         await self._closed.wait()
@@ -260,7 +262,7 @@ class Peer:
                 self._secure.line_arrived,
             )
         except LinkError as error:
-            _log.info("a connection from %s came to nothing: %s", socket.remote_address, error.message)
+            _log.info("a connection from %s came to nothing: %s", transport.origin(socket), error.message)
             return
         finally:
             self._unproved.pop(socket, None)

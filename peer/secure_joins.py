@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from websockets.exceptions import ConnectionClosed
 
+from peer import near
 from peer.keys import Identity
 from peer.membership import Member
 from peer.opening import ROUNDS, shaken_hands
@@ -170,9 +171,10 @@ def _has_ended(socket: Socket) -> bool:
 
 
 def given_away(socket: Socket) -> int:
-    """The descriptor of its TCP socket, the caller's to close; this process lets go of the line without ending it."""
+    """The descriptor of its socket, the caller's to close; this process lets go of the line without ending it."""
     fd = os.dup(socket.transport.get_extra_info("socket").fileno())
     pipe = System(fileno=fd)
-    pipe.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    if not near.is_near(pipe):
+        pipe.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     socket.transport.abort()  # closes its own descriptor, and says nothing to the other end
     return pipe.detach()

@@ -31,6 +31,7 @@ from websockets.frames import (  # type: ignore[attr-defined]  # apply_mask: the
 from websockets.protocol import CLIENT, Protocol, State
 from websockets.streams import StreamReader
 
+from peer import near
 from protocol import limits
 from protocol.codec import Buffer
 from protocol.errors import BadRequest, Unreachable
@@ -127,12 +128,21 @@ def _is_waiting(protocol: Protocol) -> bool:
 
 
 def core_of(socket: Socket) -> Callable[[], int] | None:
-    """What tells the core from which the other end sent last; None where that is not one of this machine's."""
-    address = socket.remote_address
+    """What tells the core that the other end is on, or sent from last; None where it is not one of this machine's."""
+    address, system = socket.remote_address, socket.transport.get_extra_info("socket")
+    if near.is_near(system):
+        return near.core_of(system, address)
     if not address or not ip_address(address[0]).is_loopback:
         return None
-    system = socket.transport.get_extra_info("socket")
     return partial(system.getsockopt, SOL_SOCKET, _INCOMING_CPU)
+
+
+def origin(socket: Socket) -> str:
+    """Where the other end is, for logs."""
+    system = socket.transport.get_extra_info("socket")
+    if near.is_near(system):
+        return f"process {near.process_of(system) or '?'} of this machine"
+    return "{}:{}".format(*socket.remote_address[:2]) if socket.remote_address else "?"
 
 
 def is_between_frames(socket: Socket) -> bool:
@@ -225,10 +235,12 @@ def acknowledged(socket: Socket) -> int:
 
 
 def under_way(socket: Socket) -> int:
-    """How many bytes were sent that the other end's system has not taken yet."""
-    waiting = array("i", [0])
+    """How many bytes were sent that the other end's system has not taken yet; 0 where its system is ours."""
+    waiting, system = array("i", [0]), socket.transport.get_extra_info("socket")
+    if near.is_near(system):
+        return 0
     with contextlib.suppress(OSError, AttributeError, ValueError):
-        ioctl(socket.transport.get_extra_info("socket").fileno(), TIOCOUTQ, waiting)
+        ioctl(system.fileno(), TIOCOUTQ, waiting)
     return waiting[0] + socket.transport.get_write_buffer_size()
 
 
@@ -302,7 +314,7 @@ class _Direct(connect):
 
 
 async def dial(url: str, timeout: float = limits.DIAL_TIMEOUT) -> GuardedClientConnection:
-    """A WebSocket to `url` (ws://host:port).
+    """A WebSocket to `url` (ws://host:port), the short way (near.py) where there is one.
 
     Raises:
         BadRequest: not such a URL.
@@ -310,10 +322,14 @@ async def dial(url: str, timeout: float = limits.DIAL_TIMEOUT) -> GuardedClientC
     """
     if not _is_address(url):
         raise BadRequest(f"{url!r} is no address of a peer; they look like ws://127.0.0.1:7700")
+    parts = urlsplit(url)
+    pipe = near.connected(parts.hostname or "", parts.port or 0) if parts.scheme == "ws" else None
+    way: dict[str, Any] = {} if pipe is None else {"unix": True, "sock": pipe}
     try:
         async with asyncio.timeout(timeout):
             socket = await _Direct(
                 url,
+                **way,
                 **_SETTINGS,
                 subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
                 proxy=None,  # a peer is reached directly, whatever the environment says
@@ -321,7 +337,9 @@ async def dial(url: str, timeout: float = limits.DIAL_TIMEOUT) -> GuardedClientC
             )
     except TimeoutError:
         raise Unreachable(f"nobody answered at {url} within {timeout:g} s") from None
-    except InvalidURI:
+    except InvalidURI:  # found before anything was sent
+        if pipe is not None:
+            pipe.close()
         raise BadRequest(f"{url!r} is no address of a peer; they look like ws://127.0.0.1:7700") from None
     except (OSError, InvalidHandshake, EOFError) as error:
         is_refused = isinstance(error, ConnectionRefusedError)
@@ -342,10 +360,16 @@ async def listen(host: str, port: int, handler: Callable[[GuardedServerConnectio
 
 
 async def listen_at(address: System, handler: Callable[[GuardedServerConnection], Awaitable[None]]) -> Server:
-    """Serve WebSockets; `handler` runs once per connection, and calls `let_in` when its end has proved itself."""
+    """Serve WebSockets; `handler` runs once per connection, and calls `let_in` when its end has proved itself.
+
+    Args:
+        address: of TCP, or a Unix socket.
+    """
+    way: dict[str, Any] = {"unix": True} if near.is_near(address) else {}
     return await serve(
         handler,  # type: ignore[arg-type]  # every connection is of our class: `create_connection`
         sock=address,
+        **way,
         **{**_SETTINGS, "max_size": limits.MAX_HELLO + 64},
         subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
         # Browsers always send Origin, peers and clients never do: no web page can reach a peer.
@@ -371,6 +395,8 @@ async def stop_listening(server: Server, *, close_connections: bool = True) -> N
 def let_in(socket: Socket) -> None:
     """The end has proved its key: it may send messages of any size that the protocol has."""
     socket.protocol.max_message_size = limits.MAX_FRAME
+    if near.is_near(system := socket.transport.get_extra_info("socket")):
+        near.widen(system)
 
 
 def _is_address(url: str) -> bool:

@@ -122,6 +122,7 @@ MAX_URLS: Final = 8  # addresses of one peer
 MAX_URL: Final = 256  # characters
 MAX_TICKETS: Final = 4_096  # offers that nobody collected may not pile up
 MAX_TRAFFIC: Final = 256  # ends of which it is remembered what they carried; all of them fit one answer
+NEAR_BUFFER: Final = 768 * KIB  # sent and not read yet, where the system lets us say; Linux keeps twice that
 WRITE_BUFFER: Final = 4 * MIB  # unsent bytes of one connection; above it the connection is dropped (ping flood)
 PEER_START: Final = 30.0  # a peer process that is not ready by then is ended; an idle machine needs half a second
 PEER_STOP: Final = 10.0  # between SIGTERM and SIGKILL

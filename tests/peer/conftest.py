@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from peer import transport
 from peer.calls import Answer, Call, Handler
 from peer.connection import Connection
 from peer.keys import Identity
+from peer.near import listening
 from peer.opening import open_as_acceptor, open_as_dialer
 from peer.payloads import MemoryPayload
 from protocol.errors import LinkError
@@ -63,14 +66,16 @@ async def echo(call: Call) -> Answer:
 
 @dataclass
 class Acceptor:
-    """Accepts sessions; what became of them is in `connections` and `failures`."""
+    """Accepts sessions; what became of them is in `connections` and `failures`. `has_near`: the short way, too."""
 
     handler: Handler | None = echo
     identity: Identity = ALICE
     introduction: Introduction = field(default_factory=lambda: Introduction("peer", "alice"))
     connections: list[Connection] = field(default_factory=list)
     failures: list[LinkError] = field(default_factory=list)
+    has_near: bool = False
     server: Server | None = None
+    beside: Server | None = None
 
     @property
     def port(self) -> int:
@@ -92,13 +97,18 @@ class Acceptor:
 
     async def __aenter__(self) -> Acceptor:
         self.server = await transport.listen("127.0.0.1", 0, self.accept)
+        if self.has_near:
+            pipe = listening("127.0.0.1", self.port)
+            assert pipe is not None
+            self.beside = await transport.listen_at(pipe, self.accept)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self.server is not None
         await asyncio.gather(*(connection.close() for connection in self.connections))
-        self.server.close()
-        await self.server.wait_closed()
+        for server in (self.server, self.beside):
+            if server is not None:
+                server.close()
+                await server.wait_closed()
 
 
 @dataclass
@@ -112,9 +122,9 @@ class Line:
 
 @contextlib.asynccontextmanager
 async def _connected(
-    handler: Handler | None = echo, near_handler: Handler | None = None, **introduction: Any
+    handler: Handler | None = echo, near_handler: Handler | None = None, *, has_near: bool = False, **introduction: Any
 ) -> AsyncIterator[Line]:
-    async with Acceptor(handler) as acceptor:
+    async with Acceptor(handler, has_near=has_near) as acceptor:
         ours = Introduction("client", "dora", **introduction)
         near = await open_as_dialer(acceptor.url, ours, DORA, near_handler)
         try:
@@ -124,10 +134,13 @@ async def _connected(
             await near.close()
 
 
-@pytest.fixture(scope="session")
-def connected() -> Callable[..., contextlib.AbstractAsyncContextManager[Line]]:
+_IS_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="there are no abstract names of Unix sockets here")
+
+
+@pytest.fixture(scope="session", params=["tcp", pytest.param("near", marks=_IS_LINUX)])
+def connected(request: pytest.FixtureRequest) -> Callable[..., contextlib.AbstractAsyncContextManager[Line]]:
     """connected(handler of the acceptor, handler of the dialer): an async context that gives both ends."""
-    return _connected
+    return partial(_connected, has_near=request.param == "near")
 
 
 @pytest.fixture(scope="session")
