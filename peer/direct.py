@@ -20,7 +20,8 @@ from typing import Final, Protocol
 from websockets.frames import apply_mask  # type: ignore[attr-defined]  # the fast one, where the library has it
 from websockets.protocol import CLIENT, State
 
-from peer.transport import LowWater, Socket, is_between_frames, waiting_to_be_read, whole_message
+from peer import near
+from peer.transport import BROKEN, LowWater, Socket, is_between_frames, waiting_to_be_read, whole_message
 from protocol import codec, limits, messages
 from protocol.codec import FrameType
 from protocol.errors import ProtocolError
@@ -120,6 +121,8 @@ class Direct(asyncio.BufferedProtocol):
         return self._socket.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, BROKEN):
+            near.take_rest(self._socket.transport.get_extra_info("socket"), self.get_buffer, self.buffer_updated)
         self._arriving = self._places = None
         self._low_water.forget()
         self._socket.connection_lost(exc)

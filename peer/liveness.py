@@ -65,8 +65,8 @@ class Liveness:
 
     def _is_dead(self, now: float) -> bool:
         taken = acknowledged(self._socket)
-        if taken != self._taken:
+        if taken > self._taken:
             if self._taken < self._ping_end:
                 self._moved_at = now
-            self._taken = taken
+        self._taken = taken
         return now - self._moved_at >= limits.PING_TIMEOUT

@@ -8,24 +8,30 @@ Everybody else, and everything that is in the way of this, has TCP.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
 import struct
 import sys
 import threading
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
+from fcntl import ioctl
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from termios import TIOCOUTQ
 from typing import Any, Final
 
 from protocol import limits
 
 _PREFIX: Final = "\0peergrid.1/"
+_AT_MOST: Final = 4 * limits.NEAR_BUFFER  # of what is taken when the other end has gone: more does not wait in a line
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: process, user, group
 _CORE: Final = 36  # of the fields of proc_pid_stat(5) behind the command's name
+_log = logging.getLogger("peergrid.transport")
 
 
 def listening(host: str, port: int) -> socket.socket | None:
@@ -38,7 +44,8 @@ def listening(host: str, port: int) -> socket.socket | None:
         return None
     try:
         made.bind(_name(host, port))
-    except OSError:  # somebody has that name
+    except OSError as error:
+        _log.info("no short way beside port %d: %s", port, error.strerror)
         made.close()
         return None
     return made
@@ -58,7 +65,7 @@ def connected(host: str, port: int) -> socket.socket | None:
         # From a name that says which thread this is: `core_of` is for the other end.
         made.bind(f"{_PREFIX}{threading.get_native_id()}/{secrets.token_hex(8)}")
         made.connect(_name(host, port))
-        if _of_process(made)[1] == os.geteuid():
+        if _other_end(made)[1] == os.geteuid() != _nobody():
             return made
     except OSError:
         pass
@@ -79,7 +86,31 @@ def widen(pipe: Any) -> None:
 
 def process_of(pipe: Any) -> int:
     """The process that dialled; 0 if this end cannot see it."""
-    return _of_process(pipe)[0]
+    try:
+        return _other_end(pipe)[0]
+    except OSError:
+        return 0
+
+
+def unread(pipe: Any) -> int:
+    """How many bytes the other process has not taken yet of what its system has for it."""
+    waiting = array("i", [0])
+    with suppress(OSError, AttributeError, ValueError):
+        ioctl(pipe.fileno(), TIOCOUTQ, waiting)
+    return waiting[0]
+
+
+def take_rest(pipe: Any, place: Callable[[int], memoryview], took: Callable[[int], None]) -> None:
+    """Read what came before the other end went, if this is such a way. For who hears that the line has broken: here a
+    write fails as soon as the other end has closed, and the event loop gives up what it has not read; by TCP the write
+    goes well, and what came is read first. `place` gives memory, `took` is told how much of it was filled."""
+    if not is_near(pipe):
+        return
+    left = _AT_MOST
+    with suppress(OSError, ValueError), socket.socket(fileno=os.dup(pipe.fileno())) as rest:
+        while left > 0 and (size := rest.recv_into(place(-1), 0, socket.MSG_DONTWAIT)):
+            left -= size
+            took(size)
 
 
 def core_of(pipe: Any, name: Any) -> Callable[[], int] | None:
@@ -113,7 +144,15 @@ def _name(host: str, port: int) -> str:
     return f"{_PREFIX}{host}:{port}"
 
 
-def _of_process(pipe: Any) -> tuple[int, int, int]:
+def _nobody() -> int:
+    """What the system calls every user that it has no number for here: equal numbers do not make them one user."""
+    try:
+        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except (OSError, ValueError):
+        return 65534
+
+
+def _other_end(pipe: Any) -> tuple[int, int, int]:
     found: tuple[int, int, int] = _CREDENTIALS.unpack(
         pipe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     )

@@ -249,6 +249,7 @@ class Peer:
             return
         self._make_room()
         self._unproved[socket] = None
+        origin = transport.origin(socket)  # while it is there
         try:
             requests = self._requests
             session = await open_or_line(
@@ -262,7 +263,7 @@ class Peer:
                 self._secure.line_arrived,
             )
         except LinkError as error:
-            _log.info("a connection from %s came to nothing: %s", transport.origin(socket), error.message)
+            _log.info("a connection from %s came to nothing: %s", origin, error.message)
             return
         finally:
             self._unproved.pop(socket, None)

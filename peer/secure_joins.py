@@ -58,7 +58,7 @@ class Joins:
         failure: LinkError = PeerLost(f"{member.name} has no address", peer=member.name)
         for url in member.urls:
             try:
-                socket = await dial(url)
+                socket = await dial(url, may_be_near=False)  # descriptors pass over a Unix socket
                 ours = Introduction(ROUNDS, self._name, member.id)
                 await shaken_hands(socket, ours, self._identity, os.urandom(32), dialer=True)
             except LinkError as error:
@@ -95,6 +95,9 @@ class Joins:
 
     def arrived(self, socket: Socket, remote: Remote) -> None:
         """A line that was dialled by the other end, which is a member of the grid."""
+        if near.is_near(socket.transport.get_extra_info("socket")):  # not of `dialled`
+            socket.transport.abort()
+            return
         greeting = sum(id == remote.id for id in self._greeting.values())
         if self._is_closed or greeting >= limits.SECURE_WAITING_EACH or len(self._greeting) >= limits.SECURE_WAITING:
             socket.transport.abort()
@@ -171,10 +174,9 @@ def _has_ended(socket: Socket) -> bool:
 
 
 def given_away(socket: Socket) -> int:
-    """The descriptor of its socket, the caller's to close; this process lets go of the line without ending it."""
+    """The descriptor of its TCP socket, the caller's to close; this process lets go of the line without ending it."""
     fd = os.dup(socket.transport.get_extra_info("socket").fileno())
     pipe = System(fileno=fd)
-    if not near.is_near(pipe):
-        pipe.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    pipe.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     socket.transport.abort()  # closes its own descriptor, and says nothing to the other end
     return pipe.detach()

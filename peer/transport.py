@@ -59,6 +59,7 @@ Sink = Callable[[bytes | bytearray], bool]
 """Takes a whole binary message at once; False if it wants it queued instead."""
 
 
+BROKEN: Final = (BrokenPipeError, ConnectionResetError)  # what a line ends with that failed at sending
 _BINARY: Final = 0x82  # a whole binary message
 _MASKED: Final = 0x80
 _TINY: Final = 126  # in place of a length: two bytes with it follow; one more: eight bytes
@@ -85,6 +86,14 @@ class _Guard:
         transport: asyncio.Transport | None = self.transport  # type: ignore[attr-defined]
         if transport is not None and transport.get_write_buffer_size() > limits.WRITE_BUFFER:
             transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        transport: asyncio.Transport = self.transport  # type: ignore[attr-defined]
+        if isinstance(exc, BROKEN):
+            place = memoryview(bytearray(limits.MAX_HELLO))
+            pipe = transport.get_extra_info("socket")
+            near.take_rest(pipe, lambda _: place, lambda size: self.data_received(bytes(place[:size])))
+        super().connection_lost(exc)  # type: ignore[misc]
 
     def process_event(self, event: Any) -> None:
         sink = self.sink
@@ -139,10 +148,10 @@ def core_of(socket: Socket) -> Callable[[], int] | None:
 
 def origin(socket: Socket) -> str:
     """Where the other end is, for logs."""
-    system = socket.transport.get_extra_info("socket")
+    system, address = socket.transport.get_extra_info("socket"), socket.remote_address
     if near.is_near(system):
         return f"process {near.process_of(system) or '?'} of this machine"
-    return "{}:{}".format(*socket.remote_address[:2]) if socket.remote_address else "?"
+    return "{}:{}".format(*address[:2]) if address else "?"
 
 
 def is_between_frames(socket: Socket) -> bool:
@@ -225,9 +234,14 @@ _BYTES_ACKED: Final = struct.Struct("=120xQ")  # in Linux's tcp_info
 
 
 def acknowledged(socket: Socket) -> int:
-    """How many bytes the other end's system has taken of what was sent over this line; 0 where ours does not tell."""
+    """How many bytes the other end's system has taken of what was sent over this line; 0 where ours does not tell. By
+    the short way it is the other process that takes them, and counted from when it has all: so what it has not taken,
+    negated."""
+    system = socket.transport.get_extra_info("socket")
+    if near.is_near(system):
+        return -under_way(socket)
     try:
-        info = socket.transport.get_extra_info("socket").getsockopt(IPPROTO_TCP, _TCP_INFO, 192)
+        info = system.getsockopt(IPPROTO_TCP, _TCP_INFO, 192)
         (taken,) = _BYTES_ACKED.unpack_from(info)
     except (OSError, AttributeError, struct.error):
         return 0
@@ -235,10 +249,10 @@ def acknowledged(socket: Socket) -> int:
 
 
 def under_way(socket: Socket) -> int:
-    """How many bytes were sent that the other end's system has not taken yet; 0 where its system is ours."""
+    """How many bytes were sent that the other end's system has not taken yet; by the short way, the other process."""
     waiting, system = array("i", [0]), socket.transport.get_extra_info("socket")
     if near.is_near(system):
-        return 0
+        return near.unread(system) + socket.transport.get_write_buffer_size()
     with contextlib.suppress(OSError, AttributeError, ValueError):
         ioctl(system.fileno(), TIOCOUTQ, waiting)
     return waiting[0] + socket.transport.get_write_buffer_size()
@@ -255,8 +269,8 @@ def waiting_to_be_read(socket: Socket) -> int:
 class LowWater:
     """How much must have come on a line before its loop is woken to read: each time costs as much as copying 50 KB.
 
-    Nothing happens where the system or TLS does not have it. After `forget` nothing more is set: the line's
-    descriptor may then be another's.
+    Nothing happens where the system, TLS or the short way (near.py) does not have it. After `forget` nothing more is
+    set: the line's descriptor may then be another's.
     """
 
     def __init__(self, socket: Socket) -> None:
@@ -264,7 +278,7 @@ class LowWater:
         self._pipe: System | None = None
         transport = socket.transport
         if transport.get_extra_info("sslcontext") is None:
-            with contextlib.suppress(OSError, AttributeError):
+            with contextlib.suppress(OSError, AttributeError, ValueError):  # the line may have ended by now
                 # What uvloop gives as the socket makes another descriptor for each call.
                 self._pipe = System(AF_INET, SOCK_STREAM, fileno=transport.get_extra_info("socket").fileno())
                 # A socket that is dropped closes its descriptor, which is the transport's.
@@ -313,8 +327,8 @@ class _Direct(connect):
         return exc
 
 
-async def dial(url: str, timeout: float = limits.DIAL_TIMEOUT) -> GuardedClientConnection:
-    """A WebSocket to `url` (ws://host:port), the short way (near.py) where there is one.
+async def dial(url: str, timeout: float = limits.DIAL_TIMEOUT, *, may_be_near: bool = True) -> GuardedClientConnection:
+    """A WebSocket to `url` (ws://host:port), by the short way (near.py) where there is one and it `may_be_near`.
 
     Raises:
         BadRequest: not such a URL.
@@ -323,7 +337,8 @@ async def dial(url: str, timeout: float = limits.DIAL_TIMEOUT) -> GuardedClientC
     if not _is_address(url):
         raise BadRequest(f"{url!r} is no address of a peer; they look like ws://127.0.0.1:7700")
     parts = urlsplit(url)
-    pipe = near.connected(parts.hostname or "", parts.port or 0) if parts.scheme == "ws" else None
+    is_plain = may_be_near and parts.scheme == "ws" and parts.port is not None
+    pipe = near.connected(parts.hostname or "", parts.port or 0) if is_plain else None
     way: dict[str, Any] = {} if pipe is None else {"unix": True, "sock": pipe}
     try:
         async with asyncio.timeout(timeout):

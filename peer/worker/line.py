@@ -195,6 +195,9 @@ class Line:
 
     def _heard(self, message: Any, descriptors: list[int]) -> None:
         match message:
+            case _ if not self._stretch.is_up and message != ["up"]:
+                close_all(descriptors)
+                self.lose("did not begin as a worker does")
             case ["done", int(seq), *fields] if seq in self._pending:
                 self._answer(seq, fields, descriptors)
             case ["fault", int(seq), dict(fault)] if seq in self._pending:

@@ -48,13 +48,17 @@ class Stretch:
 
     def ends(self, now: float) -> None:
         """It has done all."""
+        self._count(now)
+        self.began = math.inf
+
+    def _count(self, now: float) -> None:
         if self.is_up and now - self.began > limits.TURN_STRETCH:
             self._seconds += now - max(self.began, self._counted)
 
     def taken(self, now: float, is_busy: bool) -> float:
         """Since it was last asked."""
         if is_busy:
-            self.ends(now)
+            self._count(now)
             self._counted = now
         taken, self._seconds = self._seconds, 0.0
         return taken

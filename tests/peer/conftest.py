@@ -66,14 +66,14 @@ async def echo(call: Call) -> Answer:
 
 @dataclass
 class Acceptor:
-    """Accepts sessions; what became of them is in `connections` and `failures`. `has_near`: the short way, too."""
+    """Accepts sessions; what became of them is in `connections` and `failures`. `is_near`: by the short way, too."""
 
     handler: Handler | None = echo
     identity: Identity = ALICE
     introduction: Introduction = field(default_factory=lambda: Introduction("peer", "alice"))
     connections: list[Connection] = field(default_factory=list)
     failures: list[LinkError] = field(default_factory=list)
-    has_near: bool = False
+    is_near: bool = False
     server: Server | None = None
     beside: Server | None = None
 
@@ -97,7 +97,7 @@ class Acceptor:
 
     async def __aenter__(self) -> Acceptor:
         self.server = await transport.listen("127.0.0.1", 0, self.accept)
-        if self.has_near:
+        if self.is_near:
             pipe = listening("127.0.0.1", self.port)
             assert pipe is not None
             self.beside = await transport.listen_at(pipe, self.accept)
@@ -122,13 +122,14 @@ class Line:
 
 @contextlib.asynccontextmanager
 async def _connected(
-    handler: Handler | None = echo, near_handler: Handler | None = None, *, has_near: bool = False, **introduction: Any
+    handler: Handler | None = echo, near_handler: Handler | None = None, *, is_near: bool = False, **introduction: Any
 ) -> AsyncIterator[Line]:
-    async with Acceptor(handler, has_near=has_near) as acceptor:
+    async with Acceptor(handler, is_near=is_near) as acceptor:
         ours = Introduction("client", "dora", **introduction)
         near = await open_as_dialer(acceptor.url, ours, DORA, near_handler)
         try:
             await until(lambda: acceptor.connections)
+            assert transport.origin(near._socket).startswith("process" if is_near else "127.0.0.1")
             yield Line(near, acceptor.connections[0], acceptor)
         finally:
             await near.close()
@@ -140,7 +141,7 @@ _IS_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="there are no abs
 @pytest.fixture(scope="session", params=["tcp", pytest.param("near", marks=_IS_LINUX)])
 def connected(request: pytest.FixtureRequest) -> Callable[..., contextlib.AbstractAsyncContextManager[Line]]:
     """connected(handler of the acceptor, handler of the dialer): an async context that gives both ends."""
-    return partial(_connected, has_near=request.param == "near")
+    return partial(_connected, is_near=request.param == "near")
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,7 @@ async def test_while_single_operations_follow_each_other_it_is_kept_off(here: in
     ours, theirs = socket.socketpair()
     worker = Worker(WorkerKey("somebody", frozenset()), ours, BufferPool(), lambda worker: None)
     with theirs:
+        theirs.sendall(encode(["up"]))
         for number in range(1, 4 * _LOOKS):
             asked = worker.run([])
             theirs.sendall(encode(["done", number, []]))

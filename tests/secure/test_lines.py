@@ -35,7 +35,9 @@ class End:
     """One end of a line as peers see it: a WebSocket of which only the transport and one message are looked at."""
 
     def __init__(self, message: bytes = b"") -> None:
-        self.pipe, self.other = socket.socketpair()
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.other = socket.create_connection(server.getsockname())
+            self.pipe, _ = server.accept()
         self.transport = self
         self.message = message
         self.is_aborted = False

@@ -18,7 +18,7 @@ from peer.worker.framing import encode
 from peer.worker.remote import Made, Worker, WorkerKey
 from protocol import limits
 from protocol.errors import BadRequest, InternalError, NotFound, WorkerLost
-from tests.waiting import PATIENCE, no_descriptors_left
+from tests.waiting import PATIENCE, no_descriptors_left, until
 from tests.worker.conftest import new_id
 
 HOSTILE_ANSWERS: list[bytes] = [
@@ -36,18 +36,23 @@ HOSTILE_ANSWERS: list[bytes] = [
     encode(None),
     encode(["fault", 1, {"code": 7, "fields": 7}]),
     encode(["fault", 1, []]),
-    encode(["up"]) * 2,
+    encode(["up"]),  # once more
     encode(["up", 1]),
     b"\xff" * 100,
 ]
 
 
 @contextlib.asynccontextmanager
-async def impostor(labels: frozenset[str] = frozenset()) -> AsyncIterator[tuple[Worker, socket.socket]]:
+async def impostor(
+    labels: frozenset[str] = frozenset(), *, is_up: bool = True
+) -> AsyncIterator[tuple[Worker, socket.socket]]:
     """A peer's end whose worker is ours to play."""
     ours, theirs = socket.socketpair()
     worker = Worker(WorkerKey("somebody", labels), ours, BufferPool(), lambda worker: None)
     with theirs:
+        if is_up:
+            theirs.sendall(encode(["up"]))
+            await until(lambda: worker._stretch.is_up)
         yield worker, theirs
     worker.kill()
 
@@ -61,6 +66,20 @@ def test_a_worker_that_answers_nonsense_is_ended(answer: bytes) -> None:
             with pytest.raises((WorkerLost, InternalError)):
                 await asyncio.wait_for(future, PATIENCE)
             assert worker.is_lost
+
+    with no_descriptors_left():
+        asyncio.run(main())
+
+
+def test_a_worker_that_does_not_begin_as_one_is_ended() -> None:
+    """What it does before it is up is not held against its principal (turns.py)."""
+
+    async def main() -> None:
+        async with impostor(is_up=False) as (worker, theirs):
+            future = worker.export(new_id())
+            theirs.sendall(encode(["held", 1]))
+            with pytest.raises(WorkerLost):
+                await asyncio.wait_for(future, PATIENCE)
 
     with no_descriptors_left():
         asyncio.run(main())
