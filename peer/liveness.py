@@ -14,7 +14,7 @@ from typing import Final
 
 from websockets.protocol import State
 
-from peer.transport import Socket, acknowledged, under_way
+from peer.transport import Socket, progress
 from protocol import limits
 
 _LOOKS: Final = 20  # at a ping that is not answered yet, within PING_TIMEOUT
@@ -29,7 +29,7 @@ class Liveness:
         self._loop = loop = asyncio.get_running_loop()
         self._heard_at = loop.time()
         self._pinged_at = self._heard_at
-        self._taken = 0  # bytes that the other end's system had when it was last looked at
+        self._taken = 0  # what the other end had taken when it was last looked at (transport.progress)
         self._ping_end = 0  # that it will have when it has the last ping
         self._moved_at = 0.0  # and when it was last seen to have more than before
         self._timer = loop.call_later(limits.PING_INTERVAL, self._look)
@@ -59,12 +59,10 @@ class Liveness:
             self._socket.protocol.send_ping(b"")
             self._socket.send_data()
         self._pinged_at = self._moved_at = now
-        waiting = under_way(self._socket)  # first: what is taken in between is then counted twice, not left out
-        self._taken = acknowledged(self._socket)
-        self._ping_end = self._taken + waiting
+        self._taken, self._ping_end = progress(self._socket)
 
     def _is_dead(self, now: float) -> bool:
-        taken = acknowledged(self._socket)
+        taken, _ = progress(self._socket)
         if taken > self._taken:
             if self._taken < self._ping_end:
                 self._moved_at = now

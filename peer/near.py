@@ -15,14 +15,11 @@ import socket
 import struct
 import sys
 import threading
-from array import array
 from collections.abc import Callable
 from contextlib import suppress
-from fcntl import ioctl
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from termios import TIOCOUTQ
 from typing import Any, Final
 
 from protocol import limits
@@ -36,11 +33,8 @@ _log = logging.getLogger("peergrid.transport")
 
 def listening(host: str, port: int) -> socket.socket | None:
     """What a peer that listens at this address of TCP is to serve beside it, if there is such a thing."""
-    if not _has_one(host):
-        return None
-    try:
-        made = socket.socket(socket.AF_UNIX)
-    except OSError:
+    made = _socket_for(host)
+    if made is None:
         return None
     try:
         made.bind(_name(host, port))
@@ -54,11 +48,8 @@ def listening(host: str, port: int) -> socket.socket | None:
 def connected(host: str, port: int) -> socket.socket | None:
     """A way to the peer at this address of TCP. None where it listens at no such thing, or is another user's: a
     stranger could stand at the name in its place."""
-    if not _has_one(host):
-        return None
-    try:
-        made = socket.socket(socket.AF_UNIX)
-    except OSError:
+    made = _socket_for(host)
+    if made is None:
         return None
     made.setblocking(False)  # if nobody accepts, TCP is where to wait
     try:
@@ -92,14 +83,6 @@ def process_of(pipe: Any) -> int:
         return 0
 
 
-def unread(pipe: Any) -> int:
-    """How many bytes the other process has not taken yet of what its system has for it."""
-    waiting = array("i", [0])
-    with suppress(OSError, AttributeError, ValueError):
-        ioctl(pipe.fileno(), TIOCOUTQ, waiting)
-    return waiting[0]
-
-
 def take_rest(pipe: Any, place: Callable[[int], memoryview], took: Callable[[int], None]) -> None:
     """Read what came before the other end went, if this is such a way. For who hears that the line has broken: here a
     write fails as soon as the other end has closed, and the event loop gives up what it has not read; by TCP the write
@@ -131,13 +114,13 @@ def _core(stat: Path) -> int:
         return -1  # that thread has ended
 
 
-def _has_one(host: str) -> bool:
-    """Whether an address may have such a way beside it: of this machine alone, and not by a name, which the system's
-    resolver may lead elsewhere."""
+def _socket_for(host: str) -> socket.socket | None:
+    """A socket, if there may be such a way beside this address: it is of this machine alone, and no name, which the
+    system's resolver may lead elsewhere."""
     try:
-        return sys.platform == "linux" and ip_address(host).is_loopback
-    except ValueError:
-        return False
+        return socket.socket(socket.AF_UNIX) if sys.platform == "linux" and ip_address(host).is_loopback else None
+    except (ValueError, OSError):
+        return None
 
 
 def _name(host: str, port: int) -> str:

@@ -234,14 +234,10 @@ _BYTES_ACKED: Final = struct.Struct("=120xQ")  # in Linux's tcp_info
 
 
 def acknowledged(socket: Socket) -> int:
-    """How many bytes the other end's system has taken of what was sent over this line; 0 where ours does not tell. By
-    the short way it is the other process that takes them, and counted from when it has all: so what it has not taken,
-    negated."""
-    system = socket.transport.get_extra_info("socket")
-    if near.is_near(system):
-        return -under_way(socket)
+    """How many bytes the other end's system has taken of what was sent over this line; 0 where ours does not tell, or
+    is the same."""
     try:
-        info = system.getsockopt(IPPROTO_TCP, _TCP_INFO, 192)
+        info = socket.transport.get_extra_info("socket").getsockopt(IPPROTO_TCP, _TCP_INFO, 192)
         (taken,) = _BYTES_ACKED.unpack_from(info)
     except (OSError, AttributeError, struct.error):
         return 0
@@ -249,12 +245,24 @@ def acknowledged(socket: Socket) -> int:
 
 
 def under_way(socket: Socket) -> int:
-    """How many bytes were sent that the other end's system has not taken yet; by the short way, the other process."""
-    waiting, system = array("i", [0]), socket.transport.get_extra_info("socket")
-    if near.is_near(system):
-        return near.unread(system) + socket.transport.get_write_buffer_size()
+    """How many bytes were sent that the other end's system has not taken yet; 0 where it is ours."""
+    return 0 if near.is_near(socket.transport.get_extra_info("socket")) else _not_taken(socket)
+
+
+def progress(socket: Socket) -> tuple[int, int]:
+    """How much the other end has taken of what was sent, and how much that will be when it has all that was sent so
+    far: its system, or by the short way its process. Numbers to be compared with each other only."""
+    if near.is_near(socket.transport.get_extra_info("socket")):
+        return -_not_taken(socket), 0
+    waiting = under_way(socket)  # first: what is taken in between is then counted twice, not left out
+    taken = acknowledged(socket)
+    return taken, taken + waiting
+
+
+def _not_taken(socket: Socket) -> int:
+    waiting = array("i", [0])
     with contextlib.suppress(OSError, AttributeError, ValueError):
-        ioctl(system.fileno(), TIOCOUTQ, waiting)
+        ioctl(socket.transport.get_extra_info("socket").fileno(), TIOCOUTQ, waiting)
     return waiting[0] + socket.transport.get_write_buffer_size()
 
 
