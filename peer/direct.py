@@ -21,7 +21,7 @@ from websockets.frames import apply_mask  # type: ignore[attr-defined]  # the fa
 from websockets.protocol import CLIENT, State
 
 from peer import near
-from peer.transport import BROKEN, LowWater, Socket, is_between_frames, waiting_to_be_read, whole_message
+from peer.transport import LowWater, Socket, is_between_frames, waiting_to_be_read, whole_message
 from protocol import codec, limits, messages
 from protocol.codec import FrameType
 from protocol.errors import ProtocolError
@@ -121,8 +121,7 @@ class Direct(asyncio.BufferedProtocol):
         return self._socket.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if isinstance(exc, BROKEN):
-            near.take_rest(self._socket.transport.get_extra_info("socket"), self.get_buffer, self.buffer_updated)
+        near.take_rest(self._socket.transport.get_extra_info("socket"), exc, self.get_buffer, self.buffer_updated)
         self._arriving = self._places = None
         self._low_water.forget()
         self._socket.connection_lost(exc)

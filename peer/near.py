@@ -1,7 +1,7 @@
 """The short way between two processes of one user on one machine: a Unix socket beside a peer's TCP port.
 
 What passes is the same, and who is there proves it by the same handshake. But to hand the system a small message takes
-a sender 1 to 3 us where TCP takes 4 to 14, and nothing runs in between (docs/decisions/0005). Linux only: the name is
+a sender 1 to 4 us where TCP takes 4 to 16, and nothing runs in between (docs/decisions/0005). Linux only: the name is
 an abstract one (unix(7)), which whoever shares the peer's loopback reaches, as the port, and which ends with the peer.
 Everybody else, and everything that is in the way of this, has TCP.
 """
@@ -26,6 +26,7 @@ from protocol import limits
 
 _PREFIX: Final = "\0peergrid.1/"
 _AT_MOST: Final = 4 * limits.NEAR_BUFFER  # of what is taken when the other end has gone: more does not wait in a line
+_BROKEN: Final = (BrokenPipeError, ConnectionResetError)
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: process, user, group
 _CORE: Final = 36  # of the fields of proc_pid_stat(5) behind the command's name
 _log = logging.getLogger("peergrid.transport")
@@ -83,11 +84,14 @@ def process_of(pipe: Any) -> int:
         return 0
 
 
-def take_rest(pipe: Any, place: Callable[[int], memoryview], took: Callable[[int], None]) -> None:
-    """Read what came before the other end went, if this is such a way. For who hears that the line has broken: here a
-    write fails as soon as the other end has closed, and the event loop gives up what it has not read; by TCP the write
-    goes well, and what came is read first. `place` gives memory, `took` is told how much of it was filled."""
-    if not is_near(pipe):
+def take_rest(
+    pipe: Any, exc: Exception | None, place: Callable[[int], memoryview], took: Callable[[int], None]
+) -> None:
+    """Read what came before the other end went, if this is such a way, and sending over it has failed. For who hears
+    that the line is lost, with `exc`: here a write fails as soon as the other end has closed, and the event loop gives
+    up what it has not read; by TCP the write goes well, and what came is read first. `place` gives memory, `took` is
+    told how much of it was filled."""
+    if not isinstance(exc, _BROKEN) or not is_near(pipe):
         return
     left = _AT_MOST
     with suppress(OSError, ValueError), socket.socket(fileno=os.dup(pipe.fileno())) as rest:

@@ -200,9 +200,9 @@ class Peer:
         if self.settings.workers.worker.device != "cpu":
             await self._workers.ready()  # only torch knows whether there is such a device
         host, port = self._address.getsockname()[:2]
-        for way in (self._address, near.listening(host, port)):
-            if way is not None:
-                self._servers.append(await transport.listen_at(way, self._accept))
+        self._servers.append(await transport.listen_at(self._address, self._accept))
+        if (beside := near.listening(host, port)) is not None:
+            self._servers.append(await transport.listen_at(beside, self._accept))
         self.url = f"ws://{_bracketed(host)}:{port}"
         own = Member(self.id, self.name, self.settings.advertise or (self.url,))
         self._membership.set_ours(own)

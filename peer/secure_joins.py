@@ -21,11 +21,10 @@ from typing import Final, NamedTuple
 
 from websockets.exceptions import ConnectionClosed
 
-from peer import near
 from peer.keys import Identity
 from peer.membership import Member
 from peer.opening import ROUNDS, shaken_hands
-from peer.transport import Socket, dial
+from peer.transport import Socket, dial, is_near
 from protocol import limits
 from protocol.errors import LinkError, PartyFailed, PeerLost
 from protocol.handshake import Introduction, Remote
@@ -95,7 +94,7 @@ class Joins:
 
     def arrived(self, socket: Socket, remote: Remote) -> None:
         """A line that was dialled by the other end, which is a member of the grid."""
-        if near.is_near(socket.transport.get_extra_info("socket")):  # not of `dialled`
+        if is_near(socket):  # not of `dialled`
             socket.transport.abort()
             return
         greeting = sum(id == remote.id for id in self._greeting.values())

@@ -59,7 +59,6 @@ Sink = Callable[[bytes | bytearray], bool]
 """Takes a whole binary message at once; False if it wants it queued instead."""
 
 
-BROKEN: Final = (BrokenPipeError, ConnectionResetError)  # what a line ends with that failed at sending
 _BINARY: Final = 0x82  # a whole binary message
 _MASKED: Final = 0x80
 _TINY: Final = 126  # in place of a length: two bytes with it follow; one more: eight bytes
@@ -89,10 +88,9 @@ class _Guard:
 
     def connection_lost(self, exc: Exception | None) -> None:
         transport: asyncio.Transport = self.transport  # type: ignore[attr-defined]
-        if isinstance(exc, BROKEN):
-            place = memoryview(bytearray(limits.MAX_HELLO))
-            pipe = transport.get_extra_info("socket")
-            near.take_rest(pipe, lambda _: place, lambda size: self.data_received(bytes(place[:size])))
+        place = memoryview(bytearray(limits.MAX_HELLO))
+        pipe = transport.get_extra_info("socket")
+        near.take_rest(pipe, exc, lambda _: place, lambda size: self.data_received(bytes(place[:size])))
         super().connection_lost(exc)  # type: ignore[misc]
 
     def process_event(self, event: Any) -> None:
@@ -136,10 +134,15 @@ def _is_waiting(protocol: Protocol) -> bool:
     return waits.gi_code is _BETWEEN_FRAMES
 
 
+def is_near(socket: Socket) -> bool:
+    """Whether it came, or was dialled, by the short way (near.py)."""
+    return near.is_near(socket.transport.get_extra_info("socket"))
+
+
 def core_of(socket: Socket) -> Callable[[], int] | None:
     """What tells the core that the other end is on, or sent from last; None where it is not one of this machine's."""
     address, system = socket.remote_address, socket.transport.get_extra_info("socket")
-    if near.is_near(system):
+    if is_near(socket):
         return near.core_of(system, address)
     if not address or not ip_address(address[0]).is_loopback:
         return None
@@ -148,9 +151,9 @@ def core_of(socket: Socket) -> Callable[[], int] | None:
 
 def origin(socket: Socket) -> str:
     """Where the other end is, for logs."""
-    system, address = socket.transport.get_extra_info("socket"), socket.remote_address
-    if near.is_near(system):
-        return f"process {near.process_of(system) or '?'} of this machine"
+    address = socket.remote_address
+    if is_near(socket):
+        return f"process {near.process_of(socket.transport.get_extra_info('socket')) or '?'} of this machine"
     return "{}:{}".format(*address[:2]) if address else "?"
 
 
@@ -246,13 +249,13 @@ def acknowledged(socket: Socket) -> int:
 
 def under_way(socket: Socket) -> int:
     """How many bytes were sent that the other end's system has not taken yet; 0 where it is ours."""
-    return 0 if near.is_near(socket.transport.get_extra_info("socket")) else _not_taken(socket)
+    return 0 if is_near(socket) else _not_taken(socket)
 
 
 def progress(socket: Socket) -> tuple[int, int]:
     """How much the other end has taken of what was sent, and how much that will be when it has all that was sent so
     far: its system, or by the short way its process. Numbers to be compared with each other only."""
-    if near.is_near(socket.transport.get_extra_info("socket")):
+    if is_near(socket):
         return -_not_taken(socket), 0
     waiting = under_way(socket)  # first: what is taken in between is then counted twice, not left out
     taken = acknowledged(socket)
@@ -345,8 +348,8 @@ async def dial(url: str, timeout: float = limits.DIAL_TIMEOUT, *, may_be_near: b
     if not _is_address(url):
         raise BadRequest(f"{url!r} is no address of a peer; they look like ws://127.0.0.1:7700")
     parts = urlsplit(url)
-    is_plain = may_be_near and parts.scheme == "ws" and parts.port is not None
-    pipe = near.connected(parts.hostname or "", parts.port or 0) if is_plain else None
+    port = parts.port if may_be_near and parts.scheme == "ws" else None
+    pipe = None if port is None else near.connected(parts.hostname or "", port)
     way: dict[str, Any] = {} if pipe is None else {"unix": True, "sock": pipe}
     try:
         async with asyncio.timeout(timeout):
@@ -418,8 +421,8 @@ async def stop_listening(server: Server, *, close_connections: bool = True) -> N
 def let_in(socket: Socket) -> None:
     """The end has proved its key: it may send messages of any size that the protocol has."""
     socket.protocol.max_message_size = limits.MAX_FRAME
-    if near.is_near(system := socket.transport.get_extra_info("socket")):
-        near.widen(system)
+    if is_near(socket):
+        near.widen(socket.transport.get_extra_info("socket"))
 
 
 def _is_address(url: str) -> bool:

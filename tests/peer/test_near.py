@@ -149,9 +149,9 @@ async def test_what_was_answered_is_heard_though_the_line_broke_meanwhile(connec
         asked = line.near.post("first", {"n": 1})
         line.near.send_now()
         await until(lambda: line.far.statistics().sent_messages > before)
+        pipe = line.far._socket.transport.get_extra_info("socket")
         await line.far.close()
-        await line.far._socket.wait_closed()
-        await asyncio.sleep(0.01)  # by then its system knows, too
+        await until(lambda: pipe.fileno() < 0)
         transport_of.resume_reading()
         late = line.near.post("second", {"n": 2})
         line.near.send_now()
@@ -160,9 +160,7 @@ async def test_what_was_answered_is_heard_though_the_line_broke_meanwhile(connec
             await asyncio.wait_for(late, PATIENCE)
 
 
-async def test_who_comes_to_nothing_is_in_the_log(
-    caplog: pytest.LogCaptureFixture, folders: Folders, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_comes_to_nothing_is_in_the_log(caplog: pytest.LogCaptureFixture, folders: Folders) -> None:
     """Though nobody can be asked any more, by then, who it was."""
     caplog.set_level("INFO")
     peer = await Peer.start(Settings("alice", port=0, folders=folders))
