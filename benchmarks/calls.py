@@ -4,7 +4,8 @@ Each is a function for references.Reference: it adds `count` floats when told to
 microseconds.
 
 echo       64 bytes by bare websockets, both ends on the event loop that ours runs on (measured in the same process)
-torch_rpc  torch.distributed.rpc: an addition at the other end
+torch_rpc  torch.distributed.rpc: an addition at the other end, in C++, of tensors that go there with the call
+torch_rpc_rref  the same of tensors that are there (RRefs, its pointers), in a function of Python
 ray        a Ray actor that keeps one of the tensors, where Ray is installed
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 
 from websockets.asyncio import client, server
 
-from benchmarks.references import Child, join_rpc, serve
+from benchmarks.references import Child, join_rpc, kept_there, serve, sum_there
 from peer.process import run_loop
 
 CALLS = 200
@@ -37,7 +38,8 @@ def installed() -> list[str]:
     """The names of the references that can be had here, the echo apart."""
     import torch
 
-    names = ["torch_rpc"] if torch.distributed.is_available() and hasattr(torch.distributed, "rpc") else []
+    has_rpc = torch.distributed.is_available() and hasattr(torch.distributed, "rpc")
+    names = ["torch_rpc", "torch_rpc_rref"] if has_rpc else []
     return names + (["ray"] if importlib.util.find_spec("ray") is not None else [])
 
 
@@ -107,6 +109,15 @@ def torch_rpc(count: int, where: str) -> None:
         serve(lambda: p50(lambda: rpc.rpc_sync("1", torch.add, args=(x, y))))
 
 
+def torch_rpc_rref(count: int, where: str) -> None:
+    from torch.distributed import rpc
+
+    with tempfile.TemporaryDirectory() as folder, closing(Child("rpc_sink", folder)):
+        join_rpc(0, folder)
+        x, y = (rpc.remote("1", kept_there, args=(count,)) for _ in range(2))
+        serve(lambda: p50(lambda: rpc.rpc_sync("1", sum_there, args=(x, y))))
+
+
 def ray(count: int, where: str) -> None:
     import torch
 
@@ -129,7 +140,7 @@ def ray(count: int, where: str) -> None:
 
 def main() -> None:
     function, *args = sys.argv[1:]
-    ways: dict[str, Callable[[int, str], None]] = {"torch_rpc": torch_rpc, "ray": ray}
+    ways: dict[str, Callable[[int, str], None]] = {each.__name__: each for each in (torch_rpc, torch_rpc_rref, ray)}
     ways[function](int(args[0]), args[1])
 
 

@@ -29,6 +29,9 @@ _PIPELINED = 4_000
 _SHORT_LIVED = 1_000_000
 _SHORT_LIVED_QUICK = 100_000
 _FOR_P99 = 2_000
+_TURNS = 60  # of awaited calls; a machine's pace changes within seconds, and all are to have their part of it
+_TURNS_QUICK = 20
+_RPC = ("torch_rpc", "torch_rpc_rref")
 _SEEN = 0.5  # seconds by which a peer has seen who computes without a pause (peer/worker/turns.py)
 
 
@@ -43,12 +46,14 @@ async def measure(quick: bool) -> list[Figure]:
         ours, local = await training.trials(g["alice"])
         measured["step"] = lambda: ours.measure(training.remote_value)
         measured["local step"] = lambda: local.measure(training.local_value)
-        if "torch_rpc" in calls.installed():
-            measured["torch_rpc"] = stack.enter_context(_reference("torch_rpc"))
-        for name in ("torch_rpc", "awaited", "pipelined"):  # all are warm, and nobody starts while others are measured
-            if name in measured:
-                await measured[name]()
-        median = await interleaved(rounds, measured)
+        in_turns = {name: measured.pop(name) for name in ("awaited", "echo")}
+        for name in calls.installed():
+            if name in _RPC:
+                in_turns[name] = stack.enter_context(_reference(name))
+        for warm in (*in_turns.values(), measured["pipelined"]):
+            await warm()  # all are warm, and nobody starts while others are measured
+        median = await interleaved(_TURNS_QUICK if quick else _TURNS, in_turns)
+        median |= await interleaved(rounds, measured)
         operations = local.operations()
         growth = await _growth(g, _SHORT_LIVED_QUICK if quick else _SHORT_LIVED)
         shared = await _beside(g, 3 if quick else 9)
@@ -59,8 +64,8 @@ async def measure(quick: bool) -> list[Figure]:
 
 
 def _figures(median: dict[str, float], operations: int) -> list[Figure]:
-    others: dict[str, float] = {name: median[name] for name in ("echo", "torch_rpc", "ray") if name in median}
-    for name in ("torch_rpc", "ray"):
+    others: dict[str, float] = {name: median[name] for name in ("echo", *_RPC, "ray") if name in median}
+    for name in (*_RPC, "ray"):
         if name not in median:
             print(f"{name}: not installed", file=sys.stderr)
     allowed = median["local step"] + median["awaited"] / 1e3

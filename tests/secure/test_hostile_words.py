@@ -119,7 +119,10 @@ def test_of_what_a_peer_receives_what_is_no_tensor_stays_out(runs: SecureRuns) -
 async def test_a_request_that_is_given_up_while_last_words_are_awaited_ends_its_session(
     runs: SecureRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    is_lost = asyncio.Event()
+
     async def lost(*_: Any) -> Any:
+        is_lost.set()
         raise Failed(PartyFailed("bob is gone"), BOB, is_lost=True)
 
     monkeypatch.setattr(runs, "_run", lost)
@@ -127,7 +130,7 @@ async def test_a_request_that_is_given_up_while_last_words_are_awaited_ends_its_
     args = {"sizes": [len(payload), 0, 0, 0], "opens": True}
     call = cast(Call, type("Asked", (), {"args": args, "nbytes": len(payload), "payload": payload, "stream": None}))
     serving = asyncio.create_task(runs.serve(call, LEASE))
-    await asyncio.sleep(0.05)
+    await is_lost.wait()
     (session,) = runs._sessions.values()
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
