@@ -83,7 +83,9 @@ def tensor_from(header: TensorHeader, buffer: Buffer) -> torch.Tensor:
     data = bytearray(view) if view.readonly else view
     if dtype in _NUMPY_HAS:  # the common case: no bytes to look at, and torch.frombuffer checks nothing that we did not
         tensor = torch.frombuffer(data, dtype=dtype)
-        return (tensor.clone() if tensor.data_ptr() % dtype.itemsize else tensor).view(header.shape)
+        if tensor.data_ptr() % dtype.itemsize:
+            tensor = tensor.clone()
+        return tensor if len(header.shape) == 1 else tensor.view(header.shape)
     raw = torch.frombuffer(data, dtype=torch.uint8)
     if raw.data_ptr() % header.itemsize:
         raw = raw.clone()

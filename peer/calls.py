@@ -1,4 +1,7 @@
-"""What passes over a connection, as those at its ends see it: requests, answers, and the counts of both."""
+"""What passes over a connection, as those at its ends see it: requests, answers, and the counts of both.
+
+What is made anew for each request is not frozen, as the messages are not (protocol/messages.py).
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ class Traffic:
 _OF_VALUES: Final = frozenset({"dtype", "spec_bytes", "values", "outputs"})  # what follows `outputs` are their shares
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
     """An answer that came: its map, and its payload beside it or as a stream (never both)."""
 
@@ -86,7 +89,7 @@ class Response:
         return data
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """A request of the other end, as its handler sees it."""
 
@@ -101,7 +104,7 @@ class Call:
         return self.stream.nbytes if self.stream is not None else len(self.payload)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What a handler returns: a map, and perhaps a payload: some bytes, or one that the connection closes."""
 

@@ -1,4 +1,5 @@
-"""The messages, as frozen dataclasses that check themselves (SPEC.md, Messages). Invalid ones cannot be built.
+"""The messages, as dataclasses that check themselves (SPEC.md, Messages). Invalid ones cannot be built, and nobody
+changes one. All are frozen but the two that come with every operation: to fill a frozen one takes twice as long.
 
 Unknown fields of a header are ignored, so that a later version may add some.
 """
@@ -113,7 +114,7 @@ class Welcome:
         _check(self.memory is None or _is_id(self.memory), "Welcome: memory is a positive integer")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """`op` asked with `args`. A payload rides beside it, or comes as stream `stream` of `nbytes` bytes.
 
@@ -151,7 +152,7 @@ class Request:
             _check_stream(self.stream, self.nbytes, self.payload, "Request")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     """The answer to request `id`: a map, and perhaps a payload beside it or as a stream."""
 

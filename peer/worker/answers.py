@@ -58,7 +58,7 @@ class Span:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exported:
     """A value on its way out of a worker.
 
