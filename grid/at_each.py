@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import torch
 
+from grid.blocking import IN_A_THREAD
+from grid.operators import refuse_all
 from grid.pointer import Pointer
 from grid.several import ask_all, names_of
-from protocol.errors import BadRequest, GridError, NotCollocated
+from protocol.errors import BadRequest, GridError, NeedsAwait, NotCollocated
 
 if TYPE_CHECKING:
     from grid.multi import MultiPointer
@@ -103,8 +105,16 @@ class AtEach:
 class Pending:
     """What an operation gives whose result's shape depends on the data at each peer: `multi = await pending`.
 
-    It can be an index before that, as the results at each peer can (grid/unsized.py).
+    It can be an index before that, as the results at each peer can (grid/unsized.py), and all else says what to write.
     """
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> NoReturn:
+        found: list[Pending] = []
+        _map((*args, *(kwargs or {}).values()), lambda value: found.append(value) if isinstance(value, cls) else None)
+        found[0]._needs_await(f"{getattr(function, '__name__', function)}()")
 
     def __init__(
         self, at_each: AtEach, results: list[Any], peers: Sequence[RemotePeer], multis: Sequence[MultiPointer]
@@ -113,6 +123,20 @@ class Pending:
         self._results = results
         self._peers = peers
         self._multis = multis
+
+    def __repr__(self) -> str:
+        return f"Pending({', '.join(peer.name for peer in self._peers)}: to be awaited)"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_") or not hasattr(torch.Tensor, name):
+            raise AttributeError(f"what is to be awaited has no {name!r}", name=name, obj=self)
+        self._needs_await(f".{name}")
+
+    def _needs_await(self, call: str) -> NoReturn:
+        raise NeedsAwait(
+            f"{call} of what this gives at {' and '.join(peer.name for peer in self._peers)}: its shape depends on the "
+            f"data there. Await it first, like rows = await x[mask], {IN_A_THREAD}"
+        )
 
     def at(self, id: str) -> Any:
         """What it is at the peer of that id."""
@@ -130,6 +154,16 @@ class Pending:
 
     async def fetch(self, sum_results: bool = False) -> Any:
         return await (await self).fetch(sum_results)
+
+
+def _refusing(name: str) -> Any:
+    def refuse(self: Pending, *_: Any, **__: Any) -> NoReturn:
+        self._needs_await(name)
+
+    return refuse
+
+
+refuse_all(Pending, _refusing)
 
 
 def by_peer(multi: MultiPointer) -> dict[str, Pointer]:

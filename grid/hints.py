@@ -23,7 +23,10 @@ _APART: Final = {
     "moves with its module if that is said, 'await net.move(peer, optimizer)'",
     "torch.nn.utils.clip_grad": "clip the parameters at each peer by themselves",
 }
-ITEM: Final = "say what torch looks for there (F.one_hot: num_classes; x[i, j] with a number i: i.view(1))"
+ITEM: Final = (
+    "what torch's function takes as a number has to be one here, n = int(await n.get()) (F.one_hot: give num_classes; "
+    "x[i, j] with a number i: i.view(1))"
+)
 EQUAL: Final = "(x == y).all() stays there; where torch's own code compares (torch.istft does), do without its check"
 
 

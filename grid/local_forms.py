@@ -70,11 +70,22 @@ class LocalForms:
         return (item._value("in") if isinstance(item, LocalForms) else item) in self._value("in")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        value: Any = self._value("a numpy array")
-        return value.__array__(*args, **kwargs)
+        return self._array("a numpy array").__array__(*args, **kwargs)
 
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._value("another library").__dlpack__(*args, **kwargs)
+        return self._array("another library").__dlpack__(*args, **kwargs)
+
+    def _array(self, call: str, *, force: bool = False) -> Any:
+        """The value as an array of numpy's. It refuses to be written to: torch's own shares the tensor's memory, and
+        nothing of what is written to this one would reach the peer."""
+        value = self._value(call)
+        if self._as_pointer().requires_grad and not force:
+            raise RuntimeError(
+                "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
+            )  # torch's words
+        array: Any = value.numpy()
+        array.flags.writeable = False
+        return array
 
     def __format__(self, spec: str) -> str:
         return format(self._value("a number in text"), spec) if spec and can_block() else repr(self)
@@ -85,8 +96,15 @@ class LocalForms:
     def tolist(self) -> Any:
         return self._value(".tolist()").tolist()
 
-    def numpy(self, *_: Any, **__: Any) -> Any:
-        return self._value(".numpy()").numpy()
+    def numpy(self, *, force: bool = False) -> Any:
+        """The value; a copy is what can be written to: `x.numpy().copy()`."""
+        return self._array(".numpy()", force=force)
+
+    def backward(self, gradient: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> None:
+        """As torch's. A gradient that is here goes along, like all that is part of a call."""
+        if isinstance(gradient, torch.Tensor) and not hasattr(gradient, "_handle") and not gradient.requires_grad:
+            gradient = self.new_tensor(gradient, dtype=gradient.dtype)
+        torch.Tensor.backward(self._as_pointer(), gradient, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     # --- made like it, where it is ------------------------------------------------------------------------
 
@@ -226,7 +244,7 @@ def _without(self: LocalForms, name: str) -> NoReturn:
 
 
 setattr(LocalForms, "__getattr__", _without)  # noqa: B010  # in the class it would tell mypy that there is every name
-for _name in "share_memory_ pin_memory data_ptr storage apply_ map_ map2_".split():
+for _name in "share_memory_ pin_memory data_ptr storage untyped_storage apply_ map_ map2_".split():
     setattr(LocalForms, _name, _of_memory(_name))
 
 
@@ -281,7 +299,7 @@ def _resize(value: Any, size: Any, memory_format: Any = None) -> Any:
 
 
 def _extent(value: Any) -> int:
-    return int(value.untyped_storage().nbytes()) // int(value.itemsize)
+    return int(torch.Tensor.untyped_storage(value).nbytes()) // int(value.itemsize)
 
 
 ANSWERED_HERE: Final[Mapping[str, Callable[..., Any]]] = {

@@ -69,4 +69,4 @@ def _memory(tensor: torch.Tensor) -> int:
     """What names the memory behind a tensor: views of one have the same."""
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of torch.func: what it transforms is inside
         tensor = torch._C._functorch.get_unwrapped(tensor)
-    return int(tensor.untyped_storage()._cdata)
+    return int(torch.Tensor.untyped_storage(tensor)._cdata)  # a pointer's own is refused

@@ -123,7 +123,8 @@ class Unsized(torch.Tensor):
         if function is torch.ops.aten.dim.default and first is not None and first._sizes is not None:
             return len(first._sizes)
         if first is None or str(function) not in TAKES_UNSIZED:
-            (first or _any_of(kwargs))._needs_await(f"{function.namespace}.{function._opname}")
+            asked = _any_of(kwargs) if first is None else first
+            asked._needs_await(f"{function.namespace}.{function._opname}")
         return cls.dispatch(function, args, kwargs or {})
 
     def __await__(self) -> Generator[Any, None, Pointer]:

@@ -59,3 +59,28 @@ async def test_what_has_no_shape_yet_refuses_all_but_to_be_awaited(peers: Folder
             with pytest.raises(grid.NeedsAwait, match=r"\(await x\[mask\]\) \+ 1" if "in place" in name else "await"):
                 print(name, use(unsized))
             assert len({unsized, unsized}) == 1 and torch.equal(await unsized.get(), torch.arange(3.0, 6.0))
+
+
+async def test_what_has_no_shape_at_any_of_several_peers_refuses_all_but_to_be_awaited(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        x = grid.combine(*[await g[name].send(torch.arange(6.0)) for name in ("alice", "bob")])
+        assert repr(x[x > 2]) == "Pending(alice, bob: to be awaited)"
+        more: dict[str, Callable[[Any], Any]] = {
+            "its shape": lambda v: v.shape,
+            "one of many": lambda v: torch.cat([v, v]),
+        }
+        for name, use in (USES | more).items():
+            with pytest.raises(grid.NeedsAwait, match=r"at alice and bob: its shape .* await x\[mask\]"):
+                print(name, use(x[x > 2]))
+        with pytest.raises(AttributeError, match="has no 'nope'"):
+            print(x[x > 2].nope)
+        assert [each.tolist() for each in await (await x[x > 2]).get()] == [[3, 4, 5]] * 2
+
+
+async def test_the_function_that_needs_a_shape_is_named(peers: Folders) -> None:
+    async with grid.connect(folders=peers) as g:
+        x = await g["alice"].send(torch.arange(6.0))
+        uses: dict[str, Callable[[Any], Any]] = {"mean": torch.mean, "cat": lambda v: torch.cat([v, x])}
+        for name, use in uses.items():
+            with pytest.raises(grid.NeedsAwait, match=f"^aten.{name} of what aten.index.Tensor gives"):
+                use(x[x > 2])
