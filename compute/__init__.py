@@ -27,7 +27,9 @@ Files in import order. Those marked * import no torch, so that a peer's own proc
     numeric_guards checks of transforms, factors, alignments, histograms, special functions
     shape_guards   checks of shapes that torch's kernels leave out
     value_guards   checks of values that they leave out
+    lazy           tensors that are conjugated or negated lazily
     bounds         the sizes of results that depend on data
+    corrections    what results look like where meta kernels say it otherwise
     cost           what an operation costs at least, and what this process allows
     estimate       result shapes, sizes and costs before anything runs
     listwise       operations on lists of tensors, one tensor after the other

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from torch._prims_common import suggest_memory_format
 
+from compute.lazy import PLAIN
 from protocol.errors import BadRequest
 
 Call = Mapping[str, Any]
@@ -24,6 +26,7 @@ class Result:
         offset: where it begins, in elements: from where that begins which it is a view of.
         of: the number of the tensor among the arguments whose memory it is a view of; None where its memory is its own.
         is_absolute: `offset` counts from the beginning of that memory.
+        bits: whether it is conjugated or negated lazily (compute/lazy.py).
     """
 
     dtype: torch.dtype
@@ -32,6 +35,7 @@ class Result:
     offset: int = 0
     of: int | None = None
     is_absolute: bool = False
+    bits: int = PLAIN
 
     @classmethod
     def contiguous(cls, dtype: torch.dtype, shape: tuple[int, ...]) -> Result:
@@ -39,6 +43,14 @@ class Result:
         for size in reversed(shape[1:]):
             stride.insert(0, stride[0] * max(1, size))
         return cls(dtype, shape, tuple(stride[: len(shape)]))
+
+    @classmethod
+    def columns(cls, dtype: torch.dtype, shape: tuple[int, ...], height: int = 0) -> Result:
+        """A batch of matrices as LAPACK leaves them: column after column, each in a place for `height` numbers."""
+        rows, columns = shape[-2:]
+        height = max(1, rows, height)
+        outer = cls.contiguous(dtype, (*shape[:-2], columns, height)).stride
+        return cls(dtype, shape, (*outer[:-2], 1, height))
 
     @property
     def nbytes(self) -> int:
@@ -164,9 +176,14 @@ def _evaluated(call: Call) -> tuple[Result, ...] | None:
     given = call["input"]
     if call["training"] and given.dtype not in _HALVES:
         return None
-    like = torch.empty_like(torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta"))
     kept = Result.contiguous(_kept(call), (given.shape[1] if call["training"] else 0,))
-    return (Result(given.dtype, tuple(given.shape), like.stride()), kept, kept)
+    return (Result(given.dtype, tuple(given.shape), normalised_strides(given)), kept, kept)
+
+
+def normalised_strides(given: torch.Tensor) -> tuple[int, ...]:
+    """Those of what batch normalisation gives; meta kernels give it those of the input, whatever they are."""
+    meta = torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta")
+    return torch.empty_like(meta, memory_format=suggest_memory_format(meta)).stride()
 
 
 _HALVES: Final = (torch.bfloat16, torch.float16)
@@ -196,17 +213,10 @@ def _layer_norm(call: Call) -> tuple[Result, ...] | None:
     return (_same(given), kept, kept)
 
 
-def _columns(dtype: torch.dtype, shape: tuple[int, ...]) -> Result:
-    """A batch of matrices as LAPACK leaves them: column after column."""
-    rows, columns = shape[-2:]
-    outer = Result.contiguous(dtype, (*shape[:-2], columns, rows)).stride
-    return Result(dtype, shape, (*outer[:-2], 1, max(1, rows)))
-
-
 def _geqrf(call: Call) -> tuple[Result, ...]:
     given = call["self"]
     tau = Result.contiguous(given.dtype, (*given.shape[:-2], min(given.shape[-2:])))
-    return (_columns(given.dtype, tuple(given.shape)), tau)
+    return (Result.columns(given.dtype, tuple(given.shape)), tau)
 
 
 def _least_squares(call: Call) -> tuple[Result, ...]:
@@ -221,8 +231,11 @@ def _least_squares(call: Call) -> tuple[Result, ...]:
     real = given.real.dtype if given.is_complex() else given.dtype
     values = (*given.shape[:-2], min(rows, columns)) if driver in ("gelsd", "gelss") else (0,)
     ranks = (0,) if driver == "gels" else tuple(given.shape[:-2])
+    solution = Result.columns(given.dtype, (*outer, columns, *(width or (1,))), max(rows, columns))
+    if is_vector:
+        solution = Result(given.dtype, solution.shape[:-1], solution.stride[:-1])
     return (
-        Result.contiguous(given.dtype, (*outer, columns, *width)),
+        solution,
         Result.contiguous(real, residuals),
         Result.contiguous(torch.int64, ranks),
         Result.contiguous(real, values),

@@ -18,8 +18,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from compute.bounds import BOUNDS, Result
+from compute.corrections import CORRECTIONS
 from compute.cost import ALLOWED, NOTHING, Cost, base_name, check_possible, cost, named
 from compute.layer_guards import differentiable
+from compute.lazy import bits_of, with_bits
 from compute.shape_guards import SHAPE_GUARDS
 from compute.table import Entry, lookup
 from protocol import limits
@@ -134,7 +136,7 @@ def _signature(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 def _key(value: Any, keep: bool) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.dtype, value.shape, value.stride()
+        return value.dtype, value.shape, value.stride(), value.is_conj(), value.is_neg()
     kind = type(value)
     if kind is float or kind is complex:
         return (kind, value) if keep else kind
@@ -170,7 +172,9 @@ def _bounded(entry: Entry, call: Mapping[str, Any], found: int | tuple[Result, .
 
 def _meta(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        bits = bits_of(value)
+        return with_bits(made, bits) if bits else made
     if isinstance(value, list | tuple):
         return [_meta(item) for item in value]
     return value
@@ -195,6 +199,9 @@ def _on_meta(entry: Entry, args: list[Any], kwargs: dict[str, Any]) -> Estimate:
     is_absolute = entry.name == _AT_AN_OFFSET and entry.named(args, kwargs)["storage_offset"] is not None
     made = tuple(_result(entry.name, tensor, given, is_absolute) for tensor in tensors)
     results = _asked_for(entry, args, kwargs, made)
+    rule = CORRECTIONS.get(entry.name)
+    if rule is not None:
+        results = rule(entry.named(args, kwargs), results)
     fresh = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for tensor in tensors
@@ -246,7 +253,8 @@ def _result(operation: str, value: Any, given: Mapping[int, int], is_absolute: b
     if extent > limits.MAX_TENSOR:  # a view costs nothing itself, but what reads all of it would never end
         raise _too_large(operation, "a result of {size:bytes}; at most {allowed:bytes}", "MAX_TENSOR", extent)
     of = given.get(value.untyped_storage()._cdata)
-    return Result(value.dtype, tuple(value.shape), value.stride(), int(value.storage_offset()), of, is_absolute)
+    shape, offset = tuple(value.shape), int(value.storage_offset())
+    return Result(value.dtype, shape, value.stride(), offset, of, is_absolute, bits_of(value))
 
 
 def _too_large(operation: str, what: str, limit: str, size: int) -> TooLarge:

@@ -24,8 +24,9 @@ from compute.dtypes import DEFAULT, as_peers_have_it
 from compute.estimate import Estimate, check_allowed, check_size, failed, guarded
 from compute.flow import Flow
 from compute.iterating import run_flow
-from compute.known import NO_CONJUGATES, Known, Look, Number, OfStep, Operation, operation
-from compute.layout import laid_out
+from compute.known import Known, Look, Number, OfStep, Operation, operation
+from compute.layout import check_dtypes, laid_out
+from compute.lazy import resolved
 from compute.looks import check_inputs, looks_of
 from compute.prepared import Block, Prepared, Step, arguments, outputs, prepare, resolve
 from compute.program import Program
@@ -57,7 +58,9 @@ def execute(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
         OperationFailed: torch refused; `fields["type"]` is the name of its exception.
     """
     bound, named, results = checked(entry, args, kwargs)
-    return call(entry, bound, named, results)
+    value = call(entry, bound, named, results)
+    check_dtypes(entry.name, value, results)
+    return value
 
 
 def checked(
@@ -93,8 +96,6 @@ def is_free(largest: int, seconds: float) -> bool:
 
 def call(entry: Entry, bound: Sequence[Any], named: Mapping[str, Any], results: Sequence[Result | None]) -> Any:
     """Runs the operation on arguments that were checked. What it gives lies in memory as `results` say."""
-    if entry.name == NO_CONJUGATES:
-        bound = [bound[0].resolve_conj(), *bound[1:]]
     try:
         value = entry.kernel(*bound, **named)
         return laid_out(value, results) if results else value
@@ -201,6 +202,8 @@ class _Run:
             values += [self._constants[number] for number in block.constants]
         for number in block.copies:
             values[number] = self._copy(values[number])
+        if block.reads_memory:
+            values[:count] = resolved(values[:count], block.writes)
         key = None if self._again is None or block.reshapes else looks_of(values[:count])
         known = None if key is None else block.known.get(key)
         if known is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from compute.estimate import Estimate, infer
 from compute.prepared import Block, Step, Value
@@ -90,12 +90,8 @@ def operation(entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> O
 def stride_of(entry: Entry, estimate: Estimate, guard: Any) -> tuple[int, ...] | None:
     """That of its one result, where it is a plain operation: see Operation.stride."""
     result = estimate.results[0] if len(estimate.results) == 1 else None
-    is_plain = guard is None and not entry.writes and not entry.gives_list and entry.name != NO_CONJUGATES
+    is_plain = guard is None and not entry.writes and not entry.gives_list
     return None if result is None or not is_plain else tuple(result.stride)
-
-
-NO_CONJUGATES: Final = "aten.view_as_real.default"
-"""Who asks does not know which values are conjugated lazily where they are, so that it cannot resolve them before."""
 
 
 def _call(step: Step) -> Call:

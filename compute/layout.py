@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from compute.bounds import Result
+from protocol.errors import OperationFailed
 
 
 def laid_out(value: Any, results: Sequence[Result | None]) -> Any:
@@ -25,6 +26,22 @@ def laid_out(value: Any, results: Sequence[Result | None]) -> Any:
     if isinstance(value, list | tuple) and len(value) == len(results):
         return type(value)([laid_out(item, (result,)) for item, result in zip(value, results, strict=True)])
     return value
+
+
+def check_dtypes(operation: str, value: Any, results: Sequence[Result | None]) -> None:
+    """OperationFailed where a tensor that an operation gave is of another dtype than was said of it: who asked for it
+    goes on by what was said. Of devices it is not: what a kernel there keeps for itself may be of another dtype."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    for tensor, result in zip(values, results, strict=False):
+        if result is None or not isinstance(tensor, torch.Tensor) or tensor.dtype is result.dtype or not tensor.is_cpu:
+            continue
+        gave, said = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, result.dtype))
+        raise OperationFailed(
+            f"it gave {gave}, and of such arguments {said} was expected, which who asked goes by: convert them to one "
+            f"dtype first, x.to(torch.{gave})",
+            operation=operation,
+            type="TypeError",
+        )
 
 
 def _again(value: torch.Tensor, result: Result) -> torch.Tensor:

@@ -38,11 +38,12 @@ _CATEGORIES: Final[dict[str, str]] = {
         min.other fmax fmin clamp clamp.Tensor clamp_min clamp_min.Tensor clamp_max clamp_max.Tensor clip clip.Tensor
         lerp.Scalar lerp.Tensor addcmul addcdiv copysign.Tensor copysign.Scalar heaviside nextafter logaddexp
         logaddexp2 ldexp.Tensor gcd lcm frexp.Tensor igamma igammac polygamma
-        bitwise_and.Tensor bitwise_and.Scalar bitwise_or.Tensor bitwise_or.Scalar bitwise_xor.Tensor
-        bitwise_xor.Scalar bitwise_not bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar
-        bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar __and__.Tensor __and__.Scalar __or__.Tensor
-        __or__.Scalar __xor__.Tensor __xor__.Scalar __lshift__.Tensor __lshift__.Scalar __rshift__.Tensor
-        __rshift__.Scalar
+        bitwise_and.Tensor bitwise_and.Scalar bitwise_and.Scalar_Tensor bitwise_or.Tensor bitwise_or.Scalar
+        bitwise_or.Scalar_Tensor bitwise_xor.Tensor bitwise_xor.Scalar bitwise_xor.Scalar_Tensor bitwise_not
+        bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar bitwise_left_shift.Scalar_Tensor
+        bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar bitwise_right_shift.Scalar_Tensor
+        __and__.Tensor __and__.Scalar __or__.Tensor __or__.Scalar __xor__.Tensor __xor__.Scalar __lshift__.Tensor
+        __lshift__.Scalar __rshift__.Tensor __rshift__.Scalar
     """,
     "special": """
         special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1

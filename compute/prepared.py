@@ -69,6 +69,9 @@ class Block:
         known: what is known of runs on inputs that look alike (compute/known.py).
         reshapes: it changes the shape of a tensor in place: what it gives hangs on which inputs are one tensor, and so
             nothing is known of it by looks.
+        reads_memory: it looks at the memory of complex numbers, and was written for inputs that are not conjugated
+            lazily (compute/lazy.py).
+        writes: inputs that it changes in place: the program itself does.
     """
 
     body: int | None
@@ -80,6 +83,8 @@ class Block:
     copies: tuple[int, ...]
     known: dict[tuple[Any, ...], Any]
     reshapes: bool
+    reads_memory: bool
+    writes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +118,7 @@ def _prepare(program: Program) -> Prepared:
     of_main = of_bodies.pop()
     bodies = tuple(_block(at, body, its) for at, (body, its) in enumerate(zip(program.bodies, of_bodies, strict=True)))
     main = _block(None, program, replace(of_main, written=frozenset()))  # it works on its inputs themselves
+    main = replace(main, writes=tuple(sorted(at for at in of_main.written if 0 <= at < len(main.inputs))))
     fresh = of_main.written | of_main.given
     with torch.inference_mode(False):  # they outlive the mode
         shared = tuple(
@@ -138,7 +144,11 @@ def _block(body: int | None, block: Body | Program, its: Sharing) -> Block:
     steps = tuple(replace(step, frees=tuple(frees.get(step.at, ())), copies=step.at in its.copied) for step in drafts)
     copies = tuple(sorted(number if number >= 0 else place[-1 - number] for number in its.written))
     reshapes = any(step.entry is not None and step.entry.reshapes for step in steps)
-    return Block(body, block.inputs, steps, outputs, results, tuple(place), copies, {}, reshapes)
+    reads_memory = any(step.operation in _OF_MEMORY for step in steps)
+    return Block(body, block.inputs, steps, outputs, results, tuple(place), copies, {}, reshapes, reads_memory)
+
+
+_OF_MEMORY: Final = frozenset({"aten.view_as_real.default", "aten.view.dtype"})
 
 
 def _step(node: Node, at: int, number: int, refer: Any) -> Step:

@@ -23,6 +23,7 @@ Files in import order:
     layouts.py    what pointers look like: one object for all that look alike
     repeated.py   calls that were dispatched before: what was found out about them
     recomputed.py random numbers in checkpoints: drawn once
+    outs.py       `out=`: results written to tensors that are there
     dispatch.py   operations on pointers: queued at their peer, shapes known at once
     composites.py functions of torch's C++ that make tensors on the way, said in operations
     handing.py    an object handed from peer to peer

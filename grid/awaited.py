@@ -79,8 +79,8 @@ class Awaited:
         arguments = Arguments(self._kinds, home)
         wire_args, wire_kwargs = arguments.write(entry, args, kwargs)
         if entry.is_inplace:
-            changed._handle.write(entry.name)
-            home.outbox.post([entry.name, wire_args, wire_kwargs, []], (changed._handle,))
+            concerned = changed._handle.write(entry.name)
+            home.outbox.post([entry.name, wire_args, wire_kwargs, []], concerned)
             return changed
         handle = Handle(home, fresh_id(), owns=True)
         home.outbox.post([entry.name, wire_args, wire_kwargs, [handle.id]], (handle,))

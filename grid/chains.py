@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from compute.dtypes import NAME_OF
+from compute.lazy import bits_of, with_bits
 from grid.blocking import block, can_block, check_own_loop
 from grid.handle import Handle
 from grid.ids import fresh_id
@@ -69,4 +70,5 @@ def _fields(target: Pointer, id: bytes) -> dict[str, Any]:
 def _like(target: Pointer, handle: Handle) -> Pointer:
     """A pointer to a pointer: operations run on the object that it leads to, as that lies in its memory."""
     offset = int(target.storage_offset())
-    return Pointer.of(handle, target.dtype, target.shape, target.stride(), offset=offset, view_of=target)
+    made = Pointer.of(handle, target.dtype, target.shape, target.stride(), offset=offset, view_of=target)
+    return with_bits(made, bits_of(target))

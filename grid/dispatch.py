@@ -15,11 +15,12 @@ import torch
 from compute.bounds import Result
 from compute.dtypes import DEFAULT, is_by_default, with_default
 from compute.estimate import Estimate, check_size
+from compute.lazy import bits_of, with_bits
 from compute.nested import mapped, tensors_in
 from compute.operations import OPERATIONS, substitute
 from compute.rewrites import rewritten
 from compute.table import Entry, lookup
-from grid import hints
+from grid import hints, outs
 from grid.arguments import Arguments
 from grid.awaited import Awaited
 from grid.local_forms import ANSWERED_HERE, check_place
@@ -49,10 +50,7 @@ _VIEWS_IN_PLACE: Final[Mapping[str, str]] = {
 _QUEUED: Final = frozenset(OPERATIONS) - frozenset(_VIEWS_IN_PLACE)
 _OF_CONVOLUTION: Final = "aten.convolution_backward.default"
 """Asked for the gradient of the bias and not for that of the weight, some of its kernels give both, and some do not."""
-_WRITES_HERE: Final = (
-    "a tensor that is here, {shape}, would be changed in place by one that is at {home}: get that one first "
-    "(value = await x.get()), or send this one there (y = await g[{home!r}].send(y))"
-)
+_RESIZES: Final = "aten.resize_.default"
 _operations: dict[int, tuple[str, bool, Any]] = {}
 """The name of an operation, and whether it draws random numbers, by its id; it is kept here with them, so that the id
 stays its own. torch's hash of one is a call of Python."""
@@ -112,6 +110,8 @@ class Dispatch:
         """What is no operation of the table as it comes, but can be said by those that are."""
         if name in _VIEWS_IN_PLACE:
             return self._view_in_place(name, args, kwargs)
+        if name == _RESIZES and not args[0].numel():
+            return outs.resized(args[0], args[1])
         if name in ANSWERED_HERE:
             return ANSWERED_HERE[name](*args, **kwargs)
         other, args, kwargs = substitute(name, args, kwargs)
@@ -119,8 +119,8 @@ class Dispatch:
             rewrite = rewritten(other)
             if rewrite is not None:
                 return rewrite(*args, **kwargs)
-            if outs := _names_results(function):
-                return self._into(home, function, args, kwargs, outs)
+            if outs.names_of(function):
+                return self._into(home, function, args, kwargs)
             value = function.decompose(*args, **kwargs)  # in inference mode what is made of others comes here whole
             if value is not NotImplemented:
                 return value
@@ -157,20 +157,13 @@ class Dispatch:
             self._repeated.learn(reading, plan)
         return self._repeated.queue(plan, home, tensors_in([*args, *kwargs.values()]), wire_args, wire_kwargs)
 
-    def _into(
-        self, home: RemotePeer, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], names: list[str]
-    ) -> Any:
+    def _into(self, home: RemotePeer, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """An operation whose results are written to tensors that are there: they are computed, and copied."""
-        outs = [kwargs[name] for name in names]
-        others = {key: value for key, value in kwargs.items() if key not in names}
-        factory = None if self._pointers(args, others) else _like_factory(function, others, outs[0])
-        if factory is not None:
-            made = self._post(home, function, factory[0], args, factory[1])
-        else:
-            made = getattr(getattr(torch.ops, function.namespace), function._opname)(*args, **others)
-        if len(outs) == 1:
-            return _write(outs[0], made)
-        return tuple(_write(out, value) for out, value in zip(outs, made, strict=True))
+        others, out = outs.without(function, kwargs), kwargs[outs.names_of(function)[0]]
+        factory = None if self._pointers(args, others) else outs.like_factory(function, others, out)
+        if factory is None:
+            return outs.into(self._kind, function, args, kwargs)
+        return outs.write(out, self._post(home, function, factory[0], args, factory[1]))
 
     def _plan(
         self, entry: Entry, estimate: Estimate, args: Sequence[Any], kwargs: Mapping[str, Any], home: RemotePeer
@@ -182,7 +175,7 @@ class Dispatch:
         changed = args[0]
         if not isinstance(changed, self._kind):
             shape = list(changed.shape)
-            raise NotCollocated(_WRITES_HERE.format(shape=shape, home=home.name), operation=entry.name)
+            raise NotCollocated(outs.WRITES_HERE.format(shape=shape, home=home.name), operation=entry.name)
         _check_keeps_shape(entry.name, changed, estimate.results[0])
         return Plan.of(entry, estimate, ())
 
@@ -204,6 +197,8 @@ class Dispatch:
         shape, stride = pointer.shape, pointer.stride()
         made = self._kind.of(pointer._handle, pointer.dtype, shape, stride, offset=offset, view_of=pointer)
         made._layout = pointer._layout
+        if pointer.is_conj() or pointer.is_neg():
+            with_bits(made, bits_of(pointer))
         return made
 
     def _written(self, entry: Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Pointer]:
@@ -233,6 +228,8 @@ class Dispatch:
         if name in _VIEWS_IN_PLACE:
             return self._view_in_place(name, args, kwargs)
         hop = _home(name, pointers)
+        if outs.names_of(function) and self._pointers(args, outs.without(function, kwargs)):
+            return outs.into(self._kind, function, args, kwargs)
         inner = self(
             function, mapped(args, self._target), {key: mapped(value, self._target) for key, value in kwargs.items()}
         )
@@ -263,29 +260,6 @@ def _check_keeps_shape(name: str, changed: Pointer, result: Result | None) -> No
         raise BadRequest(
             f"{plain}_() would change the shape of a pointer in place: write x = x.{plain}(...) instead", operation=name
         )
-
-
-def _names_results(function: Any) -> list[str]:
-    """The names by which a call says where its results are to be written: out, or values and indices."""
-    return [argument.name for argument in function._schema.arguments if argument.is_out]
-
-
-def _like_factory(function: Any, kwargs: Mapping[str, Any], out: torch.Tensor) -> tuple[str, dict[str, Any]] | None:
-    """What makes a tensor from nothing and writes it to `out`, as what gives such a tensor; None for all else."""
-    overload = function._overloadname.removesuffix("out").rstrip("_") or "default"
-    name = f"{function.namespace}.{function._opname}.{overload}"
-    if name not in OPERATIONS:
-        return None
-    return name, {"dtype": out.dtype, **kwargs}
-
-
-def _write(out: Any, made: torch.Tensor) -> Any:
-    if out.shape == made.shape:
-        return out.copy_(made)
-    if out.numel():
-        raise BadRequest(f"out= is of shape {list(out.shape)}, and the result of {list(made.shape)}: leave out= away")
-    out.data = made.to(out.dtype)  # as torch, which gives an empty one the size of the result
-    return out
 
 
 def _becomes_float(estimate: Estimate, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

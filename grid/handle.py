@@ -28,13 +28,29 @@ UNSTORED: Final = BadRequest(f"this was changed by an operator like +=, and neve
 
 
 class Memory:
-    """Memory at a peer, as far as it matters here: how often it was written to. torch counts that of a tensor too, but
-    neither in inference mode nor through `.data`."""
+    """Memory at a peer that is or was several handles', as far as it matters here.
 
-    __slots__ = ("writes",)
+    Attributes:
+        writes: how often it was written to. torch counts that of a tensor too, but neither in inference mode nor
+            through `.data`.
+        failure: why it was not changed where it was to be: no object on it is what was meant.
+    """
+
+    __slots__ = ("__weakref__", "failure", "writes")
+
+    id = b""  # no object's
 
     def __init__(self) -> None:
         self.writes = 0
+        self.failure: GridError | None = None
+
+    def fail(self, error: GridError) -> None:
+        """An operation that changes it has failed. What is read-only there never was to change."""
+        if self.failure is None and not isinstance(error, ReadOnly):
+            self.failure = error
+
+    def made_late(self, era: int) -> None:
+        """As a handle's; objects on it are of their own eras."""
 
 
 class Handle:
@@ -115,18 +131,24 @@ class Handle:
             raise self._failure.again()
         if self.owns and self.era != self.home.outbox.era:
             raise self._forgotten()
+        if self.memory is not None and self.memory.failure is not None and not self.is_published:
+            raise self.memory.failure.again()
         if self.looked_up is not None and not self.looked_up():
             raise BadRequest(
                 f"x was changed after x[i] was looked up: what is to stay as it was is a clone(). {LOOKED_UP}"
             )
 
-    def write(self, operation: str) -> None:
-        """It is written to by this operation, which is about to be queued. Raises ReadOnly for what is known to be
-        published, and views of it: refused at the peer, the write would spoil the pointer."""
+    def write(self, operation: str) -> tuple[Handle | Memory, ...]:
+        """It is written to by this operation, which is about to be queued; gives who is to learn of its failure. Raises
+        ReadOnly for what is known to be published, and views of it: refused at the peer, the write would spoil the
+        pointer."""
         if self.fixed or self.is_published:
             raise ReadOnly(self.fixed or PUBLISHED, operation=operation)
-        if self.memory is not None:
-            self.memory.writes += 1
+        memory = self.memory
+        if memory is None:
+            return (self,)
+        memory.writes += 1
+        return self, memory  # whose other handles may be all that is left by then: x[0][i] = 1
 
     def stored(self) -> None:
         """What was UNSTORED is assigned."""

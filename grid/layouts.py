@@ -1,4 +1,4 @@
-"""What pointers look like: one object for all of the same dtype, shape and strides.
+"""What pointers look like: one object for all of the same dtype, shape, strides and bits (compute/lazy.py).
 
 Calls that were dispatched before are known by what their arguments look like (repeated.py); to ask torch for that, and
 to hash and compare it, took longer than all else about a call.
@@ -22,12 +22,12 @@ class Layout:
         return self
 
 
-_layouts: Final[dict[tuple[torch.dtype, torch.Size, tuple[int, ...]], Layout]] = {}
+_layouts: Final[dict[tuple[torch.dtype, torch.Size, tuple[int, ...], int], Layout]] = {}
 
 
-def layout(dtype: torch.dtype, shape: torch.Size, stride: tuple[int, ...]) -> Layout:
+def layout(dtype: torch.dtype, shape: torch.Size, stride: tuple[int, ...], bits: int) -> Layout:
     """The one of all tensors that look like this. Once in a while there is another: that is no error, only news."""
-    key = dtype, shape, stride
+    key = dtype, shape, stride, bits
     found = _layouts.get(key)
     if found is None:
         if len(_layouts) >= limits.MAX_PLANS:

@@ -20,7 +20,7 @@ import msgpack
 from compute.writes import CHECK, written_positions
 from grid.blocking import check_running
 from grid.foreseen import Foreseen
-from grid.handle import Handle
+from grid.handle import Handle, Memory
 from grid.settling import Made, Settling, alive
 from grid.stretches import Look, Stretches
 from peer.asking import forget
@@ -83,9 +83,14 @@ class Outbox:
         self._foreseen = Foreseen(link)
 
     def post(
-        self, operation: list[Any], made: Sequence[Handle], nbytes: int | None = None, look: Look | None = None
+        self,
+        operation: list[Any],
+        made: Sequence[Handle | Memory],
+        nbytes: int | None = None,
+        look: Look | None = None,
     ) -> None:
-        """Queue an operation. `made` are the handles of what it makes or changes: they learn of its failure.
+        """Queue an operation. `made` are the handles of what it makes, and what `Handle.write` gave of what it changes:
+        they learn of its failure.
         `nbytes`: its size in a message, where it is known; `look`: what it looks like, if it may come again."""
         nbytes = _size(operation) if nbytes is None else nbytes
         self._queue.append((operation, nbytes, list(map(weakref.ref, made)), look))
@@ -225,7 +230,8 @@ class Outbox:
         return False
 
     def _fail_dependents(self, id: bytes, error: GridError) -> None:
-        """What is queued and needs this object fails with it; the rest goes its way."""
+        """What is queued and needs this object fails with it; the rest goes its way. So does what would change others:
+        the peer refuses it, and knows what else is on their memory."""
         lost, kept, count = {id}, [], len(self._queue)
         for entry in self._queue[:count]:
             operation, _, made, _ = entry
@@ -234,7 +240,10 @@ class Outbox:
                 continue
             for handle in alive([made]):
                 handle.fail(error)
-            lost.update(operation[3], _written(operation))
+            written = _written(operation)
+            if not lost.issuperset(written):
+                kept.append(entry)
+            lost.update(operation[3], written)
         self._queue[:count] = kept
 
     def run_and_fetch(self, id: bytes) -> asyncio.Future[Response] | None:
@@ -361,7 +370,7 @@ def _made_by(queued: Sequence[_Queued], id: bytes) -> tuple[Handle | None, bool]
     given when all are done."""
     for at, (_, _, made, _) in enumerate(queued):
         for handle in alive([made]):
-            if handle.id == id:
+            if isinstance(handle, Handle) and handle.id == id:
                 return handle, len(queued) - at <= _LAST
     return None, False
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx.experimental import proxy_tensor
 
+from compute.lazy import bits_of, with_bits
 from grid import composites
 from grid.dispatch import Dispatch
 from grid.fetching import fetch
@@ -147,7 +148,8 @@ class Pointer(Augmented, LocalForms, torch.Tensor):  # type: ignore[misc]  # two
         offset = int(self.storage_offset())
         if self.grad_fn is not None:
             self._handle.is_detached = True
-        return Pointer.of(self._handle, self.dtype, self.shape, self.stride(), offset=offset, view_of=self)
+        made = Pointer.of(self._handle, self.dtype, self.shape, self.stride(), offset=offset, view_of=self)
+        return with_bits(made, bits_of(self)) if self.is_conj() or self.is_neg() else made
 
     @data.setter
     def data(self, other: torch.Tensor) -> None:
@@ -308,7 +310,8 @@ class Pointer(Augmented, LocalForms, torch.Tensor):  # type: ignore[misc]  # two
         async with self._handle.in_use():
             self._handle.record = await self.location.edit(self._handle.id, **changes)
         self._handle.owns = False  # published: it outlives its pointers
-        if self._handle.target is None and not (self.is_contiguous() and not self.storage_offset()):
+        is_plain = self.is_contiguous() and not self.storage_offset() and not bits_of(self)
+        if self._handle.target is None and not is_plain:
             self.data = Pointer.of(self._handle, self.dtype, self.shape)  # what is stored is stored without gaps
         return self
 

@@ -17,9 +17,10 @@ import torch
 
 from compute.bounds import Result
 from compute.estimate import Estimate, hangs_on_floats
+from compute.lazy import bits_of, with_bits
 from compute.table import Entry
 from compute.values import encode
-from grid.handle import PUBLISHED, Handle
+from grid.handle import PUBLISHED, Handle, Memory
 from grid.ids import fresh_id
 from grid.layouts import Layout, layout
 from grid.stretches import Look
@@ -171,11 +172,11 @@ class Repeated:
         entry = plan.entry
         if entry.is_inplace:
             changed = tensors[0]
-            changed._handle.write(entry.name)
-            home.outbox.post([entry.name, args, kwargs, []], (changed._handle,), plan.nbytes, look)
+            concerned = changed._handle.write(entry.name)
+            home.outbox.post([entry.name, args, kwargs, []], concerned, plan.nbytes, look)
             return changed
         made: list[Any] = []
-        handles: list[Handle] = []
+        handles: list[Handle | Memory] = []
         outs: list[bytes] = []
         for planned in plan.results:
             if planned is None:
@@ -195,13 +196,13 @@ class Repeated:
                 handle.fixed = viewed._handle.fixed or (PUBLISHED if viewed._handle.is_published else "")
             handles.append(handle)
             pointer = self._kind.of(handle, result.dtype, shape, result.stride, offset=offset, view_of=viewed)
+            if result.bits:
+                with_bits(pointer, result.bits)
             pointer._layout = its_layout
             made.append(pointer)
         if plan.changed:
-            written = [tensors[at]._handle for at in plan.changed]
-            for handle in written:
-                handle.write(entry.name)
-            handles += written
+            for at in plan.changed:
+                handles += tensors[at]._handle.write(entry.name)
         home.outbox.post([entry.name, args, kwargs, outs], handles, plan.nbytes, look)
         if entry.gives_list:
             return made
@@ -254,13 +255,13 @@ def home_of(pointers: Sequence[Pointer]) -> RemotePeer | None:
 
 
 def _layout_of(pointer: Pointer) -> Layout:
-    pointer._layout = found = layout(pointer.dtype, pointer.shape, pointer.stride())
+    pointer._layout = found = layout(pointer.dtype, pointer.shape, pointer.stride(), bits_of(pointer))
     return found
 
 
 def _made(result: Result) -> tuple[Result, torch.Size, Layout]:
     shape = torch.Size(result.shape)
-    return result, shape, layout(result.dtype, shape, tuple(result.stride))
+    return result, shape, layout(result.dtype, shape, tuple(result.stride), result.bits)
 
 
 def _no_tensor(_: torch.Tensor) -> NoReturn:

@@ -7,15 +7,16 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from grid.handle import Handle
+from grid.handle import Handle, Memory
 from grid.stretches import Kept
 from peer.asking import Asked
 from peer.calls import Response
 from protocol.errors import GridError, LinkError
 
-Made = list[weakref.ref[Handle]]
-"""What an operation makes or changes. It is not kept for being waited for: whose last pointer is gone is let go of with
-the very request that makes it, and its memory is used again by the operations after."""
+Made = list[weakref.ref[Handle | Memory]]
+"""What an operation makes or changes, and the memory that it changes, where that is others' too. It is not kept for
+being waited for: whose last pointer is gone is let go of with the very request that makes it, and its memory is used
+again by the operations after."""
 
 
 class Settling:
@@ -70,7 +71,7 @@ class Settling:
                 handle.fail(GridError.from_fault(fault))
 
 
-def alive(made: Iterable[Made]) -> Iterator[Handle]:
+def alive(made: Iterable[Made]) -> Iterator[Handle | Memory]:
     for each in made:
         for reference in each:
             handle = reference()

@@ -37,6 +37,7 @@ Files in import order:
     links.py        connections to peers, dialled when first needed
     joining.py      how a peer comes into a grid, and where those are whom it knows
     permissions.py  who may do what with an object: decides
+    memory_file.py  one memory file: its descriptor, what is mapped of it (over worker/memory.py)
     buffers.py      shared memory for values (over worker/memory.py)
     store/          published objects: SQLite and safetensors files
     worker/         the processes that run operations

@@ -75,9 +75,10 @@ class Results:
                 self._objects.add(temporary)
         return made
 
-    def not_placed(self, asker: str, lease: LeaseKey, operation: Operation, error: GridError) -> Fault:
-        """Its outs exist all the same, as failures: whoever uses them learns the reason."""
-        name, args, _, outs = operation
+    def not_placed(self, asker: str, lease: LeaseKey, batch: Batch, index: int, error: GridError) -> None:
+        """An operation reaches no worker. Its outs exist all the same, as failures: whoever uses them learns the
+        reason. What it was to change is spoiled, and so is all that shares memory with it, which its worker knows."""
+        name, args, _, outs = batch.operations[index]
         if error.operation is None:
             error.operation = name
         for position in written_positions(name):
@@ -85,10 +86,13 @@ class Results:
             changed = self._objects.temporary(given) if isinstance(given, bytes) else None
             if changed is not None and changed.owner == asker:
                 changed.failure = error
+                if changed.worker is not None:
+                    batch.submit()  # what comes before it has its turn before
+                    changed.worker.spoil([changed.id], error)
         for id in outs:
             if self._objects.temporary(id) is None:
                 self._objects.add(Temporary(id, asker, lease, frozenset(), time.time(), failure=error))
-        return error.to_fault()
+        batch.faults[index] = error.to_fault()
 
     def settle(self, made: Iterable[Temporary], result: Result, worker: Worker) -> Fault | None:
         """Note what became of one operation: the headers of its results, or the fault.

@@ -10,33 +10,26 @@ A released buffer keeps its pages for the next stream of its size, because fresh
 (measured, per second: 1.5 GB into a fresh mapping, 2.6 GB by pwrite into a fresh file, 6.5 GB into warm pages).
 What an earlier holder wrote can never be read: only the bytes appended since are visible, and a buffer that a
 worker has seen, or that still has views, is never used again.
+
+A process may have few descriptors, and needs them to go on: who keeps many values, or asks for many and does not read
+them, is not to take them all. So no more files are open than a part of what there are; beyond it the oldest complete
+buffers close theirs and keep the content, mapped or, where it is small, copied. Whoever shares one has it filed again.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from peer import machine
+from peer.memory_file import MemoryFile, capacity_for
 from peer.worker import memory
 from protocol import limits
 from protocol.errors import BadTensor, GridError, InternalError
 from protocol.sizes import check_limit
-
-_SMALLEST: Final = 64 * limits.KIB
-
-
-def capacity_for(nbytes: int) -> int:
-    """The size class: eighths of a power of two, so that at most an eighth is wasted."""
-    if nbytes <= _SMALLEST:
-        return _SMALLEST
-    step = 1 << max((nbytes - 1).bit_length() - 4, mmap.PAGESIZE.bit_length() - 1)
-    return -(-nbytes // step) * step
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,54 +44,18 @@ class BufferStatistics:
     reused: int
 
 
-class _Memory:
-    """A memory file, its mapping, and how far its pages are there already."""
-
-    __slots__ = ("capacity", "fd", "mapping", "warm")
-
-    def __init__(self, fd: int, capacity: int) -> None:
-        self.fd = fd
-        self.capacity = capacity
-        self.warm = 0
-        self.mapping: mmap.mmap | None = None
-
-    def map(self, writable: bool) -> mmap.mmap:
-        if self.mapping is None:
-            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            self.mapping = mmap.mmap(self.fd, self.capacity, access=access)
-        return self.mapping
-
-    def has_views(self) -> bool:
-        if self.mapping is None:
-            return False
-        try:
-            self.mapping.resize(self.capacity)  # changes nothing, but Python refuses it while views exist
-        except BufferError:
-            return True
-        return False
-
-    def close(self) -> None:
-        os.close(self.fd)
-        if self.mapping is not None:
-            try:
-                self.mapping.close()
-            except BufferError:
-                pass  # a reader still has a view: the memory goes with the last of them
-            self.mapping = None
-
-
 class Buffer:
     """`nbytes` of memory, filled from the front once, then fixed. Made by a BufferPool, with one reference."""
 
-    __slots__ = ("_holders", "_memory", "_pool", "_shared", "filled", "hashes", "nbytes", "on_gone")
+    __slots__ = ("_holders", "_memory", "_pool", "filled", "hashes", "nbytes", "on_gone")
 
-    def __init__(self, pool: BufferPool, store: _Memory, nbytes: int, *, is_sealed: bool) -> None:
+    def __init__(self, pool: BufferPool, store: MemoryFile, nbytes: int) -> None:
         self._pool = pool
-        self._memory: _Memory | None = store
+        self._memory: MemoryFile | None = store
         self._holders = 1
-        self._shared = is_sealed
         self.nbytes = nbytes
-        self.filled = nbytes if is_sealed else 0
+        self.filled = nbytes if store.is_sealed else 0
+        store.is_complete = self.is_complete
         self.hashes: list[int] | None = None  # of its blocks, where they came with it and were checked
         self.on_gone: Callable[[], None] | None = None  # told once, when the last reference is given up
 
@@ -111,29 +68,31 @@ class Buffer:
         held = self._held()
         view = memoryview(data).cast("B")
         end = self.filled + view.nbytes
-        if end > self.nbytes or self._shared:
+        if end > self.nbytes or held.is_sealed:
             raise BadTensor(f"{end} bytes came for a buffer of {self.nbytes}")
         warm = max(0, min(end, held.warm) - self.filled)
         if warm:
-            held.map(writable=True)[self.filled : self.filled + warm] = view[:warm]
+            held.map()[self.filled : self.filled + warm] = view[:warm]
         if warm < view.nbytes:
-            memory.write_all(held.fd, view[warm:], self.filled + warm)
+            memory.write_all(held.file, view[warm:], self.filled + warm)
             held.warm = end
         self.filled = end
+        held.is_complete = self.is_complete
 
     def place(self) -> memoryview | None:
         """Where the bytes still to come belong, to be put there and then counted with `advance`. None where the pages
         are not there yet: `append` makes them for less."""
         held = self._held()
-        if self._shared or held.warm < self.nbytes or self.filled == self.nbytes:
+        if held.is_sealed or held.warm < self.nbytes or self.filled == self.nbytes:
             return None
-        return memoryview(held.map(writable=True))[self.filled : self.nbytes]
+        return held.map()[self.filled : self.nbytes]
 
     def advance(self, nbytes: int) -> None:
         """So many bytes were put where `place` said."""
         if self.filled + nbytes > self.nbytes:
             raise InternalError(f"{nbytes} bytes more in a buffer that has {self.filled} of its {self.nbytes}")
         self.filled += nbytes
+        self._held().is_complete = self.is_complete
 
     def view(self, start: int = 0, stop: int | None = None) -> memoryview:
         """The bytes from `start` to `stop` (all that are there), read-only. Hold a reference as long as the view."""
@@ -142,19 +101,24 @@ class Buffer:
             raise InternalError(f"bytes {start} to {stop} of a buffer that has {self.filled}")
         if start == stop:
             return memoryview(b"")
-        return memoryview(self._held().map(writable=not self._shared)).toreadonly()[start:stop]
+        return self._held().map().toreadonly()[start:stop]
 
     def share(self) -> int:
-        """The descriptor, for a worker to map; still this buffer's to close. The content is fixed from now on."""
+        """The descriptor, for a worker to map: good until the next await. The content is fixed from now on.
+
+        InternalError: the system has no descriptor left.
+        """
         held = self._held()
         if not self.is_complete:
             raise InternalError(f"a buffer that has {self.filled} of its {self.nbytes} bytes cannot be computed on")
-        if not self._shared:
-            os.ftruncate(held.fd, self.nbytes)  # behind the end may be what an earlier holder wrote
+        if held.fd is None:
+            self._pool._file_again(held, self.nbytes)
+        if not held.is_sealed:
+            os.ftruncate(held.file, self.nbytes)  # behind the end may be what an earlier holder wrote
             held.capacity = self.nbytes
-            memory.seal_for_readers(held.fd)
-            self._shared = True
-        return held.fd
+            memory.seal_for_readers(held.file)
+            held.is_sealed = True
+        return held.file
 
     def acquire(self) -> Buffer:
         """One more reference; returns this buffer."""
@@ -168,11 +132,11 @@ class Buffer:
         self._holders -= 1
         if not self._holders:
             self._memory = None
-            self._pool._take_back(self, held, is_reusable=not self._shared)
+            self._pool._take_back(self, held)
             if self.on_gone is not None:
                 self.on_gone()
 
-    def _held(self) -> _Memory:
+    def _held(self) -> MemoryFile:
         if self._memory is None:
             raise InternalError("a buffer was used after its last reference was given up")
         return self._memory
@@ -180,7 +144,7 @@ class Buffer:
     def __del__(self) -> None:
         # Somebody who held it was cancelled before it could say so: the memory goes with the last who knows of it.
         if self._memory is not None:
-            self._memory.close()
+            self._pool._lost(self._memory)
             if self.on_gone is not None:
                 self.on_gone()
 
@@ -188,13 +152,13 @@ class Buffer:
         return self.nbytes
 
     def __repr__(self) -> str:
-        state = "released" if self._memory is None else "shared" if self._shared else f"{self.filled} filled"
+        state = "released" if self._memory is None else "shared" if self._memory.is_sealed else f"{self.filled} filled"
         return f"<Buffer {self.nbytes} bytes, {state}, {self._holders} holders>"
 
 
 class BufferPool:
     """Gives out buffers, and keeps up to `keep` bytes of released ones warm for `idle` seconds. Left out, `keep` is a
-    small part of the memory that this process may have.
+    small part of the memory that this process may have; as few descriptors are taken (`files`).
 
     Plain and synchronous: call `sweep` now and then (it is cheap), and `close` at the end.
     """
@@ -202,14 +166,19 @@ class BufferPool:
     def __init__(
         self,
         keep: int | None = None,
+        files: int | None = None,
         idle: float = limits.BUFFER_IDLE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keep = min(limits.BUFFER_POOL, machine.memory() // limits.BUFFER_SHARE) if keep is None else keep
+        self._files = machine.descriptors(limits.BUFFER_FILES) if files is None else files
         self._idle = idle
         self._clock = clock
-        self._free: dict[int, deque[_Memory]] = {}
-        self._released: OrderedDict[_Memory, float] = OrderedDict()  # the same, oldest first
+        self._open: OrderedDict[MemoryFile, int] = (
+            OrderedDict()
+        )  # in use, with a file, oldest first: bytes of the buffer
+        self._free: dict[int, deque[MemoryFile]] = {}
+        self._released: OrderedDict[MemoryFile, float] = OrderedDict()  # the same, oldest first
         self._warm_bytes = 0
         self._used = 0
         self._used_bytes = 0
@@ -220,14 +189,19 @@ class BufferPool:
         """An empty buffer for exactly `nbytes`.
 
         Raises:
-            TooLarge: more than a value in memory may have.
+            TooLarge: more than a value in memory may have, or so many are being filled that no file is left for one.
             InternalError: the system has no descriptor left.
         """
         sentence = "{size:bytes} do not fit into memory; publish the value (give it tags), then it is kept on disk"
         check_limit("MAX_MEMORY_TENSOR", nbytes, sentence)
         capacity = capacity_for(nbytes)
-        store = self._reuse(capacity) or self._fresh(capacity)
-        return self._made(Buffer(self, store, nbytes, is_sealed=False))
+        store = self._reuse(capacity)
+        if store is None:
+            self._make_room()
+            sentence = "this peer takes {allowed} values in at once, and others are coming: send this one again later"
+            check_limit("BUFFER_FILES", len(self._open) + 1, sentence, allowed=self._files)
+            store = self._fresh(capacity)
+        return self._made(Buffer(self, store, nbytes))
 
     def adopt(self, fd: int, nbytes: int) -> Buffer:
         """A complete buffer over a memory file of a worker; owns `fd` from now on, whatever happens.
@@ -240,7 +214,9 @@ class BufferPool:
         except (GridError, OSError):
             os.close(fd)
             raise
-        return self._made(Buffer(self, _Memory(fd, nbytes), nbytes, is_sealed=True))
+        buffer = self._made(Buffer(self, MemoryFile(fd, nbytes, is_sealed=True), nbytes))
+        self._make_room(0)
+        return buffer
 
     def sweep(self) -> None:
         """Gives back to the system what nobody wanted for a while."""
@@ -260,20 +236,45 @@ class BufferPool:
         )
 
     def _made(self, buffer: Buffer) -> Buffer:
+        self._open[buffer._held()] = buffer.nbytes
         self._used += 1
         self._taken += 1
         self._used_bytes += buffer.nbytes
         return buffer
 
-    def _fresh(self, capacity: int) -> _Memory:
+    def _fresh(self, capacity: int) -> MemoryFile:
         try:
             fd = memory.new_file("grid-buffer")
             os.ftruncate(fd, capacity)
         except OSError as error:
-            raise InternalError(f"no memory file for {capacity} bytes: {error.strerror}") from None
-        return _Memory(fd, capacity)
+            raise _no_file(capacity, error) from None
+        return MemoryFile(fd, capacity)
 
-    def _reuse(self, capacity: int) -> _Memory | None:
+    def _make_room(self, files: int = 1) -> None:
+        """For so many more files, as far as that is possible: warm ones go first, then the oldest complete buffers do
+        without theirs."""
+        while self._released and len(self._open) + len(self._released) + files > self._files:
+            self._drop_oldest()
+        for _ in range(len(self._open)):
+            if len(self._open) + files <= self._files:
+                return
+            store, nbytes = self._open.popitem(last=False)
+            if not store.is_complete or not store.gave_up(nbytes):
+                self._open[store] = nbytes  # behind those that will be complete sooner
+
+    def _file_again(self, store: MemoryFile, nbytes: int) -> None:
+        self._make_room()
+        try:
+            store.file_again(nbytes)
+        except OSError as error:
+            raise _no_file(nbytes, error) from None
+        self._open[store] = nbytes
+
+    def _lost(self, store: MemoryFile) -> None:
+        self._open.pop(store, None)
+        store.close()
+
+    def _reuse(self, capacity: int) -> MemoryFile | None:
         stores = self._free.get(capacity)
         if not stores:
             return None
@@ -283,16 +284,17 @@ class BufferPool:
         self._reused += 1
         return store
 
-    def _take_back(self, buffer: Buffer, store: _Memory, is_reusable: bool) -> None:
+    def _take_back(self, buffer: Buffer, store: MemoryFile) -> None:
+        self._open.pop(store, None)
         self._used -= 1
         self._used_bytes -= buffer.nbytes
-        if not is_reusable or not 0 < store.warm <= self._keep or store.has_views():
+        if store.is_sealed or store.fd is None or not 0 < store.warm <= self._keep or store.has_views():
             store.close()
             return
         self._free.setdefault(store.capacity, deque()).append(store)
         self._released[store] = self._clock()
         self._warm_bytes += store.warm
-        while self._warm_bytes > self._keep or len(self._released) > limits.BUFFER_COUNT:
+        while self._warm_bytes > self._keep or len(self._released) > min(limits.BUFFER_COUNT, self._files // 2):
             self._drop_oldest()
         self.sweep()
 
@@ -304,3 +306,7 @@ class BufferPool:
         if not stores:
             del self._free[store.capacity]
         store.close()
+
+
+def _no_file(nbytes: int, error: OSError) -> InternalError:
+    return InternalError(f"no memory file for {nbytes} bytes: {error.strerror}. Ask again when others are done")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 from weakref import ref
 
 from compute.dependent import may_tell_values
@@ -36,6 +36,11 @@ from peer.workers import WorkerPool
 from protocol.errors import BadRequest, GridError
 from protocol.ids import ID_BYTES
 from protocol.tensors import TensorHeader
+
+_APART: Final = BadRequest(
+    "a view of this, or what it is a view of, was changed in place by others' private data, and lies with those from "
+    "then on, apart from this: go on with what was changed, or change a copy, x.clone()"
+)
 
 
 class Execution:
@@ -92,7 +97,7 @@ class Execution:
                 try:
                     await self._place(asker, lease, batch, index)
                 except GridError as error:
-                    batch.faults[index] = self.results.not_placed(asker, lease, batch.operations[index], error)
+                    self.results.not_placed(asker, lease, batch, index, error)
             batch.submit()
             value: Taking | GridError | None = None
             try:
@@ -213,6 +218,7 @@ class Execution:
         if held.worker is worker:
             return
         if held.worker is not None:
+            held.worker.spoil([held.id], _APART)  # all that shares its memory there: that is not changed with it
             held.worker.drop([held.id])
         if held.buffer is not None:
             held.buffer.release()

@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Collection, Iterator, Set
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,12 @@ def memory() -> int:
     space, _ = resource.getrlimit(resource.RLIMIT_AS)
     bounds = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_of_control_groups()]
     return min(bounds if space == resource.RLIM_INFINITY else [*bounds, space])
+
+
+def descriptors(most: int) -> int:
+    """A part of the descriptors that this process may have, and at most so many."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if soft == resource.RLIM_INFINITY else min(most, max(1, soft // limits.DESCRIPTORS))
 
 
 def cpu_seconds(pid: int) -> float | None:
@@ -121,12 +127,18 @@ def _memory_files(pid: int, has_room: bool = False) -> int:
                 if "/memfd:" in line:
                     start, end = (int(at, 16) for at in line.split(maxsplit=1)[0].split("-"))
                     _weigh_file(f"/proc/{pid}/map_files/{start:x}-{end:x}", theirs)
-        # What we have open as well is ours, or on its way through us, and counted as that.
-        ours: dict[int, int] = {}
-        for number in os.listdir("/proc/self/fd") if theirs else ():
-            _weigh_file(f"/proc/self/fd/{number}", ours)
+        ours = _our_memory_files() if theirs else ()
         sizes = {inode: nbytes for inode, nbytes in theirs.items() if inode not in ours} | sizes
     return sum(sizes.values())
+
+
+def _our_memory_files() -> Collection[int]:
+    """Those that we have open, or mapped: ours, or on their way through us, and counted as that."""
+    sizes: dict[int, int] = {}
+    for number in os.listdir("/proc/self/fd"):
+        _weigh_file(f"/proc/self/fd/{number}", sizes)
+    with open("/proc/self/maps") as maps:
+        return {*sizes, *(int(line.split(maxsplit=5)[4]) for line in maps if "/memfd:" in line)}
 
 
 def _weigh_file(path: str, sizes: dict[int, int]) -> None:

@@ -162,7 +162,7 @@ class Moves:
         version = version_of(record) if ticket.is_move else b""
         if held.kind == "pointer":
             return Answer({"record": record}), version
-        answer = await self._transfers.stored_value(held, at)
+        answer = await self._transfers.stored_value(ticket.asker, held, at)
         about: dict[str, Any] = {"record": record}
         if held.part is None and held.stored.blob is not None:
             about["content"] = held.stored.blob

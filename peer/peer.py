@@ -15,7 +15,7 @@ from weakref import ref
 
 from websockets.asyncio.server import Server
 
-from peer import closing, near, transport
+from peer import closing, machine, near, transport
 from peer.buffers import BufferPool
 from peer.calls import Call
 from peer.connection import Connection
@@ -115,6 +115,7 @@ class Peer:
         self._objects = Objects(store, self._leases, settings.name)
         self._execution = Execution(self._objects, store, self._workers)
         self._sessions: set[Connection] = set()
+        self._most_sessions = machine.descriptors(limits.MAX_SESSIONS)
         self._unproved: dict[transport.GuardedServerConnection, None] = {}  # the longest waiting first
         # By session, for as long as something is under way for it: that may be longer than it is open.
         self._lease_keys: dict[ref[Connection], LeaseKey] = {}
@@ -244,7 +245,7 @@ class Peer:
     # --- sessions -----------------------------------------------------------------------------------------
 
     async def _accept(self, socket: transport.GuardedServerConnection) -> None:
-        if len(self._sessions) >= limits.MAX_SESSIONS:
+        if len(self._sessions) >= self._most_sessions:
             await socket.close(1013, "too many connections")
             return
         self._make_room()

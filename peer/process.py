@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -41,6 +42,7 @@ def run(settings: Settings, on_ready: Callable[[Peer], None], parent: socket.soc
         what Peer.start raises.
     """
     steady_allocator()
+    enough_descriptors()
     run_loop(_serve(settings, on_ready, parent))
 
 
@@ -56,6 +58,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+def enough_descriptors() -> None:
+    """As many as the system lets this process have: the lower limit that processes begin with is for those that pass
+    descriptors to select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS has another bound besides
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def steady_allocator() -> None:

@@ -95,9 +95,11 @@ class RunRequests:
         operations = call.args.get("operations")
         if number is None or type(operations) is not list:
             return False
-        kept = self._kept.setdefault(ref(call.connection, self._kept.pop), Kept())
+        principal = call.connection.remote.id
+        kept = self._kept.setdefault(ref(call.connection, self._kept.pop), Kept(principal))
+        others = sum(each.nbytes for each in self._kept.values() if each.principal == principal and each is not kept)
         try:
-            return kept.keep(number, operations, len(msgpack.packb(operations)))
+            return kept.keep(number, operations, len(msgpack.packb(operations)), limits.STRETCH_MEMORY - others)
         except BadRequest:
             return False  # they run all the same
 

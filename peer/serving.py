@@ -7,6 +7,7 @@ on when the connection breaks, and who asks again, over whichever connection, ge
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -98,9 +99,8 @@ class Serving:
             self._answering[id] = answering, entry
             try:
                 served = self._at_once(call, answering)
-            except Exception:
-                _log.exception("defect while serving %r for %s", call.op, self._peer_name)
-                answering(InternalError("a defect at the peer; its log has the traceback"))
+            except Exception as error:
+                answering(self._failed(call, error))
                 return
             if served:
                 if served is not True and id in self._answering:
@@ -202,11 +202,18 @@ class Serving:
             failure: GridError = InternalError("the request was dropped at the peer; ask again")
         except GridError as error:
             failure = error
-        except Exception:
-            _log.exception("defect while serving %r for %s", call.op, self._peer_name)
-            failure = InternalError("a defect at the peer; its log has the traceback")
+        except Exception as error:
+            failure = self._failed(call, error)
         self._keep(entry, failure)
         self._answer_fault(id, call, failure)
+
+    def _failed(self, call: Call, error: Exception) -> InternalError:
+        """What the other end is told of what nobody expected; the log has the rest."""
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            _log.warning("no descriptor is left for %r of %s: see `ulimit -n`", call.op, self._peer_name)
+            return InternalError("this peer has as many files open as it may, for now: ask again in a moment")
+        _log.error("defect while serving %r for %s", call.op, self._peer_name, exc_info=error)
+        return InternalError("a defect at the peer; its log has the traceback")
 
     def _ended(self, id: int, call: Call) -> None:
         self._tasks.pop(id, None)

@@ -115,7 +115,9 @@ class Spans:
             assert isinstance(origin, Published)
             offset = origin.tensor.offset + span.offset
             try:
-                payload = await self._store.payload(origin.stored, span=(offset, span.nbytes))
+                payload = await self._store.payload(
+                    origin.stored, span=(offset, span.nbytes), asker=worker.key.principal
+                )
                 return StoredSpan(payload, (origin.stored.content, offset))
             except NotFound:
                 pass

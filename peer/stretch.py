@@ -6,20 +6,23 @@ needs these alone (SPEC.md, Stretches). Torch-free: client, peer and worker take
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from compute.operations import OPERATIONS
 from compute.writes import written_positions
 from peer.operations import Operation, check_operation
-from peer.seeds import SEED
 from protocol import limits
 from protocol.errors import BadRequest
 from protocol.ids import ID_BYTES, splitter
 
 _PLAIN: Final = frozenset({int, bool, str, type(None)})
 _FLOATS: Final = frozenset({float})
-_CONTAINERS: Final = 8  # lists and maps of one operation, on average: empty ones take 60 times as much here as they say
+_CONTAINER: Final = 64  # bytes of memory that an empty list or map takes, about; in a message it takes one
+_ITEM: Final = 40  # one item of them, such as a number; of text its characters besides
+_STAND_IN: Final = 40  # and a Slot or a Float, which has a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +47,26 @@ class Stretch:
         given, made, floats: how many of them a use brings.
         written: slots of given objects that it may change in place, in ascending order.
         is_writing: whether it changes anything in place, what it makes itself included.
+        nbytes: of memory that it takes, about.
     """
 
-    __slots__ = ("floats", "given", "is_writing", "made", "operations", "written")
+    __slots__ = ("floats", "given", "is_writing", "made", "nbytes", "operations", "written")
 
-    def __init__(self, operations: list[Operation], given: int, made: int, floats: int) -> None:
+    def __init__(self, operations: list[Operation], given: int, made: int, floats: int, nbytes: int) -> None:
         self.operations = operations
         self.given = given
         self.made = made
         self.floats = floats
+        self.nbytes = nbytes
         written = [slot.number for operation in operations for slot in _written(operation)]
         self.is_writing = bool(written)
         self.written = tuple(sorted({number for number in written if number < given}))
 
     @classmethod
     def of(cls, operations: Sequence[Any]) -> Stretch | None:
-        """None for what cannot be kept as one: an argument that may be changed is not given by position, a result has
-        the id of something else, a seed is among it, or an argument is of another form than most are."""
+        """None for what cannot be kept as one: an operation is not in the table (a seed is not), an argument that may
+        be changed is not given by position, a result has the id of something else, or an argument is of another form
+        than most are."""
         reader = _Reader()
         try:
             read = [reader.read(check_operation(operation)) for operation in operations]
@@ -69,7 +75,7 @@ class Stretch:
         given = len(reader.given)
         slots = {id: number for number, id in enumerate((*reader.given, *reader.made))}
         made = [_numbered(operation, slots) for operation in read]
-        return cls(made, given, len(reader.made), reader.floats)
+        return cls(made, given, len(reader.made), reader.floats, reader.nbytes)
 
     def numbered(self) -> list[Operation]:
         """The operations with the number of each object in place of its id, and 0.0 for each float."""
@@ -119,28 +125,38 @@ class Use:
 
 
 class Kept:
-    """The stretches that the other end of one connection has asked to be kept, each under a number of its choice."""
+    """The stretches that the other end of one connection has asked to be kept, each under a number of its choice.
 
-    __slots__ = ("_stretches",)
+    Attributes:
+        principal: who is there.
+        nbytes: of memory that they take, about.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_stretches", "nbytes", "principal")
+
+    def __init__(self, principal: str = "") -> None:
+        self.principal = principal
+        self.nbytes = 0
         self._stretches: dict[int, Stretch] = {}
 
-    def keep(self, number: Any, operations: Sequence[Any], nbytes: int) -> bool:
+    def keep(self, number: Any, operations: Sequence[Any], nbytes: int, room: int = limits.STRETCH_MEMORY) -> bool:
         """From now on the stretch of this number is these operations, of so many bytes in a message. False where they
-        are not kept; then nothing is, under this number.
+        are not kept, as where all of them would take more memory than `room`; then nothing is, under this number.
 
         BadRequest: it is no number for a stretch.
         """
         if type(number) is not int or not 0 <= number < limits.MAX_STRETCHES:
             raise BadRequest(f"a stretch has a number from 0 to {limits.MAX_STRETCHES - 1}")
-        self._stretches.pop(number, None)
+        before = self._stretches.pop(number, None)
+        if before is not None:
+            self.nbytes -= before.nbytes
         if nbytes > limits.MAX_STRETCH or not 0 < len(operations) <= limits.MAX_BATCH:
             return False
         stretch = Stretch.of(operations)
-        if stretch is None:
+        if stretch is None or self.nbytes + stretch.nbytes > room:
             return False
         self._stretches[number] = stretch
+        self.nbytes += stretch.nbytes
         return True
 
     def asked(self, args: dict[str, Any]) -> list[Any] | Use:
@@ -169,16 +185,19 @@ class _Reader:
         self.made: dict[bytes, None] = {}
         self.floats = 0
         self.containers = 0
+        self.nbytes = 0
 
     def read(self, operation: Operation) -> Operation:
         name, args, kwargs, outs = operation
-        if name == SEED:
+        if name not in OPERATIONS:
             raise _Unusual
+        name = sys.intern(name)
+        self.nbytes += 4 * _CONTAINER + (_ITEM + _STAND_IN) * len(outs) + sum(2 * _ITEM + len(key) for key in kwargs)
         positions = written_positions(name)
         if positions and (len(args) <= max(positions) or any(_has_id(value) for value in kwargs.values())):
             raise _Unusual
         read = [name, [self._value(value) for value in args], {k: self._value(v) for k, v in kwargs.items()}, outs]
-        if self.containers > _CONTAINERS * limits.MAX_BATCH:
+        if self.containers > limits.STRETCH_CONTAINERS * limits.MAX_BATCH:
             raise _Unusual
         for out in outs:
             if out in self.given or out in self.made:
@@ -190,22 +209,29 @@ class _Reader:
         kind = type(value)
         if kind is list:
             self.containers += 1
+            self.nbytes += _CONTAINER
             return [self._item(item) for item in value]
         if kind is dict:
             self.containers += 1
-            return _constant(value)
+            self.nbytes += _CONTAINER + sum(2 * _ITEM + len(key) + len(item) for key, item in _constant(value).items())
+            return value
         return self._item(value)
 
     def _item(self, value: Any) -> Any:
         kind = type(value)
+        self.nbytes += _ITEM
         if kind is bytes and len(value) == ID_BYTES:
+            self.nbytes += _STAND_IN
             if value not in self.made:
                 self.given[value] = None
         elif kind is float:
+            self.nbytes += _STAND_IN
             self.floats += 1
             return Float(self.floats - 1)
         elif kind not in _PLAIN:
             raise _Unusual
+        elif kind is str:
+            self.nbytes += len(value)
         return value
 
 

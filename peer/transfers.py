@@ -144,7 +144,7 @@ class Transfers:
                     raise _changed()
                 value = self._execution.snapshot(_with_value(held))
         if isinstance(held, Published):
-            return await self.stored_value(held, at)
+            return await self.stored_value(asker, held, at)
         header, data = await value
         return await self._exports.snapshot(asker, header.to_wire(), data, at)
 
@@ -162,20 +162,20 @@ class Transfers:
         """The asker will not ask for any of this again."""
         self._exports.fetched(asker, token)
 
-    async def stored_value(self, held: Published, at: Position = _START) -> Answer:
-        """The answer with a published object's value, from `at` on; Changed where `at` names another value. With the
-        token that names it, where it goes as a stream and the asker may come again."""
+    async def stored_value(self, asker: str, held: Published, at: Position = _START) -> Answer:
+        """The answer for `asker` with a published object's value, from `at` on; Changed where `at` names another value.
+        With the token that names it, where it goes as a stream and the asker may come again."""
         if held.kind == "pointer":
             raise _is_pointer(held)
         if held.kind in ("model", "plan"):
             spec = held.stored.extra
-            payload: Payload = await self._store.payload(held.stored, prefix=spec)
+            payload: Payload = await self._store.payload(held.stored, prefix=spec, asker=asker)
             told: dict[str, Any] = {"spec_bytes": len(spec)}
             if held.stored.blob is not None:
                 told["content"] = held.stored.blob
             return await self._from(Answer(told, payload), _token(held), at, None)
         tensor = held.tensor
-        payload = await self._store.payload(held.stored, span=(tensor.offset, tensor.nbytes))
+        payload = await self._store.payload(held.stored, span=(tensor.offset, tensor.nbytes), asker=asker)
         about = tensor.header.to_wire()
         if held.part is None and held.stored.blob is not None:
             about["content"] = held.stored.blob

@@ -15,6 +15,7 @@ journal         what is remembered of moves, as rows
 rows            an object's row, there and back; the schema's migrations
 writer          an object's bytes on their way in
 payload         and on their way out
+open_files      for how many, of whom, at once
 folder          the folder: its lock, and the space kept aside
 removal         objects away: row first, then the blob
 publishing      objects in: blob first, then the row

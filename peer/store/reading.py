@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from peer.payloads import MemoryPayload, Payload
+from peer.payloads import MemoryPayload, Payload, Watched
 from peer.store import rows
 from peer.store.blob_file import BlobFile, corrupt
 from peer.store.blobs import Blobs
 from peer.store.database import Database
+from peer.store.open_files import OpenFiles
 from peer.store.payload import BlobPayload, memory_file
 from peer.store.rows import StoredObject
 from protocol import limits
@@ -41,6 +42,7 @@ class Reading:
         self._blobs = blobs
         self._database = database
         self._index = index
+        self._sent = OpenFiles()
         self._missing = 0
         self._is_closed = False
 
@@ -91,9 +93,10 @@ class Reading:
             return bytes(await file.read(offset, nbytes))
 
     async def payload(
-        self, stored: StoredObject, *, span: tuple[int, int] | None = None, prefix: bytes = b""
+        self, stored: StoredObject, *, span: tuple[int, int] | None = None, prefix: bytes = b"", asker: str = ""
     ) -> Payload:
-        """`prefix` and then the tensors' bytes, or of these only `span` (offset as in `tensors`, size), for sending.
+        """`prefix` and then the tensors' bytes, or of these only `span` (offset as in `tensors`, size), for sending to
+        the principal `asker`; waits where many are open for that one (open_files.py).
 
         Its `read` raises Corrupt, which names the block, where bytes are not what was stored.
         """
@@ -101,7 +104,12 @@ class Reading:
         if stored.blob is None:
             assert stored.inline is not None
             return MemoryPayload(prefix + stored.inline[offset : offset + nbytes])
-        return BlobPayload(await self.blob(stored), offset, nbytes, prefix)
+        closed = await self._sent.room(asker)
+        try:
+            return Watched(BlobPayload(await self.blob(stored), offset, nbytes, prefix), closed)
+        except BaseException:
+            closed()
+            raise
 
     @asynccontextmanager
     async def reading(self, stored: StoredObject) -> AsyncIterator[int | bytes]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from protocol import limits
 from protocol.errors import TooLarge
-from protocol.sizes import shown
+from protocol.sizes import check_limit, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class _Account:
     cpu: float = 0.0
     kills: int = 0
     out: int = 0  # bytes of values that its workers gave out, and that are on their way still
+    values: int = 0  # how many those are
     debt: float = 0.0  # seconds taken out of the bucket, as of `since`
     since: float = 0.0
 
@@ -65,6 +66,7 @@ class Budgets:
         self._cpu = cpu
         self._burst = burst
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
+        self._values = 0  # on their way, of all principals
 
     # --- memory -------------------------------------------------------------------------------------------
 
@@ -99,6 +101,10 @@ class Budgets:
         account = self._accounts.get(principal)
         if account is None:
             return
+        sentence = "{size} values of yours would be on their way, at most {allowed} are: get one after the other"
+        check_limit("OUTGOING_EACH", account.values + 1, sentence)
+        sentence = "this peer sends {allowed} values at once, and all of them are on their way: get yours again later"
+        check_limit("OUTGOING", self._values + 1, sentence)
         if self._memory is not None and account.out and account.out + nbytes > self._memory:
             raise TooLarge(
                 f"values of yours that are on their way take {shown(account.out)} of this peer's memory: with this "
@@ -109,11 +115,15 @@ class Budgets:
                 allowed=self._memory,
             )
         account.out += nbytes
+        account.values += 1
+        self._values += 1
 
     def came_out(self, principal: str, nbytes: int) -> None:
         account = self._accounts.get(principal)
-        if account is not None:
+        if account is not None and account.values:
             account.out = max(0, account.out - nbytes)
+            account.values -= 1
+            self._values -= 1
 
     def is_far_over(self, nbytes: int) -> bool:
         """Whether a principal's workers, weighed by the system, have so much that they did not keep to the rules."""
@@ -187,5 +197,5 @@ class Budgets:
         return [
             name
             for name, account in self._accounts.items()
-            if not account.held and not account.out and (account.debt >= self._burst) == in_debt
+            if not account.held and not account.values and (account.debt >= self._burst) == in_debt
         ]

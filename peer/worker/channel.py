@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from peer.worker.framing import (
     ANCILLARY,
     CLOEXEC,
+    CUT,
     Controls,
     Decoder,
     Message,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _READ: Final = 64 * limits.KIB
 _GATHER: Final = 64  # messages in one sendmsg
 _QUEUE: Final = 256  # messages unsent
+_PINNED: Final = 32  # descriptors in them, copies of the peer's
 _READS_PER_WAKEUP: Final = 16  # then the loop's other work has its turn
 _MANY: Final = 8  # messages, after which it has that as well: what each of them means takes 50 us
 _NOW: Final = CLOEXEC | int(socket.MSG_DONTWAIT)
@@ -107,8 +109,12 @@ class BlockingChannel:
 
     def _decoded(self, size: int, controls: Controls, flags: int) -> list[Message]:
         data = self._view[:size]
-        if controls:
-            return list(self._decoder.feed(data, descriptors_in(controls, flags)))
+        if controls or flags & CUT:  # where none could be taken, there is nothing but the flag
+            descriptors = descriptors_in(controls, flags)
+            if flags & CUT:
+                close_all(descriptors)
+                raise ProtocolError("no descriptor is left here for what came")
+            return list(self._decoder.feed(data, descriptors))
         alone = self._decoder.alone(data)
         return list(self._decoder.feed(data)) if alone is None else [(alone, [])]
 
@@ -153,6 +159,7 @@ class LoopChannel:
         self._is_scheduled = False  # to be sent at the end of this turn
         self._is_waiting = False  # for room
         self._rest: Iterator[Message] | None = None  # of what was read: those that were not handed on yet
+        self._pinned = 0
         self.unsent_bytes = 0
         self.is_full = False  # no more is to be asked before there is room
         self.is_closed = False
@@ -177,6 +184,7 @@ class LoopChannel:
                 return
         view = memoryview(data)
         self._unsent.append((view, copies(descriptors)))
+        self._pinned += len(descriptors)
         self._count(len(view))
         if not self._is_scheduled and not self._is_waiting:
             self._is_scheduled = True
@@ -185,8 +193,8 @@ class LoopChannel:
     def _count(self, nbytes: int) -> None:
         """So many bytes more, or less, are not sent."""
         self.unsent_bytes += nbytes
-        # Each message may pin a descriptor, so that their number counts as well.
-        self.is_full = self.unsent_bytes >= limits.WORKER_QUEUE or len(self._unsent) >= _QUEUE
+        is_long = self.unsent_bytes >= limits.WORKER_QUEUE or len(self._unsent) >= _QUEUE
+        self.is_full = is_long or self._pinned >= _PINNED
 
     async def drained(self) -> None:
         """Waits until there is room (or nothing will be sent any more). Cancelling is safe."""
@@ -245,6 +253,7 @@ class LoopChannel:
         sent = size
         view, descriptors = self._unsent[0]
         close_all(descriptors)  # they went with the first byte
+        self._pinned -= len(descriptors)
         self._unsent[0] = view, []
         while size and size >= len(view):
             size -= len(view)
@@ -262,6 +271,7 @@ class LoopChannel:
         for _, descriptors in self._unsent:
             close_all(descriptors)
         self._unsent.clear()
+        self._pinned = 0
         self._count(-self.unsent_bytes)
         self._wake()
 
@@ -284,11 +294,13 @@ class LoopChannel:
                     self._end(None)
                     return
                 data = self._view[:size]
-                if not controls and (alone := self._decoder.alone(data)) is not None:
+                is_short = flags & CUT  # perhaps without any controls: where no descriptor was left to take one with
+                if not controls and not is_short and (alone := self._decoder.alone(data)) is not None:
                     self._on_message(alone, [])
                     return
                 descriptors = descriptors_in(controls, flags) if controls else ()
-                if not self._hand_on(self._decoder.feed(data, descriptors)) or size < _READ:
+                messages = self._decoder.feed(data, descriptors, is_short=bool(is_short))
+                if not self._hand_on(messages) or size < _READ:
                     return
         except BlockingIOError:
             return

@@ -11,7 +11,7 @@ import torch
 from compute import interpreter, table, values
 from compute.dtypes import NAME_OF
 from compute.estimate import Estimate
-from compute.writes import CHECK
+from compute.writes import CHECK, written_positions
 from peer.seeds import SEED
 from peer.worker import repeated
 from peer.worker.faults import as_error
@@ -31,7 +31,7 @@ def execute(objects: Objects, operation: Any) -> list[torch.Tensor] | GridError:
     """Runs it and keeps the results under the ids that it names; gives the results, or what went wrong.
 
     What went wrong is also kept under those ids, so that everything which needs them fails for the same reason, and
-    under the ids of what was to be changed in place.
+    under the ids of what was to be changed in place, and of all that shares memory with that.
     """
     entry: table.Entry | None = None
     args: list[Any] = []
@@ -64,15 +64,14 @@ def refused(
     """Notes what went wrong for those whom it concerns; `args` and `kwargs` have ids in them."""
     error = as_error(problem, name_of(operation))
     ids = list(result_ids(operation))
+    viewed = None if entry is None else _viewed(entry, args, kwargs)
     for out in ids:
-        objects.fail(out, error)
-    # What is in no table may have been meant to be in place: then the result's id is an argument's.
-    changed = [arg for arg in args if arg in ids] if entry is None else _to_be_written(entry, args, kwargs)
+        objects.fail(out, error, viewed)
+    changed = _meant_to_be_written(operation, args) if entry is None else _to_be_written(entry, args, kwargs)
     if name_of(operation) == CHECK and objects.factored[-1:] == tuple(args[:1]):
         # of a singular matrix there is no inverse, whatever stands in its place
         changed = [*changed, *objects.factored]
-    for object_id in changed:
-        objects.spoil(object_id, error)
+    objects.spoil(changed, error)
     return error
 
 
@@ -94,12 +93,16 @@ def _call(objects: Objects, entry: table.Entry, args: list[Any], kwargs: dict[st
 
 def run(objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Runs an operation as it runs anywhere, but what is read-only is not written, and of a stored file nothing is
-    used that has not been checked."""
-    check_writable(objects, entry, args, kwargs)
-    guarded = guarded_among(objects, args, kwargs)
-    if not guarded or entry.category == "size" or entry.name in _READ_NOTHING:
-        return objects.execute(entry, args, kwargs)
-    return _checked(objects, guarded, entry, args, kwargs)
+    used that has not been checked. Where it fails, what it was to change is spoiled."""
+    try:
+        check_writable(objects, entry, args, kwargs)
+        guarded = guarded_among(objects, args, kwargs)
+        if not guarded or entry.category == "size" or entry.name in _READ_NOTHING:
+            return objects.execute(entry, args, kwargs)
+        return _checked(objects, guarded, entry, args, kwargs)
+    except Exception as problem:
+        spoil_written(objects, entry, args, kwargs, problem)
+        raise
 
 
 def check_writable(objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -109,6 +112,16 @@ def check_writable(objects: Objects, entry: table.Entry, args: Sequence[Any], kw
             for tensor in _listed(entry.argument(position, args, kwargs)):
                 if isinstance(tensor, torch.Tensor):
                     objects.check_writable(tensor)
+
+
+def spoil_written(
+    objects: Objects, entry: table.Entry, args: Sequence[Any], kwargs: Mapping[str, Any], problem: Exception
+) -> None:
+    """An operation on these tensors has failed. In a program they have no ids, but may be views of what has one."""
+    if entry.writes:
+        given = [_listed(entry.argument(position, args, kwargs)) for position in entry.written(args, kwargs)]
+        tensors = [tensor for items in given for tensor in items if isinstance(tensor, torch.Tensor)]
+        objects.spoil_memory(tensors, as_error(problem, entry.name))
 
 
 def guarded_among(objects: Objects, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Guarded]:
@@ -154,9 +167,13 @@ class _Executor:
         objects = self._objects
         if objects.guards and guarded_among(objects, args, kwargs):
             return run(objects, entry, args, kwargs)
-        if entry.writes:
-            check_writable(objects, entry, args, kwargs)
-        return interpreter.again(entry, args, kwargs, estimate, guard)
+        try:
+            if entry.writes:
+                check_writable(objects, entry, args, kwargs)
+            return interpreter.again(entry, args, kwargs, estimate, guard)
+        except Exception as problem:
+            spoil_written(objects, entry, args, kwargs, problem)
+            raise
 
     def is_free(self, largest: int, seconds: float) -> bool:
         """See compute.interpreter.is_free."""
@@ -232,6 +249,18 @@ def keep(objects: Objects, tensors: list[torch.Tensor], outs: list[Any], entry: 
             objects.put(out, tensor)
     if entry.category == "linalg" and len(outs) > 1:
         objects.factored = tuple(outs)
+
+
+def _viewed(entry: table.Entry, args: list[Any], kwargs: dict[str, Any]) -> bytes | None:
+    """The id of the argument that the results share memory with; None where there is none."""
+    given = (entry.argument(position, args, kwargs) for position in entry.aliases if position is not None)
+    return next((value for value in given if isinstance(value, bytes)), None)
+
+
+def _meant_to_be_written(operation: Any, args: list[Any]) -> list[bytes]:
+    """What is in no table may have been meant to be in place: its name says so, or a result's id is an argument's."""
+    ids, positions = list(result_ids(operation)), written_positions(name_of(operation) or "")
+    return [arg for at, arg in enumerate(args) if isinstance(arg, bytes) and (arg in ids or at in positions)]
 
 
 def _to_be_written(entry: table.Entry, args: list[Any], kwargs: dict[str, Any]) -> list[bytes]:

@@ -4,7 +4,8 @@ A message is `length u32 | descriptors u8 | msgpack`, little-endian. Descriptors
 first byte of their message. The kernel keeps them in order and hands them over no later than that byte, but may
 put bytes of earlier messages in front of it: so they wait in a queue, and each message takes as many as it says.
 Either end may be hostile to the other: sizes are checked before anything is kept, and what is wrong ends the
-channel (ProtocolError), with every descriptor closed.
+channel (ProtocolError), with every descriptor closed. A receiver that has no descriptor left to take one with gets
+NONE_LEFT in its place: that is nobody's fault at the other end.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from protocol.errors import BadRequest, ProtocolError
 from protocol.sizes import beyond
 
 _PRELUDE: Final = struct.Struct("<IB")
-ANCILLARY: Final = socket.CMSG_SPACE(16 * array.array("i").itemsize)  # for recvmsg_into: room for descriptors
+_ROOM: Final = 16
+ANCILLARY: Final = socket.CMSG_SPACE(_ROOM * array.array("i").itemsize)  # for recvmsg_into: room for descriptors
 CLOEXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))  # what is no plain number is joined by Python
+CUT: Final = int(socket.MSG_CTRUNC)  # of the flags: descriptors came that were not put in; perhaps none was
+NONE_LEFT: Final = -1
 _UNREADABLE: Final = (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError)
 
 Controls = Sequence[tuple[int, int, bytes]]  # what recvmsg_into tells beside the bytes
@@ -64,10 +68,17 @@ class Decoder:
         self._most_alone = min(limit, self._containers)
         self._bytes = bytearray()
         self._descriptors: deque[int] = deque()
+        self._is_short = False  # until the message that has fewer than it says
 
-    def feed(self, data: bytes | bytearray | memoryview, descriptors: Iterable[int] = ()) -> Iterator[Message]:
-        """The messages complete with this. Consume it all before feeding again."""
+    def feed(
+        self, data: bytes | bytearray | memoryview, descriptors: Iterable[int] = (), *, is_short: bool = False
+    ) -> Iterator[Message]:
+        """The messages complete with this. Consume it all before feeding again.
+
+        `is_short`: more descriptors came than there was room for in this process; NONE_LEFT stands for the others.
+        """
         self._descriptors.extend(descriptors)
+        self._is_short |= is_short
         if len(self._descriptors) > limits.WORKER_BACKLOG:
             raise ProtocolError("descriptors without messages")
         kept = self._bytes
@@ -115,6 +126,9 @@ class Decoder:
     def _check(self, length: int, count: int) -> None:
         if length > self._limit:
             raise ProtocolError(f"a message of {length} bytes; at most {self._limit}")
+        if self._is_short and limits.WORKER_FDS >= count > len(self._descriptors):
+            self._descriptors.extend([NONE_LEFT] * (count - len(self._descriptors)))
+            self._is_short = False
         # They came with the first byte of this prelude, or earlier.
         if count > limits.WORKER_FDS or count > len(self._descriptors):
             raise ProtocolError(f"a message that claims {count} descriptors; {len(self._descriptors)} came")
@@ -131,7 +145,8 @@ def _unreadable(error: Exception) -> ProtocolError:
 
 def close_all(descriptors: Iterable[int]) -> None:
     for fd in descriptors:
-        os.close(fd)
+        if fd != NONE_LEFT:
+            os.close(fd)
 
 
 def copies(descriptors: Iterable[int]) -> list[int]:
@@ -150,12 +165,12 @@ def ancillary(descriptors: Sequence[int]) -> list[tuple[int, int, array.array[in
 
 
 def descriptors_in(controls: Controls, flags: int) -> list[int]:
-    """Those that came with a message; `flags` are those that recvmsg_into gave."""
+    """Those that came with a message, as far as this process could take them; `flags` are those of recvmsg_into."""
     received = array.array("i")
     for level, kind, data in controls:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             received.frombytes(data[: len(data) - len(data) % received.itemsize])
-    if flags & socket.MSG_CTRUNC:
+    if flags & CUT and len(received) >= _ROOM:
         close_all(received)
         raise ProtocolError("more descriptors than one message may carry")
     return list(received)

@@ -21,6 +21,7 @@ from compute.jail import structure
 from peer.buffers import Buffer, BufferPool
 from peer.worker import answers, memory
 from peer.worker.dedicated import Dedicated
+from peer.worker.framing import close_all
 from peer.worker.line import WorkerKey
 from peer.worker.sandbox import Settings
 from peer.worker.zygote_process import ending, signal_name
@@ -171,8 +172,7 @@ class Job(Dedicated):
         os.close(self._made)
 
     def _broke(self, descriptors: list[int]) -> None:
-        for fd in descriptors:
-            os.close(fd)
+        close_all(descriptors)
         self.end(JailFailed(f"{self.name} was ended: it spoke, which jails do not"))
 
     def _ended_by(self, status: int) -> GridError:

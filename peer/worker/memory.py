@@ -153,6 +153,21 @@ def map_private(fd: int, offset: int, nbytes: int, *, is_read_only: bool = False
     return view
 
 
+def map_shared(fd: int, nbytes: int, *, is_writable: bool) -> ctypes.Array[ctypes.c_char]:
+    """The first bytes of a file, shared with whoever else maps it; memoryview(...) gives views. OSError.
+
+    It is unmapped when the last view of it is gone. No descriptor is held, unlike with mmap.mmap.
+    """
+    access = mmap.PROT_READ | mmap.PROT_WRITE if is_writable else mmap.PROT_READ
+    address = _libc.mmap(None, nbytes, access, mmap.MAP_SHARED, fd, 0)
+    if address is None or address == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    pages = (ctypes.c_char * nbytes).from_address(address)
+    weakref.finalize(pages, _libc.munmap, address, nbytes).atexit = False
+    return pages
+
+
 def view_at(address: int, nbytes: int) -> memoryview:
     """A view, to be read, of memory that somebody else keeps: beyond use when that is gone."""
     view: memoryview = _view_of_memory(address, nbytes, _PYBUF_WRITE)

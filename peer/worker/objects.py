@@ -65,6 +65,7 @@ class Objects:
         self.is_on_cpu = device is None
         self.tensors: dict[bytes, torch.Tensor] = {}
         self._failures: dict[bytes, GridError] = {}
+        self._unmade: dict[bytes, list[int]] = {}  # of views among those: what of `_storages` they would be on
         self._provided: dict[int, _Provided] = {}  # by address: a view of the tensor has the same storage
         self.roots: dict[bytes, int] = {}  # id of a provided tensor -> its address
         self._files = Files()
@@ -103,22 +104,50 @@ class Objects:
             raise AlreadyExists(f"{_shown(object_id)} is the id of another object; results need ids of their own")
         if self._failures:
             self._failures.pop(object_id, None)
+            self._unmade.pop(object_id, None)
 
-    def fail(self, object_id: bytes, error: GridError) -> None:
-        """A result that was not made. An object that has this id already stays what it is."""
-        if object_id not in self.tensors:
-            self._failures[object_id] = error
+    def fail(self, object_id: bytes, error: GridError, viewed: bytes | None = None) -> None:
+        """A result that was not made. An object that has this id already stays what it is.
 
-    def spoil(self, object_id: bytes, error: GridError) -> None:
-        """An object that should have been changed in place and was not: its value is no longer what was meant.
-
-        A read-only one stays good: it never was to change.
+        `viewed`: the id of what it would have been a view of. What is to be changed through it is to be changed there.
         """
-        tensor = self.tensors.get(object_id)
-        if tensor is None or self._is_read_only(tensor):
+        if object_id in self.tensors:
             return
-        self.drop([object_id])
         self._failures[object_id] = error
+        memory = self._memory_of(viewed)
+        if memory is not None:
+            self._unmade[object_id] = memory
+
+    def spoil(self, ids: Iterable[bytes], error: GridError) -> None:
+        """Objects that should have been changed in place and were not. Their values are no longer what was meant, nor
+        are those of all that share their memory: views, and what they are views of.
+
+        What is read-only stays good: it never was to change.
+        """
+        self._spoil(map(self._memory_of, ids), error)
+
+    def spoil_memory(self, tensors: Iterable[torch.Tensor], error: GridError) -> None:
+        """`spoil`, for tensors that may have no ids themselves: whatever shares their memory."""
+        self._spoil((self._storages.get(tensor.untyped_storage()._cdata) for tensor in tensors), error)
+
+    def _spoil(self, memories: Iterable[list[int] | None], error: GridError) -> None:
+        spoiled = {id(memory) for memory in memories if memory is not None}
+        if not spoiled:
+            return
+        ids = [
+            object_id
+            for object_id, tensor in self.tensors.items()
+            if id(self._storages[tensor.untyped_storage()._cdata]) in spoiled and not self._is_read_only(tensor)
+        ]
+        self.drop(ids)
+        self._failures.update(dict.fromkeys(ids, error))
+
+    def _memory_of(self, object_id: bytes | None) -> list[int] | None:
+        """What `_storages` has of the memory that this object is on, or would be on: no other memory has the same."""
+        if object_id is None:
+            return None
+        tensor = self.tensors.get(object_id)
+        return self._unmade.get(object_id) if tensor is None else self._storages[tensor.untyped_storage()._cdata]
 
     def drop(self, ids: Iterable[bytes]) -> None:
         for object_id in ids:
@@ -127,6 +156,7 @@ class Objects:
                 self._release(tensor)
             if self._failures:
                 self._failures.pop(object_id, None)
+                self._unmade.pop(object_id, None)
             if self.roots:
                 self.roots.pop(object_id, None)
 

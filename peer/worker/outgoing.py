@@ -12,7 +12,8 @@ from functools import partial
 from peer.buffers import Buffer, BufferPool
 from peer.worker.answers import Refusal
 from peer.worker.budgets import Budgets
-from protocol.errors import TooLarge
+from peer.worker.framing import NONE_LEFT
+from protocol.errors import InternalError, TooLarge
 
 
 class Outgoing:
@@ -24,7 +25,10 @@ class Outgoing:
         self._principal = principal
 
     def adopt(self, fd: int, nbytes: int) -> Buffer:
-        """As a BufferPool's. Refusal, for who wanted the value, where too much of the principal's is on its way."""
+        """As a BufferPool's. Refusal, for who wanted the value, where too much of the principal's is on its way, or the
+        peer had no descriptor left to take it with."""
+        if fd == NONE_LEFT:
+            raise Refusal(InternalError("this peer has as many files open as it may, for now: ask again in a moment"))
         try:
             self._budgets.goes_out(self._principal, nbytes)
         except TooLarge as error:

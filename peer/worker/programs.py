@@ -135,7 +135,7 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
 
 def _as_tensor(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
-        return value
+        return value.resolve_conj().resolve_neg()
     if isinstance(value, bool | int):
         return torch.tensor(value)
     if isinstance(value, float):

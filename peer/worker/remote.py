@@ -279,6 +279,12 @@ class Worker(Line):
         for start in range(0, len(known), limits.MAX_ARRAY):
             self._tell(["drop", known[start : start + limits.MAX_ARRAY]])
 
+    def spoil(self, ids: Iterable[bytes], error: GridError) -> None:
+        """Values that should have been changed in place, by operations that do not come here: whoever uses them, or
+        what shares memory with them, gets this error."""
+        self.writes += 1  # what was read of them before is not what they are
+        self._tell(["spoil", list(ids), error.to_fault()])
+
     def usage(self) -> asyncio.Future[Usage]:
         return self._ask("usage", lambda fields, _: answers.usage(fields), "usage")
 

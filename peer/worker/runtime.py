@@ -13,6 +13,7 @@
     ["sign"] + fd                                                     -
     ["export", seq, id, in_memory]                                    ["done", seq, dtype, shape, data] (+ fd)
     ["drop", ids]                                                     -
+    ["spoil", ids, fault]                                             -
     ["usage", seq]                                                    ["done", seq, objects, bytes, operations, seconds]
     ["allow", bytes]                                                  -
                                                                       ["up"]
@@ -24,6 +25,7 @@ export gives, [dtype, shape, data]. The data are bytes; or nil with a descriptor
 the value is what the peer provided under this id; or [number, offset]: it is that part of the file which the peer
 provided under that number (not where it is wanted `in_memory`). `hashes` are those of the file's blocks (BlockHashes):
 what is read of the file is checked against them. A request that fails as a whole is answered by ["fault", seq, fault].
+`spoil` is about what an operation was to change in place that went wrong before it came here (Objects.spoil).
 `allow` says how many bytes the worker may hold from now on; it tells what it holds when that has changed by much, and
 how far it is when a request takes long: of a program node, nodes, iterations done, iterations in all. Of one that
 `is_shown` small results come along, nil for the others, before its end where they are settled by then; of one that
@@ -102,6 +104,7 @@ class Runtime:
             "sign": self._sign,
             "export": self._export,
             "drop": self._drop,
+            "spoil": self._spoil,
             "usage": self._usage,
             "allow": self._allow,
         }
@@ -347,6 +350,9 @@ class Runtime:
 
     def _drop(self, _: list[int], ids: list[bytes]) -> None:
         self._objects.drop(ids)
+
+    def _spoil(self, _: list[int], ids: list[bytes], fault: dict[str, Any]) -> None:
+        self._objects.spoil(ids, GridError.from_fault(fault))
 
     def _usage(self, _: list[int], seq: int) -> None:
         self._done(seq, len(self._objects), self._objects.held, self._operations, self._seconds)

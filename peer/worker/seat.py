@@ -139,6 +139,10 @@ class Seat(Dedicated):
             self._handle(message, descriptors)
         except GridError as error:
             self.end(error)
+        except OSError as error:
+            self.end(
+                InternalError(f"the peer has no file descriptor left for what {self.name} gave ({error.strerror})")
+            )
         except (ValueError, TypeError, KeyError):
             self.end(InternalError(f"the process of {self.name} said what makes no sense"))
         finally:

@@ -14,7 +14,7 @@ import torch
 from compute import table
 from compute.estimate import Estimate, check_allowed, failed, guarded
 from compute.interpreter import call
-from compute.known import NO_CONJUGATES, stride_of
+from compute.known import stride_of
 from compute.layout import laid_out
 from compute.proven import Call, proven
 from compute.value_guards import is_readable
@@ -139,7 +139,7 @@ class Learner:
         used: set[int] = set()
         for step in reversed(self.steps):
             step.is_plain = stride_of(step.entry, step.plan.estimate, step.plan.guard) is not None
-            if not step.entry.gives_list and step.entry.name != NO_CONJUGATES:
+            if not step.entry.gives_list:
                 step.strides = tuple(None if r is None else tuple(r.stride) for r in step.plan.estimate.results)
             slots = {*step.outs, *(slot for _, slot in step.tensors), *(slot for _, of in step.lists for slot in of)}
             step.last = tuple(slot for slot in slots - used if slot >= given)

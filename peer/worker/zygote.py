@@ -26,6 +26,7 @@ import contextlib
 import gc
 import json
 import os
+import resource
 import select
 import selectors
 import signal
@@ -235,9 +236,18 @@ def warm(settings: sandbox.Settings) -> str | None:
     return None
 
 
+def _few_descriptors() -> None:
+    """As most processes begin: what is forked closes all that are not its own, with a call for each where the system
+    knows no better."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = limits.ZYGOTE_DESCRIPTORS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))
+
+
 def main(arguments: list[str]) -> None:
     descriptor, settings = int(arguments[0]), sandbox.Settings.from_wire(json.loads(arguments[2]))
     sandbox.reset_signals()
+    _few_descriptors()
     parent = Parent(int(arguments[1]))
     sock = socket.socket(fileno=descriptor)
     control = BlockingChannel(sock, send_limit=limits.WORKER_REPLY, receive_limit=limits.WORKER_REPLY)

@@ -33,7 +33,7 @@ def _near_before(x: torch.Tensor) -> torch.Tensor:
 
 
 def _at(address: int) -> torch.Tensor:
-    return torch.tensor(ctypes.c_int.from_address(address).value)
+    return torch.tensor(float(ctypes.c_int.from_address(address).value))
 
 
 def _for_ever(x: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ def kinds(function: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
 
 
 class _Overload:
-    """Behaves on meta tensors, which is how sizes are found out."""
+    """Behaves on meta tensors, which is how sizes and dtypes are found out."""
 
     _schema = torch.ops.aten.neg.default._schema
 
@@ -81,7 +81,8 @@ class _Overload:
         self._function = function
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.aten.neg(x) if x.is_meta else self._function(x)
+        behaves = torch.ops.aten.neg if x.is_meta and self._function is not _foreign else self._function
+        return behaves(x)
 
 
 def main() -> None:

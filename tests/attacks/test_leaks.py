@@ -132,6 +132,7 @@ class Writer:
 
     def __init__(self, bases: dict[torch.dtype, bytes]) -> None:
         self._bases = bases
+        self._copies: dict[torch.dtype, bytes] = {}  # of bases, for one call: what it fails to write no other can read
         self.before: list[list[Any]] = []  # operations that make the views
         self.ids: list[bytes] = []
 
@@ -143,6 +144,7 @@ class Writer:
             return None
         count, is_wanted = expected
         outs = [os.urandom(16) for _ in range(count)]
+        self._copies.clear()
         try:
             written = values.encode_call(args, kwargs, self._view if is_viewed else values.inline_tensor)
         except GridError:
@@ -156,10 +158,14 @@ class Writer:
         base, count, size = self._bases.get(tensor.dtype), tensor.numel(), tensor.element_size()
         if base is None or not 0 < count * size <= VISIBLE:
             return values.inline_tensor(tensor)
+        if tensor.dtype not in self._copies:
+            self._copies[tensor.dtype] = copy = os.urandom(16)
+            self.before.append(["aten.clone.default", [base], {}, [copy]])
+            self.ids.append(copy)
         start = SIDE // size + (VISIBLE // size - count if len(self.ids) % 2 else 0)
         part, shaped = made = [os.urandom(16), os.urandom(16)]
         self.before += [
-            ["aten.slice.Tensor", [base, 0, start, start + count], {}, [part]],
+            ["aten.slice.Tensor", [self._copies[tensor.dtype], 0, start, start + count], {}, [part]],
             ["aten.view.default", [part, list(tensor.shape)], {}, [shaped]],
         ]
         self.ids += made

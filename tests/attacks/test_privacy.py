@@ -302,6 +302,22 @@ async def test_a_program_that_writes_its_input_gives_that_the_labels(victim: Fol
         await y.delete()
 
 
+async def test_what_shares_memory_with_what_private_data_changed_is_not_read_as_if_nothing_were(
+    victim: Folders,
+) -> None:
+    async with scene(victim) as s:
+        for change in (lambda x, row: row.add_(s.secret), lambda x, row: x.add_(s.secret)):
+            x = await s.at.send(torch.zeros(2, 3))
+            row, other, before = x[0], x[1], x + 1
+            change(x, row)
+            for use in (x, row, other, x * 2, row * 2, other * 2):
+                with pytest.raises((Denied, BadRequest)):
+                    await use.fetch()
+            with pytest.raises(BadRequest, match="clone"):
+                await (other * 2).fetch()
+            assert torch.equal(await before.fetch(), torch.ones(2, 3))
+
+
 async def test_a_value_wanted_and_let_go_in_one_request_is_given(victim: Folders) -> None:
     async with scene(victim) as s:
         x, x_id = await s.temporary(torch.arange(3))

@@ -264,3 +264,72 @@ def test_other_floats_are_left_out_so_that_a_rate_which_changes_does_not_miss() 
     hanging = {name for name in OPERATIONS if OPERATIONS[name] != "factory" and estimate.hangs_on_floats(name)}
     assert hanging >= {"aten.upsample_linear1d.vec", "aten.upsample_trilinear3d_backward.default"}
     assert not hanging & {"aten.add.Tensor", "aten.add_.Tensor", "aten.mul.Scalar", "aten.addcdiv_.default", "none"}
+
+
+def _calls_laid_out_otherwise() -> dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Calls of which meta kernels tell other strides than their results have."""
+    square, wide, tall = torch.randn(3, 3), torch.randn(2, 3, 5), torch.randn(2, 5, 3)
+    turned, statistics = torch.randn(2, 4, 3).mT, (torch.zeros(3), torch.ones(3))
+    last = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    return {
+        "svd": ("aten._linalg_svd.default", (wide, True), {}),
+        "svd, reduced": ("aten.linalg_svd.default", (tall, False), {}),
+        "eig": ("aten.linalg_eig.default", (torch.randn(2, 4, 4),), {}),
+        "eig of complex": ("aten.linalg_eig.default", (square.to(torch.complex64),), {}),
+        "lstsq": ("aten.linalg_lstsq.default", (wide, torch.randn(2, 3, 2)), {}),
+        "lstsq, tall": ("aten.linalg_lstsq.default", (tall, torch.randn(1, 5, 2)), {"driver": "gels"}),
+        "lstsq of vectors": ("aten.linalg_lstsq.default", (tall, torch.randn(2, 5)), {}),
+        "nonzero_static": ("aten.nonzero_static.default", (square,), {"size": 5}),
+        "index_fill": ("aten.index_fill.int_Scalar", (wide.mT[:, :, ::2], 1, torch.tensor([1]), 2.0), {}),
+        "batch_norm": ("aten.native_batch_norm.default", (turned, None, None, None, None, True, 0.1, 1e-5), {}),
+        "batch_norm, used": (
+            "aten.native_batch_norm.default",
+            (turned.transpose(0, 2).transpose(1, 2), None, None, torch.zeros(2), torch.ones(2), False, 0.1, 1e-5),
+            {},
+        ),
+        "batch_norm, last": ("aten.batch_norm.default", (last, None, None, None, None, True, 0.1, 1e-5, False), {}),
+        "batch_norm, exported": (
+            "aten._native_batch_norm_legit_no_training.default",
+            (turned, None, None, *statistics, 0.1, 1e-5),
+            {},
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", _calls_laid_out_otherwise())
+def test_results_have_the_strides_that_torch_gives_them(case: str) -> None:
+    name, args, kwargs = _calls_laid_out_otherwise()[case]
+    entry = lookup(name)
+    value = entry.overload(*args, **kwargs)
+    made = value if isinstance(value, list | tuple) else (value,)
+    said = call(name, *args, **kwargs).results
+    for tensor, result in zip(made, said, strict=True):
+        assert result is not None and tensor.shape == result.shape
+        assert not tensor.numel() or _strides_that_matter(tensor.stride(), tensor) == _strides_that_matter(
+            result.stride, tensor
+        )
+
+
+def _strides_that_matter(strides: tuple[int, ...], tensor: torch.Tensor) -> list[int]:
+    return [stride for size, stride in zip(tensor.shape, strides, strict=True) if size > 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.uint8])
+@pytest.mark.parametrize("power", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_whole_number_times_a_power_is_of_the_dtype_that_torch_gives(dtype: torch.dtype, power: torch.dtype) -> None:
+    for args in (
+        (torch.ones(2, 3, dtype=dtype).t(), torch.tensor(2, dtype=power)),
+        (torch.ones(2).to(dtype), X[0, :2]),
+    ):
+        value, (said,) = torch.ldexp(*args), call("aten.ldexp.Tensor", *args).results
+        assert said is not None and (said.dtype, said.shape, said.stride) == (value.dtype, value.shape, value.stride())
+
+
+def test_a_conjugated_view_is_no_call_seen_before() -> None:
+    given = torch.ones(2, 2, dtype=torch.complex64)
+    for _ in range(2):
+        assert call("aten.view_as_real.default", given).results[0] is not None
+        with pytest.raises(OperationFailed, match="unresolved conjugated"):
+            call("aten.view_as_real.default", given.conj())
+        plain, conjugate = (call("aten.select.int", each, 0, 0).results[0] for each in (given, given.conj()))
+        assert plain is not None and conjugate is not None and plain.bits != conjugate.bits

@@ -1,12 +1,14 @@
 """Programs run."""
 
 import weakref
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
 
-from compute import prepared
+from compute import estimate, prepared
+from compute.bounds import Result
 from compute.interpreter import execute, run
 from compute.program import Input, Node, Program
 from compute.sharing import written_inputs
@@ -297,3 +299,31 @@ def test_a_constant_outlives_the_inference_mode_in_which_a_program_first_ran() -
     x = X.clone().requires_grad_()
     run(p, [x]).sum().backward()
     assert x.grad is not None and torch.equal(x.grad, torch.full((3, 4), 2.0))
+
+
+def test_a_result_of_another_dtype_than_was_said_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Result.contiguous(torch.float64, (3, 4))
+    monkeypatch.setattr(estimate, "_seen", OrderedDict())
+    monkeypatch.setattr(estimate, "BOUNDS", {"aten.relu.default": lambda call: (said,)})
+    with pytest.raises(OperationFailed, match="gave float32, and of such arguments float64"):
+        execute(lookup("aten.relu.default"), [X], {})
+
+
+def test_a_program_that_reads_pairs_takes_conjugates() -> None:
+    p, given = program(Node("aten.view_as_real.default", [{"node": 0}])), torch.tensor([1 + 2j, 3j])
+    for value in (given, given.conj(), given, given.conj()):
+        assert torch.equal(run(p, [value]), torch.view_as_real(value.resolve_conj()))
+
+
+def test_a_program_that_writes_to_a_conjugate_and_reads_pairs_is_refused() -> None:
+    p = program(
+        Node("aten.view_as_real.default", [{"node": 0}]),
+        Node("aten.zero_.default", [{"node": 2}]),
+        Node("aten.sum.default", [{"node": 1}]),
+        inputs=(Input("x"), Input("y")),
+    )
+    given, other = torch.tensor([1 + 2j, 3j]), torch.tensor([1 + 1j, 1 - 1j])
+    for x, y in ((given.conj(), other), (given, given.conj())):
+        with pytest.raises(BadRequest, match="resolve_conj"):
+            run(p, [x, y])
+    assert run(p, [given, other.conj()]) == 2 and not given.any()

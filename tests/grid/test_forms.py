@@ -38,6 +38,12 @@ OPERATORS: dict[str, Lines] = {
     "k >> 1": lambda k: k >> 1,
     "k & 3": lambda k: k & 3,
     "3 | k": lambda k: 3 | k,
+    "1 << k": lambda k: 1 << k,
+    "64 >> k": lambda k: 64 >> k,
+    "and, or, exclusive or with a number first": lambda k: (
+        *(torch.bitwise_and(6, k), torch.bitwise_or(6, k), torch.bitwise_xor(6, k)),
+        *(torch.bitwise_left_shift(3, k), torch.bitwise_right_shift(640, k)),
+    ),
     "x == y": lambda x, y: x == y,
     "x != 0": lambda x: x != 0,
     "0 < x": lambda x: 0 < x,

@@ -193,11 +193,12 @@ async def test_what_hangs_on_a_changed_object_that_nobody_has_any_more_fails_wit
     x, y, coming = (bytes(15) + bytes([number]) for number in (1, 2, 3))
     arriving, kept = _here(outbox, coming), _here(outbox, y)
     hold = outbox.hold(arriving)
-    outbox.post(["aten.add_.Tensor", [x, coming], {}, []], [_here(outbox, x)])  # its last pointer is gone
+    change = ["aten.add_.Tensor", [x, coming], {}, []]
+    outbox.post(change, [_here(outbox, x)])  # its last pointer is gone
     outbox.post(["aten.neg.default", [x], {}, [y]], [kept])
     outbox.let_go(hold, BadRequest("it never came"))
     await asyncio.sleep(0)
     with pytest.raises(BadRequest, match="never came"):
         kept.check()
-    assert link.operations() == []
+    assert link.operations() == [change], "the peer refuses it, and so what else is on that memory"
     outbox.close()

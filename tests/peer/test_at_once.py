@@ -17,6 +17,7 @@ from peer.leases import Leases
 from peer.objects import Objects, Temporary
 from peer.run_requests import RunRequests
 from peer.stretch import Stretch, Use
+from protocol import limits
 from protocol.errors import BadRequest
 from protocol.tensors import TensorHeader
 
@@ -199,6 +200,27 @@ def test_a_stretch_is_kept_for_the_connection_over_which_it_came_and_goes_with_i
     del one
     gc.collect()
     assert not requests._kept
+
+
+def test_what_is_kept_for_one_principal_has_one_bound_over_all_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    stretch = Stretch.of([ADD])
+    assert stretch is not None
+    monkeypatch.setattr(limits, "STRETCH_MEMORY", 3 * stretch.nbytes)
+    execution: Any = SimpleNamespace(run_at_once=lambda *_: True)
+    requests = RunRequests(execution, "alice", lambda call: LEASE)
+
+    def is_kept(line: Line, number: int) -> bool:
+        call: Any = SimpleNamespace(connection=line, args={"operations": [ADD], "keep": number})
+        assert requests.at_once(call, lambda answer: None), "the operations run in any case"
+        return requests._keep(call)
+
+    one, other, another = Line(), Line(), Line()
+    another.remote = SimpleNamespace(id="another principal")
+    assert is_kept(one, 0) and is_kept(one, 1) and is_kept(other, 0) and not is_kept(other, 1)
+    assert is_kept(another, 0)
+    del one
+    gc.collect()
+    assert is_kept(other, 1)
 
 
 def test_what_is_no_operation_is_refused() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from peer import machine
 from peer.buffers import BufferPool
+from peer.worker import memory
 from protocol import limits
 
 
@@ -90,17 +91,24 @@ os.close(fd)"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory files are Linux's")
-def test_memory_files_that_are_ours_as_well_are_not_its_own() -> None:
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "mapped alone"])
+def test_memory_files_that_are_ours_as_well_are_not_its_own(is_open: bool) -> None:
     fd = os.memfd_create("given")
     try:
         os.write(fd, bytes(3 * limits.MIB))
+        ours = None if is_open else memory.map_shared(fd, 3 * limits.MIB, is_writable=False)
         code = f"""
 import os
 from peer.worker import memory
 held = memory.map_private(os.open("/proc/{os.getpid()}/fd/{fd}", os.O_RDONLY), 0, {3 * limits.MIB}, is_read_only=True)
 os.closerange(3, 100)"""
         with _running(code) as pid:
+            if ours is not None:
+                os.close(fd)
+                fd = os.open(os.devnull, os.O_RDONLY)
             assert machine._memory_files(pid, has_room=True) == 0
+            del ours
+            assert is_open or machine._memory_files(pid, has_room=True) == 3 * limits.MIB
     finally:
         os.close(fd)
 

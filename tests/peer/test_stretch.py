@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
+import msgpack
 import pytest
 
 from peer.stretch import Kept, Stretch, Use
@@ -73,6 +75,8 @@ def test_a_use_that_does_not_fit_is_refused(args: dict[str, Any]) -> None:
     "operation",
     [
         ["grid.manual_seed", [1], {}, []],
+        ["a", [X], {}, [Z]],
+        ["aten.no_such_thing.default", [X], {}, [Z]],
         ["aten.add_.Tensor", [], {"self": X, "other": X}, []],
         ["aten.add_.Tensor", [X], {"other": Y}, []],
         ["aten.neg.default", [X], {}, [X]],
@@ -99,6 +103,9 @@ def test_an_id_is_made_once() -> None:
 def test_containers_without_end_are_not_kept() -> None:
     assert Stretch.of([["aten.neg.default", [[] for _ in range(limits.MAX_STRETCH // 2)], {}, []]]) is None
     assert Stretch.of([["aten.neg.default", [X, *([0] for _ in range(6))], {}, [Y]]]) is not None
+    most = limits.STRETCH_CONTAINERS * limits.MAX_BATCH
+    assert Stretch.of([["aten.neg.default", [[]] * most, {}, []]]) is not None
+    assert Stretch.of([["aten.neg.default", [[]] * (most + 1), {}, []]]) is None
 
 
 @pytest.mark.parametrize("number", [-1, limits.MAX_STRETCHES, 1 << 70, True, None, "1", 1.0, [1]])
@@ -134,6 +141,36 @@ def test_what_is_kept_is_replaced_and_found_no_more_where_it_is_refused() -> Non
     assert not kept.keep(4, STEP[:1] * (limits.MAX_BATCH + 1), 100)
     assert not kept.keep(5, ["no operation"], 100)
     assert not kept.keep(6, [], 100), "a worker would have nothing to learn of it"
+
+
+def test_what_is_kept_has_a_bound_in_memory() -> None:
+    kept, nbytes = Kept(), _stretch().nbytes
+    assert [kept.keep(number, STEP, 100, 3 * nbytes) for number in range(4)] == [True, True, True, False]
+    assert kept.nbytes == 3 * nbytes
+    assert kept.keep(0, STEP, 100, 3 * nbytes), "in place of what had the number"
+    assert not kept.keep(1, STEP, limits.MAX_STRETCH + 1, 3 * nbytes) and kept.nbytes == 2 * nbytes
+    assert kept.keep(3, STEP, 100, 3 * nbytes)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        ["aten.neg.default", [1000 + number for number in range(30)], {}, []],
+        ["aten.neg.default", [1.5] * 60, {}, []],
+        ["aten.neg.default", [], {f"k{number}": number for number in range(20)}, []],
+        ["aten.neg.default", ["text"] * 30, {}, []],
+        ["aten.neg.default", [[1000 + number] for number in range(3)], {"dtype": {"dtype": "float32"}}, []],
+    ],
+    ids=["items", "floats", "names", "texts", "lists"],
+)
+def test_a_stretch_takes_about_what_is_counted_for_it_at_most(operation: Any) -> None:
+    packed = msgpack.packb([operation] * 20)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    stretches = [_stretch(msgpack.unpackb(packed)) for _ in range(10)]
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert taken < 1.5 * sum(stretch.nbytes for stretch in stretches)
 
 
 # --- what a worker says of it -------------------------------------------------------------------------------

@@ -391,3 +391,22 @@ def test_workers_give_way_to_their_peer(asker: Asker) -> None:
     asker.op("aten.zeros.default", [1])
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert os.getpriority(os.PRIO_PROCESS, asker.pid) > own
+
+
+def test_so_many_values_may_be_on_their_way_and_no_principal_has_them_all() -> None:
+    books = Budgets()
+    for name in ("ann", "bob", "cyd", "dan", "eve"):
+        books.began(name, object())
+    for _ in range(limits.OUTGOING_EACH):
+        books.goes_out("ann", 1)
+    with pytest.raises(TooLarge, match="get one after the other") as caught:
+        books.goes_out("ann", 1)
+    assert caught.value.fields["limit"] == "OUTGOING_EACH"
+    for name in ("bob", "cyd", "dan"):
+        for _ in range(limits.OUTGOING_EACH):
+            books.goes_out(name, 1)
+    with pytest.raises(TooLarge, match="get yours again later") as caught:
+        books.goes_out("eve", 1)
+    assert caught.value.fields["limit"] == "OUTGOING"
+    books.came_out("ann", 1)
+    books.goes_out("eve", 1)

@@ -170,6 +170,62 @@ def test_closing_the_pool_leaves_buffers_in_use_good_and_no_descriptor_behind() 
     assert open_descriptors() <= before
 
 
+@pytest.mark.parametrize("size", [10, SIZE, 2 * limits.BUFFER_COPY])
+def test_what_gave_its_file_up_is_there_and_is_filed_again_for_a_worker(size: int) -> None:
+    pool = BufferPool(files=2)
+    before = open_descriptors()
+    contents = [os.urandom(size) for _ in range(6)]
+    buffers = [filled(pool, data) for data in contents]
+    views = [buffer.view() for buffer in buffers[:2]]
+    assert open_descriptors() <= before + 2
+    for buffer, data in zip(buffers, contents, strict=True):
+        assert bytes(buffer.view()) == data
+        assert os.pread(buffer.share(), 2 * size, 0) == data
+        with pytest.raises(PermissionError):
+            os.pwrite(buffer.share(), b"b", 0)
+        assert open_descriptors() <= before + 2
+    assert [bytes(view) for view in views] == contents[:2]
+    for buffer in buffers:
+        buffer.release()
+    assert pool.statistics().used == pool.statistics().warm == 0
+    assert open_descriptors() <= before
+
+
+def test_what_a_worker_gave_needs_no_descriptor_either() -> None:
+    pool = BufferPool(files=1)
+    before = open_descriptors()
+    buffers = []
+    for number in range(5):
+        fd = memory.new_file("test")
+        os.pwrite(fd, bytes([number]) * SIZE, 0)
+        memory.seal(fd)
+        buffers.append(pool.adopt(fd, SIZE))
+        buffers[-1].view()
+    assert open_descriptors() <= before + 1
+    assert [bytes(buffer.view(0, 1)) for buffer in buffers] == [bytes([number]) for number in range(5)]
+
+
+def test_buffers_that_are_being_filled_keep_their_files_and_no_more_are_begun() -> None:
+    pool = BufferPool(files=2)
+    filled(pool, b"a" * SIZE).release()
+    buffers = [pool.take(SIZE), pool.take(SIZE)]
+    with pytest.raises(TooLarge, match="send this one again later") as caught:
+        pool.take(SIZE)
+    assert caught.value.fields == {"limit": "BUFFER_FILES", "size": 3, "allowed": 2}
+    buffers[1].append(b"b" * SIZE)
+    buffers.append(pool.take(SIZE))
+    for buffer, first in zip(buffers, (b"c", b"b", b"d"), strict=True):
+        buffer.append(first * (SIZE - buffer.filled))
+        assert bytes(buffer.view()) == first * SIZE
+
+
+def test_a_buffer_that_nobody_gave_back_leaves_room() -> None:
+    pool = BufferPool(files=1)
+    lost = pool.take(SIZE)
+    del lost
+    pool.take(SIZE)
+
+
 def test_memory_of_a_worker_is_taken_over_sealed() -> None:
     pool = BufferPool()
     fd = memory.new_file("test")

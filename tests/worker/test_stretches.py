@@ -21,6 +21,7 @@ from peer.stretch import Stretch
 from peer.worker import repeated, stretches
 from peer.worker.runtime import Runtime
 from protocol import limits
+from protocol.errors import OperationFailed
 from tests.full import FULL
 
 ROUNDS = 7
@@ -557,6 +558,32 @@ def test_what_nobody_wants_afterwards_is_there_for_what_goes_on_after_a_failure(
         assert [isinstance(each, dict) for each in results] == [False, False, value > 2, False]
         assert scene.world.objects.get(ids[-1]).tolist() == [2.0 * (value + 1)] * 3
         assert [id for id in ids if id in scene.world.objects.tensors] == [ids[0], ids[-1]]
+
+
+@pytest.mark.parametrize("wants", [None, -1], ids=["all are wanted", "one is wanted"])
+def test_what_fails_to_be_written_through_a_view_is_no_use_in_any_use(wants: int | None) -> None:
+    def operations(x: bytes, fresh: Callable[[], bytes]) -> list[Any]:
+        index, row, inner, z = (fresh() for _ in range(4))
+        return [
+            ["aten._to_copy.default", [x], {"dtype": {"dtype": "int64"}}, [index]],
+            ["aten.select.int", [index, 0, 0], {}, [row]],
+            ["aten.slice.Tensor", [x, 0, 1, 3], {}, [inner]],
+            ["aten.index_fill_.int_Scalar", [inner, 0, row, 5.0], {}, []],
+            ["aten.neg.default", [x], {}, [z]],
+        ]
+
+    scene = Scene(operations)
+    for value in (0.0, 1.0, 1.0, 7.0, 1.0, 7.0):
+        results, ids = scene.use(torch.full((3,), value), wants=wants)
+        x, z, objects = ids[0], ids[-1], scene.world.objects
+        if value < 7:
+            assert objects.get(z)[1 + int(value)] == -5
+            continue
+        assert [isinstance(each, dict) for each in results] == [False, False, False, True, True]
+        for id in (x, z):
+            with pytest.raises(OperationFailed, match="index"):
+                objects.get(id)
+    assert scene.world.shortened == 2, "not after what had failed"
 
 
 def test_one_that_is_to_be_forgotten_is() -> None:
