@@ -45,12 +45,11 @@ class Result:
         return cls(dtype, shape, tuple(stride[: len(shape)]))
 
     @classmethod
-    def columns(cls, dtype: torch.dtype, shape: tuple[int, ...], height: int = 0) -> Result:
-        """A batch of matrices as LAPACK leaves them: column after column, each in a place for `height` numbers."""
+    def columns(cls, dtype: torch.dtype, shape: tuple[int, ...]) -> Result:
+        """A batch of matrices as LAPACK leaves them: column after column."""
         rows, columns = shape[-2:]
-        height = max(1, rows, height)
-        outer = cls.contiguous(dtype, (*shape[:-2], columns, height)).stride
-        return cls(dtype, shape, (*outer[:-2], 1, height))
+        outer = cls.contiguous(dtype, (*shape[:-2], columns, rows)).stride
+        return cls(dtype, shape, (*outer[:-2], 1, max(1, rows)))
 
     @property
     def nbytes(self) -> int:
@@ -231,11 +230,8 @@ def _least_squares(call: Call) -> tuple[Result, ...]:
     real = given.real.dtype if given.is_complex() else given.dtype
     values = (*given.shape[:-2], min(rows, columns)) if driver in ("gelsd", "gelss") else (0,)
     ranks = (0,) if driver == "gels" else tuple(given.shape[:-2])
-    solution = Result.columns(given.dtype, (*outer, columns, *(width or (1,))), max(rows, columns))
-    if is_vector:
-        solution = Result(given.dtype, solution.shape[:-1], solution.stride[:-1])
     return (
-        solution,
+        Result.contiguous(given.dtype, (*outer, columns, *width)),  # torch's has gaps, for the residuals
         Result.contiguous(real, residuals),
         Result.contiguous(torch.int64, ranks),
         Result.contiguous(real, values),
