@@ -70,15 +70,17 @@ class Wrapped:
 
 
 class Watched(Wrapped):
-    """A payload, and who wants to hear when it has been closed."""
+    """A payload, and who wants to hear when it has been closed, once."""
 
     def __init__(self, payload: Payload, on_close: Callable[[], None]) -> None:
         super().__init__(payload)
-        self._on_close = on_close
+        self._on_close: Callable[[], None] | None = on_close
 
     def close(self) -> None:
         super().close()
-        self._on_close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
 
 
 class MemoryPayload:

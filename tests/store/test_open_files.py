@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from peer.payloads import MemoryPayload, Watched
 from peer.store.open_files import OpenFiles
 from protocol import limits
 from protocol.errors import TooLarge
@@ -45,3 +46,11 @@ async def test_all_together_have_a_bound_and_who_is_refused_has_nothing_open() -
     assert caught.value.fields == {"limit": "SENT_FILES", "size": MOST + 1, "allowed": MOST}
     closed[0]()
     await files.room("one more")
+
+
+async def test_who_closes_a_payload_twice_is_counted_once() -> None:
+    heard: list[str] = []
+    payload = Watched(MemoryPayload(b"1234"), lambda: heard.append("closed"))
+    payload.close()
+    payload.close()
+    assert heard == ["closed"]
