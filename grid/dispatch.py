@@ -50,7 +50,6 @@ _VIEWS_IN_PLACE: Final[Mapping[str, str]] = {
 _QUEUED: Final = frozenset(OPERATIONS) - frozenset(_VIEWS_IN_PLACE)
 _OF_CONVOLUTION: Final = "aten.convolution_backward.default"
 """Asked for the gradient of the bias and not for that of the weight, some of its kernels give both, and some do not."""
-_RESIZES: Final = "aten.resize_.default"
 _operations: dict[int, tuple[str, bool, Any]] = {}
 """The name of an operation, and whether it draws random numbers, by its id; it is kept here with them, so that the id
 stays its own. torch's hash of one is a call of Python."""
@@ -110,8 +109,6 @@ class Dispatch:
         """What is no operation of the table as it comes, but can be said by those that are."""
         if name in _VIEWS_IN_PLACE:
             return self._view_in_place(name, args, kwargs)
-        if name == _RESIZES and not args[0].numel():
-            return outs.resized(args[0], args[1])
         if name in ANSWERED_HERE:
             return ANSWERED_HERE[name](*args, **kwargs)
         other, args, kwargs = substitute(name, args, kwargs)

@@ -292,8 +292,10 @@ def zeros_like_feature(given: Any, other: Any, *, self_num_batch_dims: int = 0) 
 
 
 def _resize(value: Any, size: Any, memory_format: Any = None) -> Any:
-    """Asked by what writes to a tensor that has the size already."""
-    if list(value.shape) != list(size):
+    """Asked by what writes to a tensor that has the size already, or is empty and is to have it."""
+    if not value.numel():
+        value.data = value.new_zeros(size)
+    elif list(value.shape) != list(size):
         _of_memory("resize_")(value)
     return value
 

@@ -117,12 +117,6 @@ def write(out: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def resized(out: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """An empty one with a size, as torch's own code asks for it before it writes to it."""
-    out.data = out.new_zeros(shape)
-    return out
-
-
 # --- what torch does not take ---------------------------------------------------------------------------------
 
 
